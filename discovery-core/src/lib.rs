@@ -1,0 +1,10 @@
+//! Ids, exchanged values and std-only seams: what the rooms of Waypost say to each other.
+//!
+//! Nothing here does I/O, and nothing here knows a protocol. Rooms never name each other; they meet in the
+//! values of [`value`] and in the traits of [`seam`], and the binary wires them together. The interception
+//! engine (US 9,172,620, from 'The proxies in a proxy pair can become aware') will live beside them.
+
+pub mod id;
+pub mod now;
+pub mod seam;
+pub mod value;

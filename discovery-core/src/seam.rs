@@ -1,0 +1,7 @@
+//! The traits in which rooms meet, where std is enough. Async ones live in the crate `seams`.
+
+pub mod blob;
+pub mod disk;
+pub mod gate;
+pub mod sealer;
+pub mod sink;
