@@ -4,6 +4,7 @@
 //! *skeletons*. The heart is [`views`]: what the server has told us, what we have told the client, and the
 //! ordered log between the two. [`session`] drives it all; [`catalog`] says in values what it wants of a store.
 
+mod arguments;
 pub mod capability;
 pub mod catalog;
 pub mod command;
@@ -12,7 +13,9 @@ pub mod framer;
 pub mod guard;
 pub mod item;
 pub mod mime;
+pub mod mutants;
 pub mod response;
+pub mod search_criteria;
 pub mod sequence_set;
 pub mod session;
 pub mod uid;
