@@ -60,7 +60,7 @@ fn run(steps: &[(u8, u16)]) -> Result<u64, String> {
             18..=20 => world.client_noop(pick)?,
             21 => world.learn(pick)?,
             22 => world.line_or_recent(pick)?,
-            _ if pick % 16 == 0 => world.select()?,
+            _ if pick.is_multiple_of(16) => world.select()?,
             _ => world.learn_all()?,
         }
         world.check()?;
@@ -142,7 +142,7 @@ impl World {
         self.idle = false;
         self.exists()?;
         let told = self.deliver(Running::Other, Window::All)?;
-        if told != [Told::Exists(self.said.len() as u32)] {
+        if told != [Told::Exists(u32::try_from(self.said.len()).unwrap())] {
             return Err(format!("SELECT told {told:?}"));
         }
         Ok(())
@@ -150,7 +150,8 @@ impl World {
 
     /// The server says some or all of what is pending; EXPUNGEs only if it may.
     fn server_speaks(&mut self, pick: usize, may_expunge: bool) -> Result<(), String> {
-        let now = if pick % 3 == 0 { pick / 3 % (self.pending.len() + 1) } else { self.pending.len() };
+        let now =
+            if pick.is_multiple_of(3) { pick / 3 % (self.pending.len() + 1) } else { self.pending.len() };
         let mut later = self.pending.split_off(now);
         let mut kept = Vec::new();
         let mut vanished = Vec::new();
@@ -186,9 +187,9 @@ impl World {
                 }
                 Pending::Flagged(uid, flags) => {
                     if let Some(at) = self.said.iter().position(|said| *said == uid) {
-                        let told = pick % 2 == 0;
+                        let told = pick.is_multiple_of(2);
                         let uid_told = if told { Uid::new(uid) } else { None };
-                        let slot = self.fetch(at, uid_told, Some(flags % 2 == 0))?;
+                        let slot = self.fetch(at, uid_told, Some(flags.is_multiple_of(2)))?;
                         // The flags say whose they are, so that the client can tell.
                         let uid_item = if told { format!(" UID {uid}") } else { String::new() };
                         let payload = format!("(FLAGS ({uid}/{flags}){uid_item})\r\n");
@@ -206,7 +207,7 @@ impl World {
 
     fn exists(&mut self) -> Result<(), String> {
         let had = self.views.server_len() as usize;
-        self.views.handle_exists(self.said.len() as u32).map_err(|e| e.to_string())?;
+        self.views.handle_exists(u32::try_from(self.said.len()).unwrap()).map_err(|e| e.to_string())?;
         for at in had..self.said.len() {
             let slot = self.views.slot_of_server(msn_at(at).unwrap()).ok_or("EXISTS made no slot")?;
             if self.truth.insert(slot, self.said[at]).is_some() {
@@ -226,7 +227,7 @@ impl World {
 
     /// A synthetic command runs, the client's IDLE, or nothing at all.
     fn server_speaks_unasked(&mut self, pick: usize) -> Result<(), String> {
-        let synthetic = pick % 2 == 0;
+        let synthetic = pick.is_multiple_of(2);
         self.server_speaks(pick / 2, synthetic || self.idle)?;
         if self.idle {
             self.deliver(Running::Nothing, Window::All)?;
@@ -246,7 +247,7 @@ impl World {
         let slot = self.views.slot_of_client(asked).ok_or("the client's number means nothing")?;
         let meant = self.client[index_of(asked)];
         self.server_speaks(pick, false)?;
-        if pick % 3 == 0 {
+        if pick.is_multiple_of(3) {
             self.deliver(Running::ByNumber, Window::NoExpunge)?;
         }
         if let Some(msn) = self.views.server_msn(slot) {
@@ -264,7 +265,7 @@ impl World {
 
     fn client_noop(&mut self, pick: usize) -> Result<(), String> {
         self.idle = false;
-        if pick % 4 == 0 {
+        if pick.is_multiple_of(4) {
             self.deliver(Running::Other, Window::All)?;
         }
         self.server_speaks(pick, true)?;
@@ -295,7 +296,7 @@ impl World {
 
     fn line_or_recent(&mut self, pick: usize) -> Result<(), String> {
         self.events += 1;
-        if pick % 3 == 0 {
+        if pick.is_multiple_of(3) {
             self.recent.0 += 1;
             self.views.log_recent(self.recent.0);
         } else {
@@ -303,7 +304,7 @@ impl World {
             self.next_line += 1;
         }
         // A line nobody waits for is told now or with the next command.
-        if pick % 2 == 0 {
+        if pick.is_multiple_of(2) {
             self.deliver(Running::Nothing, if self.idle { Window::All } else { Window::NoExpunge })?;
         }
         Ok(())
