@@ -53,6 +53,9 @@ struct Part {
 enum PartKind {
     Leaf,
     Multipart,
+    /// A multipart whose close delimiter has only the CRLF that belongs to the delimiter behind it. Its parts are
+    /// sure; Dovecot ends it behind that CRLF, RFC 2046 before.
+    Loose,
     /// message/rfc822: servers differ in it, and about where it ends.
     Message,
     /// A part without header fields, or without the empty line behind them: servers differ.
@@ -112,14 +115,16 @@ impl SectionIndex {
                 let part = self.part(key.section_spec()?, true)?;
                 match part.kind {
                     PartKind::Leaf | PartKind::Multipart => range(part.body, part.end),
-                    PartKind::Message | PartKind::Odd => None,
+                    PartKind::Loose | PartKind::Message | PartKind::Odd => None,
                 }
             }
             SectionClass::Mime => {
                 let part = self.part(key.section_spec()?.strip_suffix(".MIME")?, false)?;
                 match part.kind {
-                    PartKind::Leaf | PartKind::Multipart | PartKind::Message => range(part.start, part.body),
                     PartKind::Odd => None,
+                    PartKind::Leaf | PartKind::Multipart | PartKind::Loose | PartKind::Message => {
+                        range(part.start, part.body)
+                    }
                 }
             }
             SectionClass::Embedded => None,
@@ -147,7 +152,7 @@ impl SectionIndex {
 
     /// For a row of a database. All numbers are LEB128, so that an ordinary message takes some thirty octets:
     /// version 1 (one octet), octets of the message, clean (0 or 1); if clean: octets of the header, how many
-    /// parts, and for each its kind (one octet: 0 leaf, 1 multipart, 2 message, 3 odd), parent, start, octets of
+    /// parts, and for each its kind (one octet: 0 leaf, 1 multipart, 2 message, 3 odd, 4 loose), parent, start, octets of
     /// the header, octets of the body.
     #[must_use]
     pub fn to_octets(&self) -> Vec<u8> {
@@ -163,6 +168,7 @@ impl SectionIndex {
                     PartKind::Multipart => 1,
                     PartKind::Message => 2,
                     PartKind::Odd => 3,
+                    PartKind::Loose => 4,
                 });
                 put(&mut out, u64::from(part.parent));
                 put(&mut out, part.start);
@@ -194,6 +200,7 @@ impl SectionIndex {
                         1 => PartKind::Multipart,
                         2 => PartKind::Message,
                         3 => PartKind::Odd,
+                        4 => PartKind::Loose,
                         _ => return None,
                     };
                     let parent = u16::try_from(take(from)?).ok()?;
@@ -202,9 +209,10 @@ impl SectionIndex {
                     let end = body.checked_add(take(from)?)?;
                     let (first, last) = match parts.get(usize::from(parent)) {
                         _ if at == 0 => (start == 0 && body == header, end == octets && parent == 0),
-                        Some(outer) => {
-                            (start >= outer.body, end <= outer.end && outer.kind == PartKind::Multipart)
-                        }
+                        Some(outer) => (
+                            start >= outer.body,
+                            end <= outer.end && matches!(outer.kind, PartKind::Multipart | PartKind::Loose),
+                        ),
                         None => return None,
                     };
                     if !(first && last) {
@@ -346,6 +354,16 @@ mod tests {
     }
 
     #[test]
+    fn a_multipart_that_shares_its_last_crlf_gives_only_its_parts() {
+        let inner =
+            format!("Content-Type: multipart/alternative; boundary=y\r\n\r\n--y\r\n{LEAF}\r\n--y--\r\n");
+        let message = multipart(&format!("--x\r\n{inner}--x--\r\n"));
+        assert_eq!(cut(&message, "1.1"), Some("hello\r\n"));
+        assert_eq!(cut(&message, "1.MIME"), Some("Content-Type: multipart/alternative; boundary=y\r\n\r\n"));
+        assert_eq!(cut(&message, "1"), None);
+    }
+
+    #[test]
     fn what_is_inside_a_message_is_refused() {
         let embedded = "Content-Type: message/rfc822\r\n\r\nFrom: i\r\n\r\ninner\r\n";
         let message = multipart(&format!("--x\r\n{embedded}\r\n--x\r\n{LEAF}\r\n--x--\r\n"));
@@ -457,7 +475,7 @@ mod tests {
             let mut inside = LEAF.to_owned();
             for n in (0..depth).rev() {
                 inside = format!(
-                    "Content-Type: multipart/mixed; boundary=\"b{n}.\"\r\n\r\n--b{n}.\r\n{inside}\r\n--b{n}.--"
+                    "Content-Type: multipart/mixed; boundary=\"b{n}.\"\r\n\r\n--b{n}.\r\n{inside}\r\n--b{n}.--\r\n"
                 );
             }
             format!("MIME-Version: 1.0\r\n{inside}")

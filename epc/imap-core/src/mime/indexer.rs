@@ -51,7 +51,13 @@ struct Open {
 enum Reading {
     Header,
     Leaf,
-    Multipart { boundary: Vec<u8>, digest: bool, parts: usize, closed: bool },
+    Multipart {
+        boundary: Vec<u8>,
+        digest: bool,
+        parts: usize,
+        /// Where the line of the close delimiter ends.
+        closed: Option<u64>,
+    },
     Message,
 }
 
@@ -228,11 +234,11 @@ impl SectionIndexer {
         else {
             return Err(Refused);
         };
-        if *closed || (closes && *parts == 0) {
+        if closed.is_some() || (closes && *parts == 0) {
             return Err(Refused);
         }
         if closes {
-            *closed = true;
+            *closed = Some(next);
             return Ok(());
         }
         *parts += 1;
@@ -284,7 +290,7 @@ impl SectionIndexer {
         open.reading = match content {
             Content::Leaf => Reading::Leaf,
             Content::Multipart { boundary, digest } => {
-                Reading::Multipart { boundary, digest, parts: 0, closed: false }
+                Reading::Multipart { boundary, digest, parts: 0, closed: None }
             }
             Content::Message => Reading::Message,
         };
@@ -312,18 +318,22 @@ impl SectionIndexer {
                     if !leaf || !content_type::is_well_formed(block) {
                         return Err(Refused);
                     }
-                    true
+                    Some(PartKind::Odd)
                 }
-                Reading::Leaf => open.body > end,
-                Reading::Multipart { closed, .. } if closed || mutants::on("mime-unclosed") => false,
-                Reading::Multipart { .. } => return Err(Refused),
-                Reading::Message => false,
+                Reading::Leaf => (open.body > end).then_some(PartKind::Odd),
+                Reading::Multipart { closed: Some(closed), .. } => (closed > end).then_some(PartKind::Loose),
+                Reading::Multipart { closed: None, .. } if mutants::on("mime-unclosed") => None,
+                Reading::Multipart { closed: None, .. } => return Err(Refused),
+                Reading::Message => None,
             };
-            match open.part.and_then(|part| self.parts.get_mut(part)) {
-                Some(part) if odd => (part.kind, part.body, part.end) = (PartKind::Odd, end, end),
-                Some(part) => part.end = end,
-                None if odd => return Err(Refused),
-                None => {}
+            match (open.part.and_then(|part| self.parts.get_mut(part)), odd) {
+                (Some(part), Some(PartKind::Odd)) => {
+                    (part.kind, part.body, part.end) = (PartKind::Odd, end, end)
+                }
+                (Some(part), odd) => (part.kind, part.end) = (odd.unwrap_or(part.kind), end),
+                // Inside an embedded message nothing is worth a doubt.
+                (None, Some(PartKind::Odd)) => return Err(Refused),
+                (None, _) => {}
             }
         }
         Ok(())

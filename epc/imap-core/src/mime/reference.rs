@@ -122,6 +122,11 @@ impl<'a> Reader<'a> {
         if parts.is_empty() || parts.iter().any(|(_, _, closes)| *closes) {
             return Err(Bad);
         }
+        // The close delimiter's CRLF is the next delimiter's as well.
+        if !self.m[body..end].ends_with(b"\r\n") && delimiters.last().unwrap().1 == end && end < self.m.len()
+        {
+            self.cuts.remove(path.unwrap_or_default());
+        }
         for (n, pair) in delimiters.windows(2).enumerate() {
             let (start, end) = (pair[0].1, pair[1].0 - 2);
             if start > end {
