@@ -1,1 +1,5 @@
-//! EPC.
+//! The e-mail proxy cache.
+
+pub mod intake;
+pub mod origin;
+pub mod tls;

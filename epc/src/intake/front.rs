@@ -1,0 +1,202 @@
+//! The server side of TLS towards clients: reads the ClientHello, decides by its name, then finishes the handshake.
+
+use super::recorder::Recorder;
+use crate::tls::{canonical, provider};
+use bytes::Bytes;
+use rustls::{
+    ServerConfig,
+    server::{Acceptor, ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use seams::{AsyncIo, BoxFuture, intake::ClientUpgrade};
+use std::{
+    collections::HashSet,
+    io,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+/// Which names in a ClientHello are ours. A client that names nobody is always ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Whatever is asked for gets the certificate: the client checks the name anyway.
+    Any,
+    /// These names, however spelled; a name that cannot be one is ignored.
+    Only(Vec<String>),
+}
+
+/// The oldest TLS that clients may speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MinTls {
+    /// RFC 5246, still spoken by many mail clients; RFC 8997 forbids anything older.
+    #[default]
+    Tls12,
+    /// RFC 8446 only.
+    Tls13,
+}
+
+/// TLS towards clients, shared by every listener that shows the same certificates.
+#[derive(Debug)]
+pub struct FrontTls {
+    current: RwLock<Arc<Current>>,
+    min: MinTls,
+    upgrade_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Current {
+    serving: Arc<ServerConfig>,
+    refusing: Arc<ServerConfig>,
+    /// `None`: any.
+    listed: Option<HashSet<String>>,
+}
+
+/// What a ClientHello led to.
+pub(super) enum Hello<Io> {
+    Ours { io: Box<TlsStream<Recorder<Io>>>, server_name: Option<String> },
+    Unlisted { io: Io, hello: Bytes },
+}
+
+/// Why a handshake came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrontError {
+    #[error("the client does not speak TLS")]
+    NotTls,
+    #[error("the client asked for a name that is not ours")]
+    Unlisted,
+    #[error("{0}")]
+    Failed(io::Error),
+}
+
+impl FrontTls {
+    /// `certificates` is an [`OperatorCert`](crate::tls::operator::OperatorCert) or a
+    /// [`Minter`](crate::tls::mint::Minter). Sessions are resumed by ticket; early data is not taken.
+    ///
+    /// # Errors
+    /// When the TLS library cannot make its ticket keys (no randomness).
+    pub fn new(
+        certificates: Arc<dyn ResolvesServerCert>,
+        listed: &Listed,
+        min: MinTls,
+    ) -> Result<Self, rustls::Error> {
+        let current = RwLock::new(Arc::new(Current::new(certificates, listed, min)?));
+        Ok(Self { current, min, upgrade_timeout: Duration::from_secs(10) })
+    }
+
+    /// Shows other certificates or names from the next handshake on; sessions that run are not touched.
+    ///
+    /// # Errors
+    /// As [`FrontTls::new`]; then the old ones stay.
+    pub fn replace(
+        &self,
+        certificates: Arc<dyn ResolvesServerCert>,
+        listed: &Listed,
+    ) -> Result<(), rustls::Error> {
+        let new = Arc::new(Current::new(certificates, listed, self.min)?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    /// Reads a ClientHello and finishes the handshake when its name is ours. With `replay` an unlisted client comes
+    /// back with what it said; else it gets a fatal alert.
+    pub(super) async fn handshake<Io>(&self, io: Io, replay: bool) -> Result<Hello<Io>, FrontError>
+    where
+        Io: AsyncRead + AsyncWrite + Unpin,
+    {
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        // The acceptor itself sends the fatal alert when the octets are no ClientHello.
+        let start =
+            LazyConfigAcceptor::new(Acceptor::default(), Recorder::new(io, replay)).await.map_err(|e| {
+                if e.kind() == io::ErrorKind::InvalidData {
+                    FrontError::NotTls
+                } else {
+                    FrontError::Failed(e)
+                }
+            })?;
+        let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
+        let ours = current.is_listed(server_name.as_deref());
+        if !ours && replay {
+            let (io, hello) = start.io.into_parts();
+            return Ok(Hello::Unlisted { io, hello });
+        }
+        let config = if ours { &current.serving } else { &current.refusing };
+        match start.into_stream(Arc::clone(config)).await {
+            Ok(mut io) => {
+                io.get_mut().0.stop();
+                Ok(Hello::Ours { io: Box::new(io), server_name })
+            }
+            Err(_) if !ours => Err(FrontError::Unlisted),
+            Err(error) => Err(FrontError::Failed(error)),
+        }
+    }
+}
+
+impl ClientUpgrade for FrontTls {
+    fn upgrade(&self, io: Box<dyn AsyncIo>) -> BoxFuture<'_, io::Result<Box<dyn AsyncIo>>> {
+        Box::pin(async move {
+            match timeout(self.upgrade_timeout, self.handshake(io, false)).await {
+                Ok(Ok(Hello::Ours { io, .. })) => Ok(io as Box<dyn AsyncIo>),
+                Ok(Ok(Hello::Unlisted { .. })) => Err(io::Error::other(FrontError::Unlisted)),
+                Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                Err(late) => Err(late.into()),
+            }
+        })
+    }
+}
+
+impl Current {
+    fn new(
+        certificates: Arc<dyn ResolvesServerCert>,
+        listed: &Listed,
+        min: MinTls,
+    ) -> Result<Self, rustls::Error> {
+        let mut serving = server_config(certificates, min)?;
+        serving.ticketer = rustls::crypto::ring::Ticketer::new()?;
+        // One is enough: mail clients keep a connection, and each costs 200 octets of the first flight.
+        serving.send_tls13_tickets = 1;
+        let listed = match listed {
+            Listed::Any => None,
+            Listed::Only(names) => Some(names.iter().filter_map(|n| canonical(n)).collect()),
+        };
+        Ok(Self {
+            serving: Arc::new(serving),
+            refusing: Arc::new(server_config(Arc::new(Nobody), min)?),
+            listed,
+        })
+    }
+
+    fn is_listed(&self, name: Option<&str>) -> bool {
+        match (&self.listed, name) {
+            (None, _) | (_, None) => true,
+            (Some(listed), Some(name)) => canonical(name).is_some_and(|n| listed.contains(&n)),
+        }
+    }
+}
+
+fn server_config(
+    certificates: Arc<dyn ResolvesServerCert>,
+    min: MinTls,
+) -> Result<ServerConfig, rustls::Error> {
+    let both = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let versions = match min {
+        MinTls::Tls12 => both.as_slice(),
+        MinTls::Tls13 => both.get(..1).unwrap_or(&both),
+    };
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(versions)?;
+    Ok(builder.with_no_client_auth().with_cert_resolver(certificates))
+}
+
+/// Has no certificate for anybody: the TLS library then sends the alert access_denied.
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesServerCert for Nobody {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
