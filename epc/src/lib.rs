@@ -1,5 +1,6 @@
 //! The e-mail proxy cache.
 
+pub mod compress;
 pub mod intake;
 pub mod origin;
 pub mod tls;
