@@ -42,6 +42,9 @@ struct Part {
     /// Its index in the list; the message itself has 0.
     parent: u16,
     kind: PartKind,
+    /// The header has only fields of MIME. Some servers leave all others out of `BODY[1.MIME]` (Courier), some do
+    /// not (Dovecot).
+    mime_only: bool,
     /// Of the header.
     start: u64,
     /// Of the body; behind the header's empty line.
@@ -119,7 +122,9 @@ impl SectionIndex {
                 }
             }
             SectionClass::Mime => {
-                let part = self.part(key.section_spec()?.strip_suffix(".MIME")?, false)?;
+                let part = self
+                    .part(key.section_spec()?.strip_suffix(".MIME")?, false)
+                    .filter(|part| part.mime_only)?;
                 match part.kind {
                     PartKind::Odd => None,
                     PartKind::Leaf | PartKind::Multipart | PartKind::Loose | PartKind::Message => {
@@ -152,7 +157,7 @@ impl SectionIndex {
 
     /// For a row of a database. All numbers are LEB128, so that an ordinary message takes some thirty octets:
     /// version 1 (one octet), octets of the message, clean (0 or 1); if clean: octets of the header, how many
-    /// parts, and for each its kind (one octet: 0 leaf, 1 multipart, 2 message, 3 odd, 4 loose), parent, start, octets of
+    /// parts, and for each its kind (one octet: 0 leaf, 1 multipart, 2 message, 3 odd, 4 loose; + 8 if the header has fields that are not MIME's), parent, start, octets of
     /// the header, octets of the body.
     #[must_use]
     pub fn to_octets(&self) -> Vec<u8> {
@@ -163,13 +168,14 @@ impl SectionIndex {
             put(&mut out, clean.header);
             put(&mut out, clean.parts.len() as u64);
             for part in &clean.parts {
-                out.push(match part.kind {
+                let kind = match part.kind {
                     PartKind::Leaf => 0,
                     PartKind::Multipart => 1,
                     PartKind::Message => 2,
                     PartKind::Odd => 3,
                     PartKind::Loose => 4,
-                });
+                };
+                out.push(kind | if part.mime_only { 0 } else { NOT_MIME_ONLY });
                 put(&mut out, u64::from(part.parent));
                 put(&mut out, part.start);
                 put(&mut out, part.body - part.start);
@@ -195,7 +201,9 @@ impl SectionIndex {
                 let count = usize::try_from(take(from)?).ok().filter(|count| *count <= PARTS_MAX)?;
                 let mut parts: Vec<Part> = Vec::with_capacity(count);
                 for at in 0..count {
-                    let kind = match take_octet(from)? {
+                    let octet = take_octet(from)?;
+                    let mime_only = octet & NOT_MIME_ONLY == 0;
+                    let kind = match octet & !NOT_MIME_ONLY {
                         0 => PartKind::Leaf,
                         1 => PartKind::Multipart,
                         2 => PartKind::Message,
@@ -218,7 +226,7 @@ impl SectionIndex {
                     if !(first && last) {
                         return None;
                     }
-                    parts.push(Part { parent, kind, start, body, end });
+                    parts.push(Part { parent, kind, mime_only, start, body, end });
                 }
                 Some(Clean { header, parts })
             }
@@ -281,6 +289,9 @@ fn take_octet(from: &mut &[u8]) -> Option<u8> {
 
 /// Of [`SectionIndex::to_octets`]. Raise it when a refusal is added: an old index may then cut too much.
 const VERSION: u8 = 1;
+
+/// In a part's kind octet.
+const NOT_MIME_ONLY: u8 = 8;
 
 /// A longer header block is refused: it is held in memory until its end, and no mailer writes one.
 pub const HEADER_OCTETS_MAX: usize = 256 * 1024;
@@ -364,6 +375,14 @@ mod tests {
     }
 
     #[test]
+    fn a_part_header_with_other_fields_is_refused() {
+        let part = "X-Attachment-Id: 1\r\nContent-Id: <1>\r\n\r\nhello";
+        let message = multipart(&format!("--x\r\n{part}\r\n--x\r\n{LEAF}\r\n--x--\r\n"));
+        assert_eq!((cut(&message, "1"), cut(&message, "1.MIME")), (Some("hello"), None));
+        assert!(cut(&message, "2.MIME").is_some());
+    }
+
+    #[test]
     fn what_is_inside_a_message_is_refused() {
         let embedded = "Content-Type: message/rfc822\r\n\r\nFrom: i\r\n\r\ninner\r\n";
         let message = multipart(&format!("--x\r\n{embedded}\r\n--x\r\n{LEAF}\r\n--x--\r\n"));
@@ -420,6 +439,7 @@ mod tests {
             (multipart("--x--\r\n"), "no part"),
             (multipart("no delimiter\r\n"), "no delimiter"),
             (multipart(&part), "not closed"),
+            (multipart(whole.trim_end()), "last delimiter without CRLF"),
             (multipart(&format!("{part}--xy\r\n{whole}")), "boundary is a prefix"),
             (multipart(&format!("{part}--x {}\r\n{whole}", " ".repeat(300))), "delimiter too long"),
             (multipart(&format!("--x\r\n--x\r\n{LEAF}\r\n--x--\r\n")), "empty part"),

@@ -49,6 +49,15 @@ pub(super) fn is_well_formed(block: &[u8]) -> bool {
     })
 }
 
+/// Has only `Content-` fields and MIME-Version (RFC 2045 §3 and §9).
+pub(super) fn is_mime_only(block: &[u8]) -> bool {
+    fields(block).all(|field| {
+        [&b"Content-"[..], b"MIME-Version:"]
+            .iter()
+            .any(|start| field.get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start)))
+    })
+}
+
 /// What the body behind this header block is; `None` if readers may differ.
 pub(super) fn content(block: &[u8], place: Place) -> Option<Content> {
     let mut types = values(block, b"Content-Type");

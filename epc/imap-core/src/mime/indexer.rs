@@ -90,7 +90,7 @@ impl SectionIndexer {
             block: Vec::new(),
             block_line: 0,
             open: vec![message],
-            parts: vec![Part { parent: 0, kind: PartKind::Leaf, start: 0, body: 0, end: 0 }],
+            parts: vec![Part { parent: 0, kind: PartKind::Leaf, mime_only: true, start: 0, body: 0, end: 0 }],
             parts_seen: 1,
         }
     }
@@ -107,9 +107,10 @@ impl SectionIndexer {
     #[must_use]
     pub fn finish(mut self) -> SectionIndex {
         if self.watching {
-            if self.line_octets > 0 {
-                let line = mem::take(&mut self.line);
-                self.end_line(&line, self.line_octets == line.len() as u64, self.octets);
+            // A delimiter without CRLF: Courier takes it for content.
+            let is_whole = self.line_octets == self.line.len() as u64;
+            if !matches!(self.delimiter(&self.line, is_whole), Ok(None)) {
+                self.refuse();
             }
             if self.watching && self.end_open(0, self.octets).is_err() {
                 self.refuse();
@@ -253,7 +254,14 @@ impl SectionIndexer {
         }
         let part = match parent.map(u16::try_from) {
             Some(Ok(parent)) => {
-                self.parts.push(Part { parent, kind: PartKind::Odd, start, body: start, end: start });
+                self.parts.push(Part {
+                    parent,
+                    kind: PartKind::Odd,
+                    mime_only: true,
+                    start,
+                    body: start,
+                    end: start,
+                });
                 Some(self.parts.len() - 1)
             }
             Some(Err(_)) => return Err(Refused),
@@ -286,6 +294,7 @@ impl SectionIndexer {
         };
         if let Some(part) = open.part.and_then(|part| self.parts.get_mut(part)) {
             (part.kind, part.body) = (kind, next);
+            part.mime_only = content_type::is_mime_only(&self.block);
         }
         open.reading = match content {
             Content::Leaf => Reading::Leaf,

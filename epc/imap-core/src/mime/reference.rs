@@ -71,7 +71,15 @@ impl<'a> Reader<'a> {
                 self.cuts.insert("1".into(), (body, end));
             }
             Some(path) if !path.is_empty() && !odd => {
-                self.cuts.insert(format!("{path}.MIME"), (start, body));
+                let mime = |line: &String| {
+                    let line = line.to_ascii_lowercase();
+                    line.starts_with(['\t', ' '])
+                        || line.starts_with("content-")
+                        || line.starts_with("mime-version:")
+                };
+                if lines(header).iter().all(mime) {
+                    self.cuts.insert(format!("{path}.MIME"), (start, body));
+                }
                 if kind != "message" {
                     self.cuts.insert(path.into(), (body, end));
                 }
@@ -112,6 +120,9 @@ impl<'a> Reader<'a> {
                 let closes = rest.starts_with("--");
                 if octets > 256 || !rest[if closes { 2 } else { 0 }..].chars().all(|c| c == ' ' || c == '\t')
                 {
+                    return Err(Bad);
+                }
+                if next == self.m.len() && !line.ends_with(b"\r\n") {
                     return Err(Bad);
                 }
                 delimiters.push((at, next, closes));
@@ -329,6 +340,7 @@ impl Generator<'_> {
 
     fn entity(&mut self, depth: u8) -> String {
         let odd = |this: &mut Self, out: &mut String| match this.pick(120) {
+            45..=49 => *out += "X-Attachment-Id: 1\r\n",
             50 => *out += "Content-Type: text/plain\r\n",
             51 => *out += "Content-Transfer-Encoding: base64\r\n",
             52 => *out += "Content-Transfer-Encoding: 8BIT\r\n",
@@ -486,7 +498,7 @@ fn compare(message: &[u8], piece: usize) -> BTreeMap<String, (usize, usize)> {
     assert_eq!(cuts, expected, "{}", String::from_utf8_lossy(message));
     // Nothing is cut elsewhere either.
     let parts = index.clean.iter().flat_map(|clean| clean.parts.iter().skip(1));
-    let headers = parts.filter(|part| part.kind != PartKind::Odd).count();
+    let headers = parts.filter(|part| part.kind != PartKind::Odd && part.mime_only).count();
     assert_eq!(headers, cuts.keys().filter(|spec| spec.ends_with("MIME")).count());
     assert_eq!(index.octets(), message.len() as u64);
     assert_eq!(SectionIndex::from_octets(&index.to_octets()).as_ref(), Some(&index));
