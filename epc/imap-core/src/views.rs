@@ -37,7 +37,7 @@ pub enum Desync {
         /// What it said.
         said: u32,
     },
-    /// More than [`MESSAGES_MAX`].
+    /// More than [`MESSAGES_MAX`], with what is withheld.
     #[error("the server says EXISTS {said}; at most {MESSAGES_MAX} are tracked")]
     TooManyMessages {
         /// What it said.
@@ -167,7 +167,9 @@ impl Views {
         if n < had {
             return Err(Desync::ExistsShrank { had, said: n });
         }
-        if n > MESSAGES_MAX {
+        // EXPUNGE moves messages from `server` to `gone`, so this bounds both.
+        let gone = u32::try_from(self.gone.len()).unwrap_or(u32::MAX);
+        if n > MESSAGES_MAX.saturating_sub(gone) {
             return Err(Desync::TooManyMessages { said: n });
         }
         for _ in had..n {
@@ -370,12 +372,12 @@ impl Views {
         self.gone.is_empty() && self.server.back().is_none_or(|slot| slot.id.0 < self.untold)
     }
 
-    /// The log has reached its bound: read no more from the server until some of it is told. Only EXPUNGEs can
-    /// wait for long; while a client's command runs that forbids them, the server sends none either, so reading
-    /// on is safe then, and needed.
+    /// The log has reached its bound: read no more from the server until some of it is told. Either window empties
+    /// it, so a client whose command waits for the server is never blocked by this. EXPUNGEs that a window has
+    /// withheld do not count here; [`MESSAGES_MAX`] bounds them.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.log.len() + self.withheld.len() >= LOG_EVENTS_MAX || self.log_octets >= LOG_OCTETS_MAX
+        self.log.len() >= LOG_EVENTS_MAX || self.log_octets >= LOG_OCTETS_MAX
     }
 }
 
@@ -529,8 +531,8 @@ fn msn_at(index: usize) -> Option<Msn> {
     Msn::new(u32::try_from(index).ok()?.checked_add(1)?)
 }
 
-/// The largest mailbox that is tracked, about 60 octets a message: without a bound, one line of a server could
-/// make us allocate for four thousand million.
+/// The largest mailbox that is tracked, messages included whose EXPUNGE is withheld; about 60 octets each. Without
+/// a bound, one line of a server could make us allocate for four thousand million.
 pub const MESSAGES_MAX: u32 = 2_000_000;
 
 /// Events that may wait before [`Views::is_full`]: a client that sends no command for long must not cost memory

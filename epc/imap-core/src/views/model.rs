@@ -594,7 +594,8 @@ fn a_hundred_thousand_messages_are_no_work() {
     }
     assert!(views.is_full());
     assert_eq!(told(&mut views, Window::NoExpunge), []);
-    assert!(views.is_full());
+    assert!(!views.is_full() && views.has_log());
+    assert!(views.handle_exists(MESSAGES_MAX - u32::try_from(LOG_EVENTS_MAX).unwrap() + 1).is_err());
     assert_eq!(told(&mut views, Window::All).len(), LOG_EVENTS_MAX);
     assert!(views.is_settled());
 }
