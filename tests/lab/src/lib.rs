@@ -1,1 +1,12 @@
-//! (filled by the commits that follow)
+//! Network namespaces, a WAN emulator, real mail servers and real clients: what the demo, the end-to-end tests and
+//! the benches run in. Needs root; touches nothing outside namespaces and directories of its own.
+
+pub mod leftovers;
+pub mod net;
+pub mod rng;
+pub mod sys;
+pub mod wan;
+
+pub use net::{Lab, LabSpec, Place};
+pub use wan::pipe::{Behaviour, LinkBehaviour, LinkCounters};
+pub use wan::tun::WanHandle;
