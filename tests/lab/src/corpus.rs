@@ -152,7 +152,8 @@ impl Corpus {
             let shared = mailbox == "INBOX" && number + self.shared >= count;
             let (owner, number_in) = if shared { (SHARED, count - number) } else { (owner.as_str(), number) };
             let mut rng = Rng::new(self.message_seed(owner, if shared { "" } else { &mailbox }, number_in));
-            let octets = office::message(&mut rng, &self.canary(owner), number_in, self.attachment_octets_max);
+            let octets =
+                office::message(&mut rng, &self.canary(owner), number_in, self.attachment_octets_max);
             Message { octets, seen: number % 8 != 0, arrived: arrival(number) }
         })
     }

@@ -1,6 +1,7 @@
 //! Network namespaces, a WAN emulator, real mail servers and real clients: what the demo, the end-to-end tests and
 //! the benches run in. Needs root; touches nothing outside namespaces and directories of its own.
 
+pub mod clients;
 pub mod corpus;
 pub mod dovecot;
 pub mod leftovers;

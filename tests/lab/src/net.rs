@@ -5,8 +5,8 @@
 //! client2 ─ br2 ═ WAN ═══╝    └── lan      (a client beside the server)
 //! ```
 //! `br` and `br2` route for their clients; a Waypost node runs there. A device of the WAN emulator stands directly
-//! in the branch's and the data centre's router, so every octet between them passes it. All routes and namespaces
-//! use cubic: this machine's default may be BBR, which would flatter the direct arm on a lossy link.
+//! in the branch's and the data centre's router, so every octet between them passes it. All routes ask for cubic:
+//! this machine's default may be BBR, which would flatter the direct arm on a lossy link.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -306,7 +306,7 @@ impl Lab {
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         // No name is looked up outside: only the hosts file answers.
         fs::write(directory.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
-        let mut settings = vec!["net.ipv4.tcp_congestion_control=cubic", "net.ipv4.tcp_no_metrics_save=1"];
+        let mut settings = vec!["net.ipv4.tcp_no_metrics_save=1"];
         if matches!(place, Place::Branch | Place::Branch2 | Place::Centre) {
             settings.extend(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
             settings.extend(["net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]);
@@ -353,7 +353,9 @@ impl Lab {
         ip(&format!("-n {name} addr add {v6}/64 dev {device} nodad"))?;
         ip(&format!("-n {name} link set {device} up"))?;
         let net = Ipv4Addr::from(u32::from(v4) & 0xffff_ff00);
-        ip(&format!("-n {name} route replace {net}/24 dev {device} src {v4} congctl cubic"))
+        ip(&format!("-n {name} route replace {net}/24 dev {device} src {v4} congctl cubic"))?;
+        let net = Ipv6Addr::from(u128::from(v6) >> 64 << 64);
+        ip(&format!("-n {name} -6 route replace {net}/64 dev {device} congctl cubic"))
     }
 
     /// Without it the kernel hands itself packets of 64 kB, which no wire carries and a tap would count as one.

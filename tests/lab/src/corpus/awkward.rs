@@ -6,9 +6,13 @@ pub(super) const COUNT: usize = 27;
 
 /// One of them; past the last it is the last again.
 pub(super) fn message(number: usize, canary: &str) -> Vec<u8> {
-    let head = format!("From: awkward@example.com\r\nSubject: awkward {number}\r\nX-Canary: {canary}\r\nMIME-Version: 1.0\r\n");
+    let head = format!(
+        "From: awkward@example.com\r\nSubject: awkward {number}\r\nX-Canary: {canary}\r\nMIME-Version: 1.0\r\n"
+    );
     let text = format!("Content-Type: text/plain\r\n\r\nhello {canary}\r\nworld\r\n");
-    let inner = format!("From: i@example.com\r\nSubject: inner {canary}\r\nContent-Type: text/plain\r\n\r\ninner body\r\n");
+    let inner = format!(
+        "From: i@example.com\r\nSubject: inner {canary}\r\nContent-Type: text/plain\r\n\r\ninner body\r\n"
+    );
     let mixed = |boundary: &str, parts: &[&str]| mixed(boundary, parts);
     let t = text.as_str();
     let latin = match number {
@@ -28,7 +32,9 @@ pub(super) fn message(number: usize, canary: &str) -> Vec<u8> {
         13 => head + "Content-Type: multipart/mixed; boundary=x\r\n\r\nno delimiters here\r\n",
         14 => head + "Content-Type: message/rfc822\r\n\r\n" + &inner,
         15 => head + &mixed("x", &[t, &format!("Content-Type: message/rfc822\r\n\r\n{inner}")]),
-        16 => head + "Content-Type: multipart/digest; boundary=x\r\n\r\n--x\r\n\r\n" + &inner + "\r\n--x--\r\n",
+        16 => {
+            head + "Content-Type: multipart/digest; boundary=x\r\n\r\n--x\r\n\r\n" + &inner + "\r\n--x--\r\n"
+        }
         17 => head + &mixed("a b", &[t]),
         18 => head + "Content-Type: text/plain\r\n" + &mixed("x", &[t]),
         19 => head + &mixed("xy", &[t]).replace("boundary=\"xy\"", "\r\n\tboundary*0=x;\r\n boundary*1=y"),
@@ -38,7 +44,9 @@ pub(super) fn message(number: usize, canary: &str) -> Vec<u8> {
         23 => mixed_line_ends(&(head + &mixed("x", &[t, t]))),
         24 => head + &mixed(&"q".repeat(69), &[t]),
         25 => head + &(0..60).fold(text.clone(), |part, depth| mixed(&format!("b{depth}"), &[&part])),
-        _ => head + "Subject: folded {20}\r\n a1 OK \"open\r\n\r\n8-bit \u{e9} and a bare\rcarriage return\r\n",
+        _ => {
+            head + "Subject: folded {20}\r\n a1 OK \"open\r\n\r\n8-bit \u{e9} and a bare\rcarriage return\r\n"
+        }
     };
     // All characters stand below U+0100: one octet each.
     latin.chars().map(|character| u8::try_from(character).unwrap_or(b'?')).collect()

@@ -22,7 +22,12 @@ pub enum MessageKind {
 }
 
 /// A message whose length is drawn from the office distribution.
-pub(super) fn message(rng: &mut Rng, canary: &Canary, number: usize, attachment_octets_max: usize) -> Vec<u8> {
+pub(super) fn message(
+    rng: &mut Rng,
+    canary: &Canary,
+    number: usize,
+    attachment_octets_max: usize,
+) -> Vec<u8> {
     let wire_octets_max = attachment_octets_max.saturating_mul(4) / 3 + 20_000;
     let octets = draw_length(rng).min(wire_octets_max);
     let kind = match (octets, rng.below(10)) {
@@ -72,7 +77,9 @@ impl Writer<'_> {
         let id = format!("{number}.{}", canary.get(..8).unwrap_or_default());
         let person = *self.rng.pick(PEOPLE).unwrap_or(&"Office");
         for hop in 0..1 + self.rng.below(4) {
-            self.line(&format!("Received: from relay{hop}.example.com (relay{hop}.example.com [192.0.2.{hop}])"));
+            self.line(&format!(
+                "Received: from relay{hop}.example.com (relay{hop}.example.com [192.0.2.{hop}])"
+            ));
             self.line(&format!("\tby mail.lab.test with ESMTPS id {id}-{hop}"));
             self.line("\t(version=TLS1_3 cipher=TLS_AES_256_GCM_SHA384);");
             self.line("\tTue, 14 Nov 2023 22:13:20 +0000");
@@ -85,7 +92,11 @@ impl Writer<'_> {
         self.line("To: Office <office@lab.test>, \"Bob, B.\" <bob@lab.test>");
         if number % 3 == 0 {
             self.line(&format!("In-Reply-To: <{}.{canary}@example.com>", number / 2));
-            self.line(&format!("References: <{}.{canary}@example.com>\r\n <{}.{canary}@example.com>", number / 3, number / 2));
+            self.line(&format!(
+                "References: <{}.{canary}@example.com>\r\n <{}.{canary}@example.com>",
+                number / 3,
+                number / 2
+            ));
         }
         if number % 29 == 7 {
             // A long list of recipients: one header of several kilobytes.
@@ -134,8 +145,13 @@ impl Writer<'_> {
                     self.line("Content-Type: application/pdf;\r\n name*0*=UTF-8''Angebot%20f%C3%BCr%20;\r\n name*1*=M%C3%BCller;\r\n name*2=\".pdf\"");
                     self.base64("Content-Disposition: attachment;\r\n filename*=UTF-8''Angebot%20f%C3%BCr%20M%C3%BCller.pdf", left.saturating_sub(4_000));
                 } else {
-                    self.line(&format!("Content-Type: application/octet-stream; name=\"report {number}.xlsx\""));
-                    self.base64(&format!("Content-Disposition: attachment; filename=\"report {number}.xlsx\""), left.saturating_sub(4_000));
+                    self.line(&format!(
+                        "Content-Type: application/octet-stream; name=\"report {number}.xlsx\""
+                    ));
+                    self.base64(
+                        &format!("Content-Disposition: attachment; filename=\"report {number}.xlsx\""),
+                        left.saturating_sub(4_000),
+                    );
                 }
                 self.line(&format!("--{outer}--"));
             }
@@ -143,13 +159,20 @@ impl Writer<'_> {
                 self.line(&format!("Content-Type: multipart/mixed; boundary=\"{outer}\"\r\n"));
                 self.line(&format!("--{outer}"));
                 self.text(number, 1_500);
-                self.line(&format!("\r\n--{outer}\r\nContent-Type: message/rfc822\r\nContent-Disposition: attachment\r\n"));
+                self.line(&format!(
+                    "\r\n--{outer}\r\nContent-Type: message/rfc822\r\nContent-Disposition: attachment\r\n"
+                ));
                 let canary = self.canary.text.clone();
-                self.line(&format!("From: inner@example.com\r\nSubject: forwarded\r\nX-Canary: {canary}\r\nMIME-Version: 1.0"));
+                self.line(&format!(
+                    "From: inner@example.com\r\nSubject: forwarded\r\nX-Canary: {canary}\r\nMIME-Version: 1.0"
+                ));
                 self.line(&format!("Content-Type: multipart/mixed; boundary=\"{inner}\"\r\n\r\n--{inner}"));
                 self.text(number + 1, 1_500);
                 self.line(&format!("\r\n--{inner}\r\nContent-Type: image/jpeg"));
-                self.base64("Content-Disposition: attachment; filename=\"scan.jpg\"", left.saturating_sub(5_000));
+                self.base64(
+                    "Content-Disposition: attachment; filename=\"scan.jpg\"",
+                    left.saturating_sub(5_000),
+                );
                 self.line(&format!("--{inner}--\r\n\r\n--{outer}--"));
             }
         }
@@ -181,7 +204,9 @@ impl Writer<'_> {
                 });
             }
             1 => {
-                self.line("Content-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n");
+                self.line(
+                    "Content-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n",
+                );
                 self.until(end, |writer| {
                     let words = writer.words(8);
                     writer.out.extend_from_slice(words.as_bytes());
@@ -240,10 +265,12 @@ fn date(number: usize) -> String {
     format!("Date: {day} Nov 2023 {hour:02}:{minute:02}:00 +0100")
 }
 
-const PEOPLE: &[&str] = &["Anna Weber", "B. O'Neill", "Chen Li", "Dr. Eva Novak", "Support (Office)", "Zoe, Sales"];
+const PEOPLE: &[&str] =
+    &["Anna Weber", "B. O'Neill", "Chen Li", "Dr. Eva Novak", "Support (Office)", "Zoe, Sales"];
 
 const WORDS: &[&str] = &[
-    "meeting", "report", "quarter", "invoice", "please", "find", "attached", "the", "figures", "for", "budget",
-    "review", "project", "deadline", "Friday", "customer", "contract", "draft", "version", "with", "comments", "and",
-    "changes", "from", "team", "office", "travel", "schedule", "update", "agenda", "minutes", "order", "delivery",
+    "meeting", "report", "quarter", "invoice", "please", "find", "attached", "the", "figures", "for",
+    "budget", "review", "project", "deadline", "Friday", "customer", "contract", "draft", "version", "with",
+    "comments", "and", "changes", "from", "team", "office", "travel", "schedule", "update", "agenda",
+    "minutes", "order", "delivery",
 ];
