@@ -3,16 +3,19 @@
 
 pub mod clients;
 pub mod corpus;
+pub mod cyrus;
 pub mod dovecot;
 pub mod leftovers;
 pub mod net;
 pub mod pki;
+pub mod power_cut;
 pub mod rng;
 pub mod server;
 pub mod sys;
 pub mod wan;
 
 pub use corpus::Corpus;
+pub use cyrus::Cyrus;
 pub use dovecot::Dovecot;
 pub use net::{Lab, LabSpec, Place};
 pub use pki::Authority;

@@ -179,6 +179,7 @@ impl Lab {
         for place in lab.places.clone() {
             lab.set_hosts(place, &[])?;
         }
+        lab.warm_up();
         lab.keep = spec.keep;
         Ok(lab)
     }
@@ -298,6 +299,25 @@ impl Lab {
         leftovers::end_processes(&self.namespace(place));
     }
 
+    /// Lets every client find its neighbours once, so that the first act of a test does not pay for it. A link
+    /// that is down or loses packets keeps nobody from going on.
+    fn warm_up(&self) {
+        for client in [Place::Client, Place::Client2, Place::Lan] {
+            if self.places.contains(&client) {
+                let addresses = [Place::Server.v4(), Place::Server.v6()];
+                drop(self.inside(client, move || {
+                    for address in addresses {
+                        // Nothing listens: the refusal is the answer.
+                        drop(TcpStream::connect_timeout(
+                            &SocketAddr::new(address, 9),
+                            Duration::from_secs(3),
+                        ));
+                    }
+                }));
+            }
+        }
+    }
+
     fn add_place(&self, place: Place) -> anyhow::Result<()> {
         let name = self.namespace(place);
         ip(&format!("netns add {name}"))?;
@@ -307,6 +327,8 @@ impl Lab {
         // No name is looked up outside: only the hosts file answers.
         fs::write(directory.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
         let mut settings = vec!["net.ipv4.tcp_no_metrics_save=1"];
+        // No wait for duplicate addresses that cannot be.
+        settings.extend(["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"]);
         if matches!(place, Place::Branch | Place::Branch2 | Place::Centre) {
             settings.extend(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
             settings.extend(["net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]);
@@ -329,7 +351,7 @@ impl Lab {
     /// The servers' network: a bridge in the data centre's router.
     fn add_bridge(&self) -> anyhow::Result<()> {
         let centre = self.namespace(Place::Centre);
-        ip(&format!("-n {centre} link add lan0 type bridge"))?;
+        ip(&format!("-n {centre} link add lan0 type bridge mcast_snooping 0"))?;
         self.set_up(Place::Centre, "lan0", Place::Centre)?;
         for (place, port) in [(Place::Server, "port0"), (Place::Lan, "port1")] {
             let inside = self.namespace(place);

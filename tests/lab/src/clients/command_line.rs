@@ -59,12 +59,22 @@ fn maildir_digest(maildir: &Path) -> anyhow::Result<(usize, String)> {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let flags = name.rsplit_once(":2,").map_or("", |(_, flags)| flags);
-            let body = Sha256::digest(fs::read(entry.path())?);
-            messages.push(format!("{} {flags}", hex(&body)));
+            let digest = hex(&Sha256::digest(without_own_header(&fs::read(entry.path())?)));
+            messages.push(format!("{digest} {flags}"));
         }
     }
     messages.sort_unstable();
     Ok((messages.len(), hex(&Sha256::digest(messages.join("\n")))))
+}
+
+/// mbsync marks what it stores with a random `X-TUID` header.
+fn without_own_header(message: &[u8]) -> Vec<u8> {
+    message
+        .split_inclusive(|octet| *octet == b'\n')
+        .filter(|line| !line.starts_with(b"X-TUID: "))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// Opens message `number` of INBOX in mutt and saves what it got; caches are off. Returns the wall time of the

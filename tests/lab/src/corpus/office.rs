@@ -90,7 +90,7 @@ impl Writer<'_> {
         let local = person.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), ".");
         self.line(&format!("From: \"{person}\" <{local}@example.com>"));
         self.line("To: Office <office@lab.test>, \"Bob, B.\" <bob@lab.test>");
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             self.line(&format!("In-Reply-To: <{}.{canary}@example.com>", number / 2));
             self.line(&format!(
                 "References: <{}.{canary}@example.com>\r\n <{}.{canary}@example.com>",
@@ -113,7 +113,8 @@ impl Writer<'_> {
                 STANDARD.encode(format!("Grüße: {}", subject.get(..12).unwrap_or("Post"))),
                 word
             )),
-            _ => self.line(&format!("Subject: {}{subject}", if number % 4 == 0 { "Re: " } else { "" })),
+            _ => self
+                .line(&format!("Subject: {}{subject}", if number.is_multiple_of(4) { "Re: " } else { "" })),
         }
         self.line("MIME-Version: 1.0");
         self.line(&format!("X-Mailer: Office Mail 16.{}", octets % 10));
@@ -140,7 +141,7 @@ impl Writer<'_> {
                 self.line(&format!("--{outer}"));
                 self.alternative(&inner, number, 3_000);
                 self.line(&format!("\r\n--{outer}"));
-                if number % 3 == 0 {
+                if number.is_multiple_of(3) {
                     // RFC 2231: a name in pieces and in another alphabet.
                     self.line("Content-Type: application/pdf;\r\n name*0*=UTF-8''Angebot%20f%C3%BCr%20;\r\n name*1*=M%C3%BCller;\r\n name*2=\".pdf\"");
                     self.base64("Content-Disposition: attachment;\r\n filename*=UTF-8''Angebot%20f%C3%BCr%20M%C3%BCller.pdf", left.saturating_sub(4_000));
@@ -248,7 +249,7 @@ impl Writer<'_> {
             for chunk in raw.chunks_mut(8) {
                 chunk.copy_from_slice(self.rng.bits().to_be_bytes().get(..chunk.len()).unwrap_or_default());
             }
-            if number % 13 == 0
+            if number.is_multiple_of(13)
                 && let Some(start) = raw.get_mut(..self.canary.text.len())
             {
                 start.copy_from_slice(self.canary.text.as_bytes());
