@@ -422,6 +422,8 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if self.keep {
+            // The devices live as long as the process: it must stay while somebody looks at the lab.
+            std::mem::forget(std::mem::take(&mut self.emulators));
             return;
         }
         leftovers::end_all_processes(&self.prefix);
