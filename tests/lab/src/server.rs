@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let file = fs::File::options().append(true).create(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        // Cyrus's master ends its whole process group, which must not be the test's or another server's.
+        command.process_group(0);
         let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let mut server = Self { child, log };
         for (address, port) in accepts {
