@@ -600,8 +600,10 @@ mod tests {
     use crate::framer::{Direction, Frame, Framer};
     use proptest::prelude::*;
 
+    type Read = (FetchResponse, Vec<(LiteralOf, Vec<u8>)>);
+
     /// Reads a response as the session does; sections' literals come back too.
-    fn read(octets: &[u8], step: usize) -> Result<(FetchResponse, Vec<(LiteralOf, Vec<u8>)>), FetchError> {
+    fn read(octets: &[u8], step: usize) -> Result<Read, FetchError> {
         let mut framer = Framer::new(Direction::FromServer);
         let mut reader: Option<FetchReader> = None;
         let mut literals: Vec<(LiteralOf, Vec<u8>)> = Vec::new();
@@ -701,7 +703,7 @@ mod tests {
             b"* 1 FETCH (BODYSTRUCTURE ((\"a\" \"b\") (\"c\" \"d\")  \"mixed\" (\"boundary\" NIL)) UID 5)\r\n",
             b"* 1 FETCH (BODYSTRUCTURE (NIL \"mixed\" NIL) UID 5)\r\n",
             b"* 1 FETCH (INTERNALDATE NIL UID 5)\r\n",
-            b"* 1 FETCH (X-FOO ((a b) (c d)) X-BAR [x UID 5])\r\n",
+            b"* 1 FETCH (X-FOO ((a b) (c d)) UID 5)\r\n",
             b"* 1 FETCH (X-GM-LABELS (\"\\\\Inbox\" caf\xe9 {2}\r\n)) x) UID 5)\r\n",
             b"* 1 FETCH (BODY[] {2}\r\nab UID 5)\n",
             b"* 1 FETCH (UID 5 RFC822)\r\n",
