@@ -202,6 +202,12 @@ impl<Io: AsyncWrite + Unpin> Deflated<Io> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
+    /// The deflate stream stays open, as servers leave theirs: the end of the connection is the end.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_push(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
     fn poll_take(&mut self, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
         if octets.is_empty() {
             return Poll::Ready(Ok(0));
@@ -280,10 +286,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Deflated<Io> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = match self.poll_push(cx) {
-            Poll::Ready(Ok(())) => Pin::new(&mut self.io).poll_shutdown(cx),
-            other => other,
-        };
+        let result = self.poll_end(cx);
         self.writer_waits = result.is_pending();
         result
     }

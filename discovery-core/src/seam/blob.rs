@@ -44,10 +44,10 @@ impl std::error::Error for StoreError {}
 
 impl From<io::Error> for StoreError {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            _ => Self::Io(error),
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return Self::Full;
         }
+        Self::Io(error)
     }
 }
 

@@ -190,7 +190,9 @@ mod tests {
 
     #[test]
     fn what_is_no_section_has_no_key() {
-        for odd in ["0", "1..2", "1.", "MIME", "01", "4294967296", "HEADER.FIELDS ()", "HEADER.FIELDS (A:)", "X"] {
+        for odd in
+            ["0", "1..2", "1.", "MIME", "01", "4294967296", "HEADER.FIELDS ()", "HEADER.FIELDS (A:)", "X"]
+        {
             assert_eq!(section(odd), None, "{odd}");
         }
     }

@@ -11,7 +11,7 @@
 use super::{
     canonical,
     files::{self, Audience, FileError},
-    sha256,
+    hex, sha256,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, GeneralSubtree, IsCa, Issuer,
@@ -113,10 +113,10 @@ impl Authority {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| FileError::io(dir, e))?;
 
         let root_key = KeyPair::generate()?;
-        let root_params = ca_params(&format!("Waypost interception root for {}", permitted.label()), 1);
+        let root_params = ca_params(&subject("root", &root_key, &permitted), 1);
         let root = root_params.self_signed(&root_key)?;
         let issuing_key = KeyPair::generate()?;
-        let mut issuing_params = ca_params(&format!("Waypost issuing CA for {}", permitted.label()), 0);
+        let mut issuing_params = ca_params(&subject("issuing CA", &issuing_key, &permitted), 0);
         issuing_params.name_constraints = Some(permitted.constraints());
         issuing_params.use_authority_key_identifier_extension = true;
         let root_pem_key = zeroize::Zeroizing::new(root_key.serialize_pem());
@@ -187,6 +187,13 @@ fn ca_params(name: &str, intermediates: u8) -> CertificateParams {
     params.not_before = now - BACKDATED;
     params.not_after = now + LIFETIME;
     params
+}
+
+/// Two CAs must not share a name: clients would take one for the other and report a bad signature.
+fn subject(what: &str, key: &KeyPair, permitted: &Permitted) -> String {
+    let key = sha256(&key.subject_public_key_info());
+    let short: String = hex(&key).chars().take(8).collect();
+    format!("Waypost {what} {short}: {}", permitted.label())
 }
 
 /// A subject of one common name, cut to the 64 characters of RFC 5280's upper bound.

@@ -131,7 +131,6 @@ impl ServerCertVerifier for Pinned {
 }
 
 /// The server showed another key; the operator needs it to decide whether it was renewed.
-#[derive(Debug)]
 struct NotThePin {
     seen: [u8; 32],
 }
@@ -139,6 +138,13 @@ struct NotThePin {
 impl fmt::Display for NotThePin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the server's key is sha256:{}, which is not the pinned one", hex(&self.seen))
+    }
+}
+
+/// The TLS library prints what it wraps as `Debug`, and that is what the operator gets to read.
+impl fmt::Debug for NotThePin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

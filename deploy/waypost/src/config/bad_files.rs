@@ -1,0 +1,774 @@
+//! Bad files and what is said about each; one row, one edit of a good file.
+
+use super::{FileUse, Loaded, Surroundings, judge, show};
+use discovery_core::id::{NodeId, SiteId};
+use proptest::prelude::*;
+use std::path::Path;
+
+const GOOD: &str = r#"version = 1
+
+[node]
+id = "branch-1"
+site = "lisbon"
+
+[store]
+size_max = "10 GiB"
+seal_credential = "seal-key"
+
+[[server]]
+name = "mail.example.org"
+
+[[listener]]
+address = "0.0.0.0:993"
+
+[[listener]]
+address = "0.0.0.0:143"
+"#;
+
+pub(crate) fn surroundings() -> Surroundings {
+    Surroundings {
+        id: NodeId::new("here").unwrap(),
+        site: SiteId::new("here").unwrap(),
+        state_dir: "/state".into(),
+        runtime_dir: None,
+        credentials_dir: None,
+    }
+}
+
+pub(crate) fn judged(text: &str) -> Loaded {
+    judge(text, Path::new("/etc/waypost/waypost.toml"), &surroundings(), FileUse::Ignore)
+}
+
+fn lines(text: &str) -> Vec<String> {
+    judged(text).problems.iter().map(|problem| problem.line("w.toml").to_string()).collect()
+}
+
+/// (what is replaced in the good file, by what, what is said)
+const ROWS: &[(&str, &str, &[&str])] = &[
+    (
+        r#"version = 1
+"#,
+        r#""#,
+        &[r#"w.toml:1:1: error: version: it is missing; begin the file with: version = 1"#],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 2"#,
+        &[r#"w.toml:1:11: error: version: 2 is not a version that this build reads; allowed: version = 1"#],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = "1""#,
+        &[r#"w.toml:1:11: error: version: "1" is not a version that this build reads; allowed: version = 1"#],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+verbose = true"#,
+        &[
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store]"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[prefetch]
+windows = 3"#,
+        &[
+            r#"w.toml:2:2: error: [prefetch]: fetching ahead: not in this build; remove the section, or use a build that has it"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[sustain]
+[interception]
+[[rule]]
+[link]
+[[peer]]"#,
+        &[
+            r#"w.toml:2:2: error: [sustain]: sessions that outlive their client: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:3:2: error: [interception]: transparent interception: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:4:3: error: [rule]: interception rules: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:5:2: error: [link]: the link to another node: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:6:3: error: [peer]: other nodes: not in this build; remove the section, or use a build that has it"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[segments]
+[sightings]
+[uldb]
+[[site]]
+[cda]
+[[cda.source]]
+[report]"#,
+        &[
+            r#"w.toml:2:2: error: [segments]: the segment store: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:3:2: error: [sightings]: location reports: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:4:2: error: [uldb]: the user location database: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:5:3: error: [site]: sites: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:6:2: error: [cda]: content delivery: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:8:2: error: [report]: scheduled reports: not in this build; remove the section, or use a build that has it"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[lisener]"#,
+        &[r#"w.toml:2:2: error: lisener: there is no such section; did you mean [[listener]]?"#],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[accelerator]"#,
+        &[
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store]"#,
+        ],
+    ),
+    (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),
+    (
+        r#"[node]"#,
+        r#"node = 3
+[admin]"#,
+        &[
+            r#"w.toml:3:8: error: [node] stands once, as a table: [node]"#,
+            r#"w.toml:5:1: error: [admin]: id: there is no such key; allowed: socket, mode, group, listen"#,
+            r#"w.toml:6:1: error: [admin]: site: there is no such key; allowed: socket, mode, group, listen"#,
+        ],
+    ),
+    (
+        r#"[[server]]"#,
+        r#"[server]"#,
+        &[r#"w.toml:11:1: error: [server] can stand many times and is written [[server]]"#],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"id = "branch 1""#,
+        &[
+            r#"w.toml:4:6: error: [node]: id: a name is made of a-z A-Z 0-9 . _ - : [ ], not of octet 0x20; allowed: a name of a-z A-Z 0-9 . _ -, unique in the organisation; for example: id = "branch-1""#,
+        ],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"id = """#,
+        &[
+            r#"w.toml:4:6: error: [node]: id: a name must not be empty; allowed: a name of a-z A-Z 0-9 . _ -, unique in the organisation; for example: id = "branch-1""#,
+        ],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"id = 7"#,
+        &[
+            r#"w.toml:4:6: error: [node]: id: 7 is not a text in quotes; allowed: a name of a-z A-Z 0-9 . _ -, unique in the organisation; for example: id = "branch-1""#,
+        ],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"id = branch-1"#,
+        &[r#"w.toml:4:6: error: this is not TOML: string values must be quoted, expected literal string"#],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"id = "branch-1"#,
+        &[r#"w.toml:4:15: error: this is not TOML: invalid basic string, expected `"`"#],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"id = "branch-1"
+id = "branch-2""#,
+        &[r#"w.toml:5:1: error: this is not TOML: duplicate key"#],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"ID = "branch-1""#,
+        &[
+            r#"w.toml:4:1: error: [node]: ID: there is no such key; did you mean id? for example: id = "branch-1""#,
+        ],
+    ),
+    (
+        r#"id = "branch-1""#,
+        r#"state_dir = "~/waypost""#,
+        &[
+            r#"w.toml:4:13: error: [node]: state_dir: `~` is the shell's; "~/waypost" must be written out; allowed: a directory that only this node writes; for example: state_dir = "/var/lib/waypost""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[admin]
+listen = "0.0.0.0:9143"
+[node]"#,
+        &[
+            r#"w.toml:4:10: error: [admin]: listen: this would answer the whole network; only a loopback address is allowed; for example: listen = "127.0.0.1:9143""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[admin]
+listen = "127.0.0.1:993"
+[node]"#,
+        &[
+            r#"w.toml:4:10: error: [admin]: listen: 127.0.0.1:993 is taken by the [[listener]] on 0.0.0.0:993"#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[admin]
+mode = "0666"
+[node]"#,
+        &[
+            r#"w.toml:4:8: error: [admin]: mode: "0666" lets everybody on this machine in; allowed: a mode with no rights for others; for example: mode = "0660""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[admin]
+mode = "rw-rw----"
+[node]"#,
+        &[
+            r#"w.toml:4:8: error: [admin]: mode: "rw-rw----" is not a mode for a socket; allowed: a mode with no rights for others; for example: mode = "0660""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[admin]
+socket = "/dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
+[node]"#,
+        &[r#"w.toml:4:10: error: [admin]: socket: the path has 109 octets; a socket's path has at most 107"#],
+    ),
+    (
+        r#"[node]"#,
+        r#"[log]
+level = "inof"
+[node]"#,
+        &[
+            r#"w.toml:4:9: error: [log]: level: "inof" is not known; did you mean "info"? allowed: error, warn, info, debug, trace; for example: level = "info""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[log]
+level = "loud"
+format = "xml"
+[node]"#,
+        &[
+            r#"w.toml:4:9: error: [log]: level: "loud" is not known; allowed: error, warn, info, debug, trace; for example: level = "info""#,
+            r#"w.toml:5:10: error: [log]: format: "xml" is not known; allowed: text, json; for example: format = "text""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[tls]
+cert = "mail.pem"
+[node]"#,
+        &[
+            r#"w.toml:4:8: error: [tls]: cert: a certificate without its private key; add: key = "/etc/waypost/mail.key""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[tls]
+key = "mail.key"
+[node]"#,
+        &[
+            r#"w.toml:4:7: error: [tls]: key: a private key without its certificate; add: cert = "/etc/waypost/mail.pem""#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[tls]
+mint = false
+[node]"#,
+        &[
+            r#"w.toml:4:8: error: [tls]: mint is false and there is no cert, but a [[listener]] speaks TLS; allowed: cert and key, or mint = true"#,
+        ],
+    ),
+    (
+        r#"[node]"#,
+        r#"[tls]
+mint = false
+ca_dir = "ca"
+cert = "a"
+key = "b"
+[node]"#,
+        &[r#"w.toml:5:10: warning: [tls]: ca_dir: has no effect, because mint is false"#],
+    ),
+    (
+        r#""10 GiB""#,
+        r#""10 Gigs""#,
+        &[
+            r#"w.toml:8:12: error: [store]: size_max: "10 Gigs" is not a size; allowed: 64 MiB or more, as a number with B, KiB, MiB, GiB, TiB, kB, MB, GB or TB; for example: size_max = "10 GiB""#,
+        ],
+    ),
+    (
+        r#""10 GiB""#,
+        r#""1 MiB""#,
+        &[
+            r#"w.toml:8:12: error: [store]: size_max: 1 MiB is too little to keep mail in; allowed: 64 MiB or more; for example: size_max = "10 GiB""#,
+        ],
+    ),
+    (
+        r#""10 GiB""#,
+        r#"true"#,
+        &[
+            r#"w.toml:8:12: error: [store]: size_max: true is not a size; allowed: 64 MiB or more, as a number with B, KiB, MiB, GiB, TiB, kB, MB, GB or TB; for example: size_max = "10 GiB""#,
+        ],
+    ),
+    (
+        r#"seal_credential = "seal-key""#,
+        r#"seal_key_file = "seal.key"
+seal_credential = "seal-key""#,
+        &[
+            r#"w.toml:10:19: error: [store]: seal_credential: there is a seal_key_file too; one of the two is allowed"#,
+        ],
+    ),
+    (
+        r#"seal_credential = "seal-key""#,
+        r#"seal_credential = "../seal-key""#,
+        &[
+            r#"w.toml:9:19: error: [store]: seal_credential: the name of a credential has no `/` and no leading `.`; for example: seal_credential = "seal-key""#,
+        ],
+    ),
+    (
+        r#"seal_credential = "seal-key"
+"#,
+        r#""#,
+        &[
+            r#"w.toml:7:1: warning: [store]: seal_key_file: there is none: mail in the store is not encrypted on this disk; to encrypt it: (umask 077; head -c 32 /dev/urandom > /etc/waypost/seal.key) and seal_key_file = "/etc/waypost/seal.key""#,
+        ],
+    ),
+    (
+        r#"seal_credential = "seal-key""#,
+        r#"seal_credential = "seal-key"
+seal_key = "abc""#,
+        &[
+            r#"w.toml:10:1: error: [store]: seal_key: secrets never stand in this file; put 32 random octets into a file of mode 0600 and name it: seal_key_file = "/etc/waypost/seal.key""#,
+        ],
+    ),
+    (
+        r#"seal_credential = "seal-key""#,
+        r#"seal_credential = "seal-key"
+re_proof = "300""#,
+        &[
+            r#"w.toml:10:12: error: [store]: re_proof: "300" is not a time; allowed: 30s to 1d: how long a session's right to a mailbox is believed on servers that do not tell; for example: re_proof = "5m""#,
+        ],
+    ),
+    (
+        r#"seal_credential = "seal-key""#,
+        r#"seal_credential = "seal-key"
+re_proof = "2d""#,
+        &[
+            r#"w.toml:10:12: error: [store]: re_proof: 2d is out of range; allowed: 30s to 1d; for example: re_proof = "5m""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org"
+"#,
+        r#""#,
+        &[
+            r#"w.toml:11:1: error: [[server]]: name is missing; allowed: a name of a-z A-Z 0-9 . _ -; the store is keyed by it, so keep it; for example: name = "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+password = "x""#,
+        &[
+            r#"w.toml:13:1: error: [[server]]: password: secrets never stand in this file; and Waypost needs none: users log in to their server, through it"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+hots = "mail.example.org""#,
+        &[
+            r#"w.toml:13:1: error: [[server]]: hots: there is no such key; did you mean host? for example: host = "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+host = "mail.example.org:993""#,
+        &[
+            r#"w.toml:13:8: error: [[server]]: host: "mail.example.org:993" is not a host name or IP address; allowed: the host name that stands in the server's certificate; for example: host = "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+port = 70000"#,
+        &[
+            r#"w.toml:13:8: error: [[server]]: port: 70000 is not a port; allowed: 1 to 65535; for example: port = 993"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+port = "993""#,
+        &[
+            r#"w.toml:13:8: error: [[server]]: port: "993" is not a port; allowed: 1 to 65535; for example: port = 993"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+port = 143"#,
+        &[r#"w.toml:13:8: warning: [[server]]: port: 143 is usually the port of tls = "starttls""#],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+addresses = ["192.0.2.1", "mail"]"#,
+        &[
+            r#"w.toml:13:13: error: [[server]]: addresses: "mail" is not an IP address; allowed: a list of IP addresses, if not those of DNS; for example: addresses = ["192.0.2.10", "2001:db8::10"]"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+addresses = "192.0.2.1""#,
+        &[
+            r#"w.toml:13:13: error: [[server]]: addresses: "192.0.2.1" is not a list; allowed: a list of IP addresses, if not those of DNS; for example: addresses = ["192.0.2.10", "2001:db8::10"]"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+tls = "implict""#,
+        &[
+            r#"w.toml:13:7: error: [[server]]: tls: "implict" is not known; did you mean "implicit"? allowed: implicit, starttls, plain; for example: tls = "implicit""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+tls = "plain""#,
+        &[
+            r#"w.toml:13:7: error: [[server]]: tls: plain text shows every password to the network between; allowed: a server on loopback, or one whose addresses lie in the private network that `lan` names; for example: tls = "starttls""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+tls = "plain"
+addresses = ["10.1.1.1"]
+lan = "10.0.0.0/8""#,
+        &[],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+tls = "plain"
+addresses = ["203.0.113.1"]
+lan = "203.0.113.0/24""#,
+        &[
+            r#"w.toml:15:7: error: [[server]]: lan: this is no private network; plain text over a public one shows every password to it"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+lan = "10.0.0.0/8""#,
+        &[r#"w.toml:13:7: warning: [[server]]: lan: has no effect, because tls is not "plain""#],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+ca = "a.pem"
+pin = "00""#,
+        &[
+            r#"w.toml:14:7: error: [[server]]: pin: "00" is not a SHA-256 fingerprint in hexadecimal; allowed: SHA-256 of the server's public key, 64 hexadecimal digits, instead of a CA; for example: pin = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855""#,
+            r#"w.toml:14:7: error: [[server]]: pin: there is a ca too; one of the two is allowed, or none for the system's CAs"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+protocol = "pop3""#,
+        &[
+            r#"w.toml:13:12: error: [[server]]: protocol: "pop3" is not in this build; allowed: imap; for example: protocol = "imap""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+protocol = "imao""#,
+        &[
+            r#"w.toml:13:12: error: [[server]]: protocol: "imao" is not known; did you mean "imap"? allowed: imap; for example: protocol = "imap""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+source = "spoof""#,
+        &[
+            r#"w.toml:13:10: error: [[server]]: source: "spoof" is not in this build; allowed: own-address; for example: source = "own-address""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+source = "own-adress""#,
+        &[
+            r#"w.toml:13:10: error: [[server]]: source: "own-adress" is not known; did you mean "own-address"? allowed: own-address; for example: source = "own-address""#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+compress = "yes""#,
+        &[
+            r#"w.toml:13:12: error: [[server]]: compress: "yes" is not true or false; allowed: true, false: COMPRESS towards the server when it offers it; for example: compress = true"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+limits = 5"#,
+        &[
+            r#"w.toml:13:10: error: [[server]]: limits: 5 is not a table; allowed: a table with sessions_max; for example: limits = { sessions_max = 2000 }"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+limits = { sesions_max = 5 }"#,
+        &[
+            r#"w.toml:13:12: error: [server.limits]: sesions_max: there is no such key; did you mean sessions_max? for example: sessions_max = 2000"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+limits = { sessions_max = 0 }"#,
+        &[
+            r#"w.toml:13:27: error: [server.limits]: sessions_max: 0 is not 1 to 100000; for example: sessions_max = 2000"#,
+        ],
+    ),
+    (
+        r#"[[server]]"#,
+        r#"[[server]]
+name = "Mail.example.org"
+[[server]]"#,
+        &[
+            r#"w.toml:14:8: error: [[server]]: name: "mail.example.org" is the name of another [[server]]; names must differ"#,
+            r#"w.toml:16:1: error: [[listener]]: server is missing; allowed: the name of a [[server]] in this file; for example: server = "mail.example.org""#,
+            r#"w.toml:19:1: error: [[listener]]: server is missing; allowed: the name of a [[server]] in this file; for example: server = "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"[[server]]"#,
+        r#"[[server]]
+name = "b"
+aliases = ["mail.example.org"]
+[[listener]]
+address = "[::]:993"
+server = "b"
+[[server]]"#,
+        &[
+            r#"w.toml:17:1: error: [[server]]: host: "mail.example.org" is a host or alias of the [[server]] "b" too; a client that asks for it could get either"#,
+            r#"w.toml:18:8: warning: [[server]]: no [[listener]] serves "mail.example.org""#,
+            r#"w.toml:20:1: error: [[listener]]: server is missing; allowed: the name of a [[server]] in this file; for example: server = "mail.example.org""#,
+            r#"w.toml:23:1: error: [[listener]]: server is missing; allowed: the name of a [[server]] in this file; for example: server = "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "127.0.0.1:993""#,
+        &[
+            r#"w.toml:18:11: error: [[listener]]: address: 127.0.0.1:993 is taken by the [[listener]] on 0.0.0.0:993"#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "143""#,
+        &[
+            r#"w.toml:18:11: error: [[listener]]: address: "143" is not an address with a port; allowed: an IP address of this machine with a port; [::] and 0.0.0.0 mean all; for example: address = "0.0.0.0:993""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0""#,
+        &[
+            r#"w.toml:18:11: error: [[listener]]: address: "0.0.0.0" has no port; allowed: an IP address of this machine with a port; [::] and 0.0.0.0 mean all; for example: address = "0.0.0.0:993""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:0""#,
+        &[
+            r#"w.toml:18:11: error: [[listener]]: address: port 0 is no port that clients could be told; allowed: an IP address of this machine with a port; [::] and 0.0.0.0 mean all; for example: address = "0.0.0.0:993""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"server = "mail.example.org""#,
+        &[
+            r#"w.toml:17:1: error: [[listener]]: address is missing; allowed: an IP address of this machine with a port; [::] and 0.0.0.0 mean all; for example: address = "0.0.0.0:993""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+server = "mail.exmaple.org""#,
+        &[
+            r#"w.toml:19:10: error: [[listener]]: server: "mail.exmaple.org" is not the name of a [[server]] in this file; did you mean "mail.example.org"? allowed: "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+tls = "plain""#,
+        &[
+            r#"w.toml:19:7: error: [[listener]]: tls: plain text shows every password to the network; allowed: on a loopback address, or with the private network of the clients named; for example: lan = "192.168.7.0/24""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+tls = "plain"
+lan = "8.8.8.0/24""#,
+        &[
+            r#"w.toml:20:7: error: [[listener]]: lan: this is no private network; plain text over a public one shows every password to it"#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+tls = "plain"
+lan = "192.168.7.0/33""#,
+        &[
+            r#"w.toml:20:7: error: [[listener]]: lan: "192.168.7.0/33" is not a network prefix; allowed: the private network, as address/bits, whose clients may come without TLS; for example: lan = "192.168.7.0/24""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+unlisted = "tunnel""#,
+        &[
+            r#"w.toml:19:12: error: [[listener]]: unlisted: "tunnel" looks at the first TLS record; allowed with tls = "implicit" only"#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+unlisted = "tunel""#,
+        &[
+            r#"w.toml:19:12: error: [[listener]]: unlisted: "tunel" is not known; did you mean "tunnel"? allowed: refuse, tunnel; for example: unlisted = "tunnel""#,
+        ],
+    ),
+    (
+        r#"address = "0.0.0.0:143""#,
+        r#"address = "0.0.0.0:143"
+tls = "implicit""#,
+        &[r#"w.toml:19:7: warning: [[listener]]: tls: clients expect STARTTLS on port 143, not TLS at once"#],
+    ),
+    (
+        r#"[[server]]
+name = "mail.example.org"
+"#,
+        r#""#,
+        &[
+            r#"w.toml:1:1: error: [[server]]: there is none; for example: [[server]] with name = "mail.example.org""#,
+        ],
+    ),
+    (
+        r#"[[listener]]
+address = "0.0.0.0:993"
+
+[[listener]]
+address = "0.0.0.0:143"
+"#,
+        r#""#,
+        &[
+            r#"w.toml:1:1: error: [[listener]]: there is none; for example: [[listener]] with address = "0.0.0.0:993""#,
+        ],
+    ),
+];
+
+#[test]
+fn every_bad_file_gets_its_lines() {
+    assert_eq!(lines(GOOD), [""; 0]);
+    let mut wrong = String::new();
+    for (from, to, expected) in ROWS {
+        assert_eq!(GOOD.matches(from).count(), 1, "the row's first column stands once in the file: {from:?}");
+        let got = lines(&GOOD.replacen(from, to, 1));
+        if got != *expected {
+            wrong.push_str(&format!("    (\n        r#\"{from}\"#,\n        r#\"{to}\"#,\n        &[\n"));
+            got.iter().for_each(|line| wrong.push_str(&format!("            r#\"{line}\"#,\n")));
+            wrong.push_str("        ],\n    ),\n");
+        }
+    }
+    assert!(wrong.is_empty(), "these rows differ; as they are now:\n{wrong}");
+}
+
+#[test]
+fn all_errors_of_a_file_come_at_once() {
+    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[prefetch]\n";
+    let problems = judged(file).problems;
+    let places: Vec<usize> = problems.iter().map(|problem| problem.place.line).collect();
+    assert_eq!(places, [1, 1, 2, 4, 5, 6, 7, 9, 10, 11], "{problems:#?}");
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_repeated() {
+    for edit in [
+        "password = \"hunter2-canary\"",
+        "seal_key = \"hunter2-canary\"",
+        "tocken = \"hunter2-canary\"",
+        "seal_kex = hunter2-canary",
+    ] {
+        let text = GOOD.replacen("size_max", &format!("{edit}\nsize_max"), 1);
+        let said = lines(&text);
+        assert!(!said.is_empty());
+        assert!(!said.concat().contains("canary"), "{said:?}");
+    }
+}
+
+#[test]
+fn what_is_shown_reads_back_to_the_same() {
+    let many = GOOD.replacen("[[server]]", "[[server]]\nname = \"b\"\nhost = \"b.example.org\"\nlimits = { sessions_max = 7 }\npin = \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"\n[[listener]]\naddress = \"[::1]:1143\"\nserver = \"b\"\ntls = \"plain\"\n[[server]]", 1)
+        .replace("0.0.0.0:993\"", "0.0.0.0:993\"\nserver = \"mail.example.org\"")
+        .replace("0.0.0.0:143\"", "0.0.0.0:143\"\nserver = \"mail.example.org\"");
+    for text in [GOOD, &many] {
+        let first = judged(text);
+        assert_eq!(lines(text), [""; 0]);
+        let shown = show(&first, false);
+        let second = judged(&shown);
+        assert_eq!(second.usable(), first.usable(), "{shown}\n{:#?}", second.problems);
+        let changed = judged(&show(&first, true));
+        assert_eq!(changed.usable(), first.usable(), "{}", show(&first, true));
+        assert!(shown.contains("re_proof = \"5m\"  # default"), "{shown}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever is done to a good file: no panic, and each problem points into the file.
+    #[test]
+    fn mutants_never_panic_and_always_point_somewhere(
+        at in 0..GOOD.len(),
+        cut in 0_usize..12,
+        put in prop_oneof![
+            Just(String::new()), "[\\[\\]\"'{}=,.\n #0-9a-z-]{1,8}", "\\PC{0,6}",
+            Just("[[[[[[[[".repeat(40)), Just("9".repeat(400)), Just("\u{0}".to_owned()), Just("\r".to_owned()),
+        ],
+    ) {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..(at + cut).min(GOOD.len()), &put);
+        let line_count = text.matches('\n').count() + 1;
+        let loaded = judged(&text);
+        for problem in &loaded.problems {
+            prop_assert!((1..=line_count).contains(&problem.place.line), "{problem:?}");
+            prop_assert!(problem.place.column >= 1);
+            prop_assert!(!problem.line("f").to_string().contains('\n'), "{problem:?}");
+        }
+        if loaded.usable().is_some() {
+            let shown = show(&loaded, false);
+            let again = judged(&shown);
+            prop_assert_eq!(again.usable(), loaded.usable());
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The table of everything that can stand in the file: sections, keys, what is allowed, a value that works.
+//! The reader, the messages and the manual's reference are made from it.
+
+/// A key of a section.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    /// What is allowed, as a clause.
+    pub(crate) allowed: &'static str,
+    /// A value that works, as it would stand in the file.
+    pub(crate) works: &'static str,
+}
+
+/// A section, or a table within one.
+#[derive(Debug)]
+pub(crate) struct Section {
+    /// The word between the brackets.
+    pub(crate) name: &'static str,
+    /// Whether it stands once, `[name]`, or any number of times, `[[name]]`.
+    pub(crate) many: bool,
+    pub(crate) keys: &'static [Key],
+}
+
+impl Section {
+    /// As it stands in the file.
+    pub(crate) fn header(&self) -> String {
+        if self.many { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+}
+
+const fn key(name: &'static str, allowed: &'static str, works: &'static str) -> Key {
+    Key { name, allowed, works }
+}
+
+pub(crate) const NODE: Section = Section {
+    name: "node",
+    many: false,
+    keys: &[
+        key("id", "a name of a-z A-Z 0-9 . _ -, unique in the organisation", r#""branch-1""#),
+        key("site", "a name of a-z A-Z 0-9 . _ -: the office that this node serves", r#""lisbon""#),
+        key("state_dir", "a directory that only this node writes", r#""/var/lib/waypost""#),
+        key(
+            "user_key_file",
+            "a file of 32 octets, mode 0600; made at first start",
+            r#""/var/lib/waypost/user.key""#,
+        ),
+    ],
+};
+
+pub(crate) const ADMIN: Section = Section {
+    name: "admin",
+    many: false,
+    keys: &[
+        key("socket", "a path of at most 107 octets", r#""/run/waypost/admin.sock""#),
+        key("mode", "a mode with no rights for others", r#""0660""#),
+        key("group", "the name of a group on this machine", r#""adm""#),
+        key(
+            "listen",
+            "a loopback address with a port; it serves /metrics, /livez and /readyz",
+            r#""127.0.0.1:9143""#,
+        ),
+    ],
+};
+
+pub(crate) const LOG: Section = Section {
+    name: "log",
+    many: false,
+    keys: &[
+        key("level", "error, warn, info, debug, trace", r#""info""#),
+        key("format", "text, json", r#""text""#),
+    ],
+};
+
+pub(crate) const TLS: Section = Section {
+    name: "tls",
+    many: false,
+    keys: &[
+        key("ca_dir", "the directory that `waypost ca init --interception` made", r#""/var/lib/waypost/ca""#),
+        key("mint", "true, false: make certificates for the servers' names with the CA of ca_dir", "true"),
+        key("cert", "a file with a certificate chain in PEM", r#""/etc/waypost/mail.pem""#),
+        key("key", "a file with the private key of cert in PEM, mode 0600", r#""/etc/waypost/mail.key""#),
+    ],
+};
+
+pub(crate) const SERVER: Section = Section {
+    name: "server",
+    many: true,
+    keys: &[
+        key(
+            "name",
+            "a name of a-z A-Z 0-9 . _ -; the store is keyed by it, so keep it",
+            r#""mail.example.org""#,
+        ),
+        key("host", "the host name that stands in the server's certificate", r#""mail.example.org""#),
+        key("port", "1 to 65535", "993"),
+        key("addresses", "a list of IP addresses, if not those of DNS", r#"["192.0.2.10", "2001:db8::10"]"#),
+        key("aliases", "a list of other host names that clients use for it", r#"["imap.example.org"]"#),
+        key("protocol", "imap", r#""imap""#),
+        key("tls", "implicit, starttls, plain", r#""implicit""#),
+        key(
+            "lan",
+            "the private network, as address/bits, in which plain text to this server is tolerated",
+            r#""192.168.7.0/24""#,
+        ),
+        key(
+            "ca",
+            "a file with CA certificates in PEM, instead of the system's",
+            r#""/etc/waypost/mail-ca.pem""#,
+        ),
+        key("pin", "SHA-256 of the server's public key, 64 hexadecimal digits, instead of a CA", PIN_WORKS),
+        key("source", "own-address", r#""own-address""#),
+        key("compress", "true, false: COMPRESS towards the server when it offers it", "true"),
+        key(
+            "shadow",
+            "true, false: compare cut messages with the server's own before trusting the cut",
+            "true",
+        ),
+        key("allow_preauth", "true, false: accept a server that greets with PREAUTH", "false"),
+        key("limits", "a table with sessions_max", "{ sessions_max = 2000 }"),
+    ],
+};
+
+const PIN_WORKS: &str = r#""e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855""#;
+
+pub(crate) const LIMITS: Section = Section {
+    name: "server.limits",
+    many: false,
+    keys: &[key("sessions_max", "1 to 100000 sessions at a time", "2000")],
+};
+
+pub(crate) const LISTENER: Section = Section {
+    name: "listener",
+    many: true,
+    keys: &[
+        key(
+            "address",
+            "an IP address of this machine with a port; [::] and 0.0.0.0 mean all",
+            r#""0.0.0.0:993""#,
+        ),
+        key("server", "the name of a [[server]] in this file", r#""mail.example.org""#),
+        key("tls", "implicit, starttls, plain", r#""implicit""#),
+        key(
+            "lan",
+            "the private network, as address/bits, whose clients may come without TLS",
+            r#""192.168.7.0/24""#,
+        ),
+        key("unlisted", "refuse, tunnel", r#""refuse""#),
+    ],
+};
+
+pub(crate) const STORE: Section = Section {
+    name: "store",
+    many: false,
+    keys: &[
+        key("path", "a directory that only this node writes", r#""/var/lib/waypost/store""#),
+        key(
+            "size_max",
+            "64 MiB or more, as a number with B, KiB, MiB, GiB, TiB, kB, MB, GB or TB",
+            r#""10 GiB""#,
+        ),
+        key("seal_key_file", "a file of 32 random octets, mode 0600", r#""/etc/waypost/seal.key""#),
+        key("seal_credential", "the name of a systemd credential with 32 random octets", r#""seal-key""#),
+        key(
+            "re_proof",
+            "30s to 1d: how long a session's right to a mailbox is believed on servers that do not tell",
+            r#""5m""#,
+        ),
+    ],
+};
+
+/// What this build understands.
+pub(crate) const BUILT: &[&Section] = &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE];
+
+/// Names that later builds will understand: reserved, so that a file never changes its meaning.
+pub(crate) const RESERVED: &[(&str, &str)] = &[
+    ("prefetch", "fetching ahead"),
+    ("sustain", "sessions that outlive their client"),
+    ("interception", "transparent interception"),
+    ("rule", "interception rules"),
+    ("link", "the link to another node"),
+    ("peer", "other nodes"),
+    ("segments", "the segment store"),
+    ("sightings", "location reports"),
+    ("uldb", "the user location database"),
+    ("site", "sites"),
+    ("cda", "content delivery"),
+    ("report", "scheduled reports"),
+];
+
+/// The only version of the file's form so far.
+pub(crate) const VERSION: Key = key("version", "1", "1");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_name_stands_twice_and_every_example_is_toml() {
+        let mut names = BTreeSet::new();
+        for section in BUILT {
+            assert!(names.insert(section.name), "{}", section.name);
+            let mut keys = BTreeSet::new();
+            for key in section.keys {
+                assert!(keys.insert(key.name), "{}.{}", section.name, key.name);
+                toml::from_str::<toml::Table>(&format!("{} = {}", key.name, key.works)).unwrap();
+            }
+        }
+        assert!(RESERVED.iter().all(|(name, _)| names.insert(name)));
+    }
+}
