@@ -1,6 +1,6 @@
 //! Bodies of any size, by opaque id: written as a stream, readable while they grow, verified on every read.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 /// The opaque name of a body. Made by the store; says nothing about the content to one without the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +26,8 @@ pub enum StoreError {
     Full,
     /// The content is not what was written; it has been moved aside and counted.
     Corrupt(BlobId),
+    /// The body's writer gave up before it was complete.
+    Abandoned,
     /// The disk.
     Io(io::Error),
 }
@@ -35,6 +37,7 @@ impl fmt::Display for StoreError {
         match self {
             Self::Full => f.write_str("the store is full"),
             Self::Corrupt(id) => write!(f, "blob {id} is damaged and was moved aside"),
+            Self::Abandoned => f.write_str("the body was never completed"),
             Self::Io(error) => write!(f, "the store's disk: {error}"),
         }
     }
@@ -94,6 +97,11 @@ pub trait BlobReader: Send + Sync {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError>;
     /// How long it is.
     fn len(&self) -> Length;
+    /// Blocks until there is more than `beyond` octets, the body is complete, or `patience` is over.
+    ///
+    /// # Errors
+    /// [`StoreError::Abandoned`] when no more will come.
+    fn wait(&self, beyond: u64, patience: Duration) -> Result<Length, StoreError>;
     /// Whether it is complete and has no octets.
     fn is_empty(&self) -> bool {
         self.len() == Length::Known(0)
