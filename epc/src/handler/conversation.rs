@@ -242,7 +242,8 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
-            | Event::Compared { .. }
+            | Event::Unread
+            | Event::UnexpectedContinuation
             | Event::Compressing
             | Event::Tunnel(_)
             | Event::Desync(_) => self.session.account(),
@@ -259,7 +260,8 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
-            | Event::Compared { .. }
+            | Event::Unread
+            | Event::UnexpectedContinuation
             | Event::Compressing
             | Event::Tunnel(_) => {
                 tracing::debug!(what = decision.what, outcome = decision.outcome, "decided");
