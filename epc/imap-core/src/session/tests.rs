@@ -433,6 +433,22 @@ fn a_piece_of_a_large_message_brings_all_of_it() {
 }
 
 #[test]
+fn the_first_piece_of_an_unread_message_costs_one_flight() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 10)\r\ns OK\r\n");
+    d.server.clear();
+    d.client.clear();
+    d.client("b UID FETCH 12 (BODY[]<0.4>)\r\n").gets(
+        "EPC0102030405062 UID STORE 12 +FLAGS (\\Seen)\r\nEPC0102030405063 UID FETCH 12 (BODY.PEEK[])\r\n",
+    );
+    d.server("* 2 FETCH (UID 12 FLAGS (\\Seen))\r\nEPC0102030405062 OK\r\n* 2 FETCH (UID 12 BODY[] {10}\r\n0123")
+        .hears("* 2 FETCH (UID 12 FLAGS (\\Seen))\r\n* 2 FETCH (UID 12 BODY[]<0> {4}\r\n0123)\r\nb OK UID FETCH completed\r\n")
+        .gets("");
+}
+
+#[test]
 fn rights_are_asked_again_before_old_proof_serves() {
     let shelf = Shelf::default();
     let mut d = dialogue(&shelf, |_| ());
