@@ -97,6 +97,7 @@ pub struct ServerTerms {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk.
     pub chunk_fill_max: u64,
+    sessions_max: usize,
     sessions: Semaphore,
     compress_known: AtomicBool,
 }
@@ -115,9 +116,19 @@ impl ServerTerms {
             cache: true,
             re_proof: Duration::from_secs(300),
             chunk_fill_max: CHUNK_FILL_MAX,
+            sessions_max,
             sessions: Semaphore::new(sessions_max),
             compress_known: AtomicBool::new(false),
         }
+    }
+
+    /// Whether both say the same; what they have learned or count does not matter.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let said = |terms: &Self| {
+            (terms.compress, terms.cache, terms.re_proof, terms.chunk_fill_max, terms.sessions_max)
+        };
+        self.id == other.id && said(self) == said(other)
     }
 
     fn compress(&self) -> Compress {
