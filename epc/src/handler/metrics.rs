@@ -126,9 +126,9 @@ pub struct Metrics {
     pub fills_abandoned: Counter,
     /// Batches of the store that failed outright.
     pub store_failures: Counter,
-    /// FETCH responses from which nothing was learned.
+    /// FETCH responses that were forwarded without being understood.
     pub unread: Counter,
-    /// Continuation requests that nobody waited for.
+    /// Literals that an origin asked for although the client had not announced any.
     pub unexpected_continuations: Counter,
     /// Sessions whose origin speaks COMPRESS.
     pub compressed: Counter,

@@ -39,11 +39,6 @@ pub(super) fn text(node: &Node) -> String {
     for (outcome, _, messages) in metrics.fetches() {
         page.sample("waypost_epc_fetch_messages_total", &[("outcome", outcome.word())], messages);
     }
-    page.family("waypost_epc_comparisons_total", "counter", "Our cut of a message against the server's.");
-    for (class, same, different) in metrics.compared() {
-        page.sample("waypost_epc_comparisons_total", &[("class", class), ("result", "same")], same);
-        page.sample("waypost_epc_comparisons_total", &[("class", class), ("result", "different")], different);
-    }
     for (name, help, n) in [
         ("waypost_epc_served_bytes_total", "Message data given from the store.", metrics.served_octets.get()),
         ("waypost_epc_filled_bytes_total", "Message data put into the store.", metrics.filled_octets.get()),
