@@ -401,8 +401,12 @@ impl super::Session {
         let Some((_, count)) = pieces.next() else { return false };
         let only = pieces.next().is_none()
             && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
-        let size = self.sizes.get(&slot).copied();
-        only && size.is_some_and(|size| size > u64::from(count) && size <= self.config.chunk_fill_max)
+        let worth = |size: u64| {
+            let count = u64::from(count);
+            size <= self.config.chunk_fill_max
+                && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
+        };
+        only && self.sizes.get(&slot).copied().is_some_and(worth)
             && !self.flights.owns(|own| matches!(own, Own::Whole(_)))
     }
 
@@ -679,6 +683,12 @@ fn completed(tag: &[u8], command: &Command) -> Bytes {
     let uid: &[u8] = if command.uid { b"UID " } else { b"" };
     [tag, b" OK ", uid, b"FETCH completed\r\n"].concat().into()
 }
+
+/// A client that asks for pieces of this length reads all of them, one after the other (Thunderbird: 64 KiB).
+const PIECE_OCTETS_MIN: u64 = 64 * 1024;
+
+/// A shorter piece is a preview, unless the message is at most this many times as long.
+const PREVIEW: u64 = 8;
 
 /// A FETCH of more items goes to the origin: no client asks that many.
 const ITEMS_MAX: usize = 32;

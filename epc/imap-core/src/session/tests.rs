@@ -433,6 +433,16 @@ fn a_piece_of_a_large_message_brings_all_of_it() {
 }
 
 #[test]
+fn a_preview_of_a_large_message_does_not_bring_all_of_it() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 1000000)\r\ns OK\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 12 (BODY.PEEK[]<0.2048>)\r\n").gets("b UID FETCH 12 (BODY.PEEK[]<0.2048>)\r\n");
+}
+
+#[test]
 fn the_first_piece_of_an_unread_message_costs_one_flight() {
     let shelf = Shelf::default();
     let mut d = dialogue(&shelf, |_| ());
