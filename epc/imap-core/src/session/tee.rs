@@ -200,7 +200,8 @@ impl super::Session {
             return;
         }
         let fill = self.fill_id();
-        let uid = self.views.uid(fetching.slot);
+        // Nobody may join what comes at the pace of a client: it may stand still for as long as that client likes.
+        let uid = self.views.uid(fetching.slot).filter(|_| ours);
         self.catalog(CatalogOp::FillOpen { fill, mailbox, uid, item: key, octets });
         fetching.literal = Keep::Fill(fill);
         fetching.fills.push(fill);
