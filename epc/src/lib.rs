@@ -3,4 +3,5 @@
 pub mod compress;
 pub mod intake;
 pub mod origin;
+pub mod store;
 pub mod tls;
