@@ -61,6 +61,7 @@ pub(super) struct Room {
     pub(super) size_max: u64,
     used: AtomicU64,
     promised: AtomicU64,
+    index: AtomicU64,
 }
 
 impl Room {
@@ -71,6 +72,15 @@ impl Room {
     /// Octets of files.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Octets of files and of the index.
+    pub(super) fn all(&self) -> u64 {
+        self.used().saturating_add(self.index.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_index(&self, octets: u64) {
+        self.index.store(octets, Ordering::Relaxed);
     }
 
     pub(super) fn set_used(&self, octets: u64) {
@@ -88,7 +98,7 @@ impl Room {
 
     fn promise(&self, octets: u64) -> Result<(), StoreError> {
         let before = self.promised.fetch_add(octets, Ordering::Relaxed);
-        let all = self.used().checked_add(before).and_then(|sum| sum.checked_add(octets));
+        let all = self.all().checked_add(before).and_then(|sum| sum.checked_add(octets));
         if all.is_some_and(|all| all <= self.size_max) {
             return Ok(());
         }
@@ -178,8 +188,14 @@ impl Bodies {
     }
 
     /// Octets of this body's file, if it is there.
+    #[cfg(test)]
     pub(super) fn file_octets(&self, id: &BlobId) -> Option<u64> {
         self.inner.disk.open(&path_of(id)).and_then(|file| file.len()).ok()
+    }
+
+    /// Octets of the file of a body with so much content.
+    pub(super) fn file_octets_of(&self, content: u64) -> u64 {
+        Layout::new(Arc::clone(&self.inner.sealer), FileId::default()).file_octets(content)
     }
 
     /// Removes the body unless somebody reads it or it has no final name yet; whether it is gone.
@@ -198,7 +214,7 @@ impl Bodies {
         report.bodies += 1;
         let checked = self.inner.body(id).and_then(|body| {
             let Some(body) = body else { return Ok(0) };
-            BodyReader::new(body).verify()
+            BodyReader::new(body).verify(0, u64::MAX)
         });
         match checked {
             Ok(octets) => report.octets += octets,
@@ -334,7 +350,7 @@ impl Inner {
         let start = octets.checked_sub(footer.len() as u64).ok_or(Tampered)?;
         let read = read_full(&*file, start, &mut footer)?;
         footer.truncate(read);
-        let content = layout.from_footer(footer, id, octets)?;
+        let content = layout.read_footer(footer, id, octets)?;
         Ok(Some((layout, content)))
     }
 

@@ -248,15 +248,25 @@ impl BodyReader {
         Self { body, last: Mutex::default() }
     }
 
-    /// Reads and verifies everything; how many octets that was.
-    pub(super) fn verify(&self) -> Result<u64, StoreError> {
+    /// Octets of content so far.
+    pub(super) fn body_octets(&self) -> u64 {
+        self.body.octets()
+    }
+
+    /// Reads and verifies the blocks with these octets; how many were read.
+    pub(super) fn verify(&self, offset: u64, octets: u64) -> Result<u64, StoreError> {
         let content = lock(&self.body.state).written;
+        let end = offset.saturating_add(octets).min(content);
+        let block = BLOCK_OCTETS as u64;
         let mut last = lock(&self.last);
-        last.nth = None;
-        for nth in 0..content.div_ceil(BLOCK_OCTETS as u64) {
+        let mut read = 0;
+        for nth in offset / block..end.div_ceil(block) {
+            last.nth = None;
             self.body.read_block(nth, content, &mut last.content)?;
+            last.nth = Some(nth);
+            read += last.content.len() as u64;
         }
-        Ok(content)
+        Ok(read)
     }
 
     /// Octets `offset..offset + octets`, all of them.

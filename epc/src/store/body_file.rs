@@ -26,6 +26,8 @@ use std::sync::Arc;
 /// Small enough that a page of a large message costs little, large enough that a seal's overhead is nothing.
 pub(super) const BLOCK_OCTETS: usize = 64 * 1024;
 const BLOCK: u64 = BLOCK_OCTETS as u64;
+/// As the header says it.
+const BLOCK_FIELD: [u8; 4] = [0, 1, 0, 0];
 
 pub(super) const HEADER_OCTETS: usize = 56;
 const HEADER: u64 = HEADER_OCTETS as u64;
@@ -55,7 +57,7 @@ impl Layout {
         let mut out = Vec::with_capacity(HEADER_OCTETS);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&[VERSION, u8::from(self.sealer.seals()), 0, 0]);
-        out.extend_from_slice(&(BLOCK_OCTETS as u32).to_be_bytes());
+        out.extend_from_slice(&BLOCK_FIELD);
         out.extend_from_slice(&self.file_id);
         let check = header_check(&out);
         out.extend_from_slice(&check);
@@ -127,7 +129,7 @@ impl Layout {
     }
 
     /// The content's length, if this is the footer of a file of `file_octets` with the body `id`.
-    pub(super) fn from_footer(
+    pub(super) fn read_footer(
         &self,
         mut footer: Vec<u8>,
         id: &BlobId,

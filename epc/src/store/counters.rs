@@ -33,7 +33,6 @@ pub(super) struct Counters {
     pub(super) index_failures: Counter,
     pub(super) disk_failures: Counter,
     pub(super) fills_stored: Counter,
-    pub(super) fills_known: Counter,
     pub(super) fills_aborted: Counter,
     pub(super) fills_wrong_length: Counter,
     pub(super) fills_refused: Counter,
