@@ -1,6 +1,61 @@
-//! Waypost.
+//! Waypost: mail in a branch office as if the server stood in the next room. This package reads the command line and the
+//! configuration, puts the parts together and runs them; what the parts do stands in their own crates.
 
-#[allow(dead_code, unused_imports, reason = "the command line that reads it comes with the next commits")]
+mod admin;
+mod api;
+mod ask;
+mod branch;
+mod ca;
+mod check;
+mod cli;
 mod config;
+mod exit;
+mod file;
+mod front;
+mod keying;
+mod logging;
+mod node;
+mod notify;
+mod run;
+mod say;
+mod show;
+mod status;
+mod trust;
 
-fn main() {}
+use clap::Parser;
+use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile};
+use exit::{Exit, Failure};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::complain(&error),
+    };
+    match std::panic::catch_unwind(|| obey(cli.command)) {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
+            say::error(&failure);
+            failure.exit.into()
+        }
+        // What panicked has said where.
+        Err(_) => {
+            say::error("this is a bug of Waypost; please report the lines above");
+            Exit::Bug.into()
+        }
+    }
+}
+
+fn obey(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Branch(wanted) => branch::branch(&wanted),
+        Command::Run { config: ConfigFile { config } } => run::run(&config),
+        Command::Check { config: ConfigFile { config }, online } => check::check(&config, online),
+        Command::Config(ConfigCommand::Show { config: ConfigFile { config }, changed }) => {
+            show::show(&config, changed)
+        }
+        Command::Status { node, sessions } => status::status(&node, sessions),
+        Command::Trace { user, node } => status::trace(&node, &user),
+        Command::Ca(CaCommand::Init { interception: _, permit, dir }) => ca::init(&permit, dir),
+    }
+}

@@ -1,0 +1,305 @@
+//! A running node: doors, the way to the servers, one handler for all sessions, and what of it an administrator can ask.
+
+mod door;
+mod origins;
+
+use crate::{
+    config::{self, Config, value::Encryption},
+    exit::{Exit, Failure},
+    front::Shown,
+    keying::OrganisationKey,
+};
+use discovery_core::id::ServerId;
+use door::Door;
+use epc::{
+    handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
+    intake::{FrontTls, IntakeCounts},
+    origin::{DirectOrigins, OriginServer, OriginTls},
+    tls::roots::Trust,
+};
+use origins::Origins;
+use std::{
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+/// How long sessions get to come to rest when the node ends.
+pub(crate) const DRAIN: Duration = Duration::from_secs(30);
+/// What a session may take beyond that for its last octets.
+const DRAIN_CLOSE: Duration = Duration::from_secs(5);
+
+/// A node that runs.
+pub(crate) struct Node {
+    handler: Arc<Handler>,
+    origins: Arc<Origins>,
+    keying: Arc<OrganisationKey>,
+    drain: watch::Sender<Drain>,
+    started: Instant,
+    served: Mutex<Served>,
+}
+
+/// What a reload exchanges.
+struct Served {
+    config: Config,
+    terms: HashMap<ServerId, Arc<ServerTerms>>,
+    fronts: HashMap<ServerId, Arc<FrontTls>>,
+    doors: Vec<Door>,
+}
+
+/// A door as `status` shows it.
+pub(crate) struct DoorFacts {
+    pub(crate) address: SocketAddr,
+    pub(crate) server: ServerId,
+    pub(crate) tls: Encryption,
+    pub(crate) counts: Arc<IntakeCounts>,
+}
+
+impl Node {
+    /// Opens everything that `config` names; nothing is served before all of it is there. Inside a tokio runtime.
+    pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
+        make_dir(&config.node.state_dir)?;
+        let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
+        let origins = Arc::new(Origins::new(direct(config)?));
+        let handler = Arc::new(Handler::new(
+            Arc::clone(&origins) as Arc<_>,
+            Arc::new(NoCatalog),
+            Arc::clone(&keying) as Arc<_>,
+            Limits::default(),
+        ));
+        let (drain, draining) = watch::channel(Drain::Serving);
+        let mut served = Served {
+            config: config.clone(),
+            terms: HashMap::new(),
+            fronts: HashMap::new(),
+            doors: Vec::new(),
+        };
+        for (server, shown) in shown(config)? {
+            served.fronts.insert(server, shown.front()?);
+        }
+        served.renew_terms(config);
+        for listener in &config.listeners {
+            served.open(config, listener, &handler, draining.clone())?;
+        }
+        Ok(Self { handler, origins, keying, drain, started: Instant::now(), served: Mutex::new(served) })
+    }
+
+    /// Takes on `config` where that is possible while sessions run: servers, certificates, listeners. Nothing is changed
+    /// unless all that it names can be read; what needs a restart is said.
+    pub(crate) async fn reload(&self, config: &Config) -> Result<(), Failure> {
+        let origins = direct(config)?;
+        let shown = shown(config)?;
+        let leaving = {
+            let mut served = self.served();
+            let old = std::mem::replace(&mut served.config, config.clone());
+            say_what_needs_a_restart(&old, config);
+            self.origins.replace(origins);
+            for (server, shown) in shown {
+                match served.fronts.get(&server) {
+                    Some(front) => shown.replace(front)?,
+                    None => {
+                        served.fronts.insert(server, shown.front()?);
+                    }
+                }
+            }
+            served.renew_terms(config);
+            served.dismiss(config)
+        };
+        for door in leaving {
+            door.close().await;
+        }
+        let mut served = self.served();
+        for listener in &config.listeners {
+            if served.doors.iter().any(|door| door.config == *listener) {
+                continue;
+            }
+            // One address that cannot be had must not take the others.
+            if let Err(failure) = served.open(config, listener, &self.handler, self.drain.subscribe()) {
+                tracing::error!(error = %failure, "after the reload");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`.
+    pub(crate) async fn drain(&self, by: Instant) {
+        self.drain.send_replace(Drain::By(by));
+        self.empty(by).await;
+    }
+
+    /// Ends all sessions now.
+    pub(crate) async fn hurry(&self) {
+        self.drain.send_replace(Drain::Now);
+        self.empty(Instant::now()).await;
+    }
+
+    /// Every door and session holds a receiver, and nobody else does.
+    async fn empty(&self, by: Instant) {
+        let _late = timeout_at(by + DRAIN_CLOSE, self.drain.closed()).await;
+    }
+
+    /// Whether it has been told to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.drain.borrow() != Drain::Serving
+    }
+
+    /// Since when it runs.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        self.served().config.clone()
+    }
+
+    pub(crate) fn doors(&self) -> Vec<DoorFacts> {
+        let facts = |door: &Door| DoorFacts {
+            address: door.address,
+            server: door.config.server.clone(),
+            tls: door.config.tls,
+            counts: Arc::clone(&door.counts),
+        };
+        self.served().doors.iter().map(facts).collect()
+    }
+
+    pub(crate) fn metrics(&self) -> Arc<Metrics> {
+        self.handler.metrics()
+    }
+
+    pub(crate) fn roster(&self) -> Arc<Roster> {
+        self.handler.roster()
+    }
+
+    pub(crate) fn keying(&self) -> &OrganisationKey {
+        &self.keying
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Served {
+    fn open(
+        &mut self,
+        config: &Config,
+        listener: &config::Listener,
+        handler: &Arc<Handler>,
+        draining: watch::Receiver<Drain>,
+    ) -> Result<(), Failure> {
+        let named = |name: &ServerId| config.servers.iter().find(|server| server.name == *name);
+        let (Some(server), Some(terms)) = (named(&listener.server), self.terms.get(&listener.server)) else {
+            return Err(Failure::say(Exit::Bug, format_args!("no server {}", listener.server)));
+        };
+        let tls = self.fronts.get(&listener.server);
+        self.doors.push(Door::open(listener, server, tls, Arc::clone(terms), handler, draining)?);
+        Ok(())
+    }
+
+    /// Terms that did not change stay: they count the sessions that run.
+    fn renew_terms(&mut self, config: &Config) {
+        let mut terms = HashMap::new();
+        for server in &config.servers {
+            let mut new = ServerTerms::new(
+                server.name.clone(),
+                usize::try_from(server.limits.sessions_max).unwrap_or(usize::MAX),
+            );
+            new.compress = server.compress;
+            new.re_proof = config.store.re_proof;
+            let kept = self.terms.remove(&server.name).filter(|old| old.is_same(&new));
+            terms.insert(server.name.clone(), kept.unwrap_or_else(|| Arc::new(new)));
+        }
+        for door in &self.doors {
+            if let Some(terms) = terms.get(&door.config.server) {
+                door.set_terms(Arc::clone(terms));
+            }
+        }
+        self.terms = terms;
+    }
+
+    /// Takes out the doors that `config` does not have, or has otherwise.
+    fn dismiss(&mut self, config: &Config) -> Vec<Door> {
+        let stays = |door: &Door| {
+            let server = config.servers.iter().find(|server| server.name == door.config.server);
+            config.listeners.contains(&door.config)
+                && server.is_some_and(|server| {
+                    server.addresses == door.server.addresses
+                        && server.host == door.server.host
+                        && server.port == door.server.port
+                })
+        };
+        let (staying, leaving) = std::mem::take(&mut self.doors).into_iter().partition(stays);
+        self.doors = staying;
+        leaving
+    }
+}
+
+/// What clients of each server are shown; only servers that an encrypted listener serves.
+fn shown(config: &Config) -> Result<Vec<(ServerId, Shown)>, Failure> {
+    let encrypted = |server: &&config::Server| {
+        config.listeners.iter().any(|l| l.server == server.name && l.tls != Encryption::Plain)
+    };
+    let open = |server: &config::Server| Ok((server.name.clone(), Shown::open(config, server)?));
+    config.servers.iter().filter(encrypted).map(open).collect()
+}
+
+/// The servers of `config`, dialled from here.
+pub(crate) fn direct(config: &Config) -> Result<DirectOrigins, Failure> {
+    DirectOrigins::new(config.servers.iter().map(origin)).map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+fn origin(server: &config::Server) -> OriginServer {
+    let mut origin = OriginServer::new(server.name.clone(), &server.host.0, server.port.0);
+    origin.addresses = server.addresses.iter().map(|ip| SocketAddr::new(*ip, server.port.0)).collect();
+    origin.tls = match server.tls {
+        Encryption::Implicit => OriginTls::Implicit,
+        Encryption::StartTls => OriginTls::StartTls,
+        Encryption::Plain => OriginTls::Plain,
+    };
+    origin.trust = match &server.trust {
+        config::Trust::System => Trust::System,
+        config::Trust::Ca(path) => Trust::CaFile(path.clone()),
+        config::Trust::Pin(pin) => Trust::Pin(pin.0),
+    };
+    origin.allow_preauth = server.allow_preauth;
+    origin
+}
+
+fn say_what_needs_a_restart(old: &Config, new: &Config) {
+    let parts = [
+        ("[node]", old.node != new.node),
+        ("[admin]", old.admin != new.admin),
+        ("[store]", Config::store_needs_restart(old, new)),
+        ("[log] format", old.log.format != new.log.format),
+    ];
+    for (part, changed) in parts {
+        if changed {
+            tracing::warn!(part, "this changed in the file, and takes effect at the next start");
+        }
+    }
+}
+
+impl Config {
+    fn store_needs_restart(old: &Self, new: &Self) -> bool {
+        let mut same = old.store.clone();
+        same.re_proof = new.store.re_proof;
+        same != new.store
+    }
+}
+
+/// The state directory holds keys: for its owner alone.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| Failure::io(format!("the state directory {}", dir.display()), error))
+}
