@@ -37,7 +37,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
     intake::{Accepted, ClientTls, ClientUpgrade},
-    origin::{OriginConnector, OriginRequest, SourcePolicy},
+    origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy},
 };
 use std::{
     sync::{
@@ -83,6 +83,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// What a connector may take beyond its patience.
+const OPEN_GRACE: Duration = Duration::from_secs(1);
 
 /// What holds for every session with one server.
 #[derive(Debug)]
@@ -265,7 +268,10 @@ impl Handler {
             patience: self.limits.origin_patience,
         };
         let opened = tokio::select! {
-            opened = self.origins.open(request) => opened,
+            // The connector has its own patience; a client must not depend on it.
+            opened = timeout(self.limits.origin_patience + OPEN_GRACE, self.origins.open(request)) => {
+                opened.unwrap_or(Err(OpenError::TimedOut))
+            }
             () = ordered(&mut drain) => {
                 self.turn_away(&mut client, "shutting down (drain)").await;
                 return Ended::Drained;
