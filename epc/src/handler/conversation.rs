@@ -12,7 +12,10 @@ use super::{
 };
 use crate::compress::Deflated;
 use bytes::{Bytes, BytesMut};
-use imap_core::session::{Event, Output, Session, Side};
+use imap_core::{
+    mutants,
+    session::{Event, Output, Session, Side},
+};
 use seams::AsyncIo;
 use std::{future::pending, pin::Pin, sync::Arc, sync::atomic::Ordering};
 use tokio::{
@@ -132,8 +135,7 @@ impl<'a> Conversation<'a> {
 
     /// Whether to read one side: only while less than a window waits for the other.
     fn reading(&self, wanted: bool, other: &Wire) -> Reading {
-        let room = other.waiting() < self.limits().window_octets
-            || imap_core::mutants::on("slow-side-stops-the-other");
+        let room = other.waiting() < self.limits().window_octets || mutants::on("handler-window-unbounded");
         if wanted && room { Reading::Yes { secret: self.session.is_secret() } } else { Reading::No }
     }
 
@@ -197,7 +199,7 @@ impl<'a> Conversation<'a> {
             Err(_) => return Err(Ended::Stuck),
         }
         // It came in clear text, before TLS: an attacker's words that would count as the client's (CVE-2011-0411).
-        if self.client.has_ahead() && !imap_core::mutants::on("starttls-surplus-ends-the-session") {
+        if self.client.has_ahead() && !mutants::on("handler-starttls-surplus-kept") {
             return Err(Ended::StartTlsSurplus);
         }
         let Some(Upgrade(upgrade)) = self.upgrade.take() else {
