@@ -159,6 +159,11 @@ impl Body {
         self.grown.notify_all();
     }
 
+    /// Closes the file until somebody needs it again.
+    pub(super) fn close(&self) {
+        lock(&self.state).file = None;
+    }
+
     /// Makes the content durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file()?.sync()

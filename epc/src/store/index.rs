@@ -59,14 +59,11 @@ impl Index {
     pub(super) fn new(
         path: PathBuf,
         sealer: Arc<dyn Sealer>,
+        keys: ItemKeys,
         trust: Trust,
         counters: Arc<Counters>,
-        writer: &Connection,
-    ) -> rusqlite::Result<Self> {
-        let keys = ItemKeys::default();
-        keys.load(writer)?;
-        trust.load(writer)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             path,
             sealer,
             keys,
@@ -75,7 +72,7 @@ impl Index {
             queue: Mutex::default(),
             moved: Condvar::new(),
             readers: Mutex::default(),
-        })
+        }
     }
 
     /// Hands over a change; waits only while too many wait already.

@@ -3,6 +3,7 @@
 //! Nothing in it is readable mail when a key is set: names are keyed hashes, values are sealed. Without a key every
 //! value still carries a check that is bound to its row, because SQLite itself notices no flipped bit.
 
+use super::columns;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::path::Path;
 
@@ -35,8 +36,9 @@ const MIGRATIONS: [&str; 1] = ["
         nth INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, octets INTEGER NOT NULL, file_octets INTEGER NOT NULL,
         head BLOB, used INTEGER NOT NULL, hits INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX blob_used ON blob((hits > 0), used);
+    -- `tally` is sealed like a value: a flipped bit must not earn trust.
     CREATE TABLE trust(
-        server TEXT NOT NULL, class INTEGER NOT NULL, same INTEGER NOT NULL, different INTEGER NOT NULL,
+        server TEXT NOT NULL, class INTEGER NOT NULL, tally BLOB NOT NULL,
         PRIMARY KEY(server, class)) WITHOUT ROWID;
     -- What was compared already, until the class is trusted: the same message twice earns no trust.
     CREATE TABLE comparison(
@@ -136,7 +138,7 @@ const BUSY: std::time::Duration = std::time::Duration::from_secs(2);
 /// Whether the index was written under the key with this check; a new one is from now on.
 pub(super) fn is_of_key(db: &Connection, check: &[u8; 32]) -> Result<bool, SchemaError> {
     let sql = "SELECT value FROM meta WHERE name = 'key_check'";
-    let found: Option<Vec<u8>> = db.query_row(sql, [], |row| row.get(0)).optional()?;
+    let found = db.query_row(sql, [], |row| Ok(columns::octets(row, 0))).optional()?;
     if found.is_none() {
         db.execute("INSERT INTO meta(name, value) VALUES('key_check', ?)", [&check[..]])?;
     }
