@@ -89,7 +89,7 @@ use zeroize::Zeroizing;
 pub struct StoreConfig {
     /// Its directory; made where it is missing. Nothing else may be in it.
     pub path: PathBuf,
-    /// Octets that bodies and index may take.
+    /// Octets that bodies and index may take, beside SQLite's log of some 10 MiB.
     pub size_max: u64,
     /// Seals bodies and index values. A store that was written under another key, or under none, begins empty.
     pub seal_key: Option<Zeroizing<[u8; 32]>>,

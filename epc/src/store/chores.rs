@@ -118,6 +118,7 @@ impl Chores {
             if self.bodies.unsynced() > 0 {
                 self.bodies.sync();
             }
+            self.index.checkpoint();
             for (scope, uid) in compare {
                 self.resolver.compare(&scope, uid);
             }

@@ -455,6 +455,22 @@ fn an_index_that_cannot_grow_forgets_and_shows_nothing_that_is_gone() {
 }
 
 #[test]
+fn the_log_of_commits_stays_short() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(config(root.path())).unwrap();
+    let value = "v".repeat(100_000);
+    for n in 1..=400 {
+        record(&store, &mailbox(1, "INBOX", 5), n, &[("ENVELOPE", &value)]);
+        if n % 50 == 0 {
+            store.flush();
+        }
+    }
+    let octets = |name: &str| fs::metadata(root.path().join(name)).unwrap().len();
+    assert!(octets(INDEX) > 30 << 20, "{}", octets(INDEX));
+    assert!(octets("index.sqlite-wal") < 24 << 20, "{}", octets("index.sqlite-wal"));
+}
+
+#[test]
 fn files_are_the_owners_only() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(config(root.path())).unwrap();

@@ -217,6 +217,14 @@ impl Index {
         }
     }
 
+    /// Keeps the log of commits short.
+    pub(super) fn checkpoint(&self) {
+        if let Err(error) = schema::checkpoint(&self.path) {
+            self.note(&error);
+            tracing::warn!(%error, "the store's index cannot be checkpointed");
+        }
+    }
+
     /// Remembers damage for whoever opens the index next.
     fn note(&self, error: &rusqlite::Error) {
         self.counters.index_failures.one();

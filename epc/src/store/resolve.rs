@@ -244,6 +244,7 @@ impl Resolver {
                 self.remember(id);
             }
         }
+        reader.rest();
         Some(Held::Stored { reader: Arc::new(reader), offset, octets })
     }
 

@@ -97,6 +97,8 @@ pub(super) fn open(path: &Path, suspect: bool) -> Result<Connection, SchemaError
         }
     }
     settle(&connection)?;
+    // Checkpoints sync; nobody who waits for a commit should wait for that as well.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     let transaction = connection.transaction()?;
     let done = usize::try_from(found).map_err(|_| SchemaError::Damaged)?;
     for step in MIGRATIONS.iter().skip(done) {
@@ -117,6 +119,25 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Moves what was committed into the index's file, as far as no reader needs it where it is; if that is worth it.
+pub(super) fn checkpoint(path: &Path) -> rusqlite::Result<()> {
+    if log_octets(path) < LOG_OCTETS_MIN {
+        return Ok(());
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "synchronous", "normal")?;
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+}
+
+/// Octets of what waits for a checkpoint.
+fn log_octets(path: &Path) -> u64 {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).map_or(0, |log| log.len())
+}
+
 fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "wal")?;
     // The index can be filled again; a power cut may take the last commits and nothing else.
@@ -128,6 +149,9 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }
+
+/// A shorter log of commits is not worth a checkpoint; SQLite begins it anew once all of it was moved.
+const LOG_OCTETS_MIN: u64 = 8 << 20;
 
 /// Page cache of one connection.
 const CACHE_KIB: i64 = 4096;
