@@ -30,6 +30,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::Catalog,
+    mutants,
     session::{Compress, Road, Session, SessionConfig},
 };
 use metrics::{Ended, Metrics};
@@ -37,7 +38,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
     intake::{Accepted, ClientTls, ClientUpgrade},
-    origin::{OriginConnector, OriginRequest, SourcePolicy},
+    origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy},
 };
 use std::{
     sync::{
@@ -83,6 +84,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// What a connector may take beyond its patience.
+const OPEN_GRACE: Duration = Duration::from_secs(1);
 
 /// What holds for every session with one server.
 #[derive(Debug)]
@@ -264,8 +268,14 @@ impl Handler {
             purpose: Class::Interactive,
             patience: self.limits.origin_patience,
         };
+        let patience = if mutants::on("handler-origin-without-patience") {
+            Duration::from_secs(24 * 3600)
+        } else {
+            self.limits.origin_patience + OPEN_GRACE
+        };
         let opened = tokio::select! {
-            opened = self.origins.open(request) => opened,
+            // The connector has its own patience; a client must not depend on it.
+            opened = timeout(patience, self.origins.open(request)) => opened.unwrap_or(Err(OpenError::TimedOut)),
             () = ordered(&mut drain) => {
                 self.turn_away(&mut client, "shutting down (drain)").await;
                 return Ended::Drained;

@@ -232,6 +232,8 @@ impl Session {
             match self.server.next(&mut octets) {
                 Ok(Some(frame)) => {
                     self.server_frame(frame);
+                    // At once: what the next frame brings is told behind it.
+                    self.release();
                     if std::mem::take(&mut self.compress_begins) {
                         self.outputs.push_back(Output::CompressServer { surplus: octets });
                         self.event(Event::Compressing);
@@ -267,8 +269,10 @@ impl Session {
     /// One side closed its stream, in whatever way.
     pub fn handle_closed(&mut self, now: Now, side: Side) {
         self.now = Some(now);
-        let orderly = side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel);
-        self.close(if orderly { Closing::Done } else { Closing::OriginLost });
+        if side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel) {
+            return self.close(Closing::Done);
+        }
+        self.bye(Closing::OriginLost, "the connection to the mail server was lost");
     }
 
     /// The deadline of [`Session::poll_timeout`] has come.
@@ -364,8 +368,14 @@ impl Session {
         }
     }
 
+    /// Whether the client is in the middle of a response: nothing else may be said to it.
+    fn is_mid_response(&self) -> bool {
+        self.reading.is_told() && !mutants::on("session-speaks-within-a-response")
+    }
+
     fn tell(&mut self) {
         if self.views.has_log()
+            && !self.is_mid_response()
             && self.is_selected()
             && let Some(window) = self.window()
         {
@@ -375,7 +385,7 @@ impl Session {
 
     /// Before message data: the client must know of the message first.
     fn tell_before_data(&mut self) {
-        if self.views.has_log() && self.is_selected() {
+        if self.views.has_log() && self.is_selected() && !self.is_mid_response() {
             self.tell_in(Window::NoExpunge);
         }
     }
@@ -399,7 +409,7 @@ impl Session {
 
     /// Completes what can be completed, oldest first.
     fn release(&mut self) {
-        loop {
+        while !self.is_mid_response() {
             let Some(front) = self.underway.front_mut() else { return };
             let rows = std::mem::take(&mut front.prepared);
             if !rows.is_empty() {

@@ -5,17 +5,25 @@
 
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
+    mutants,
     uid::Uid,
 };
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
 };
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::{Duration, Instant},
+};
 
 /// Octets of bodies that may wait for the store, per session: at 10 Mbit/s most of a second, and half of what a session
 /// may cost in memory.
 const FILL_OCTETS_MAX: usize = 1024 * 1024;
+/// When so much waits, the origin is not read on for a while: a disk that is only late catches up.
+const CROWDED: usize = FILL_OCTETS_MAX / 2;
+/// For how long a disk that takes nothing at all may slow a session down.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// Told the store in one go.
 const BATCH_MAX: usize = 64;
 /// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
@@ -27,6 +35,10 @@ pub(super) struct Errands {
     catalog: Arc<dyn Catalog>,
     waiting: VecDeque<CatalogOp>,
     fill_octets: usize,
+    /// Fills that others may wait for; they are never given up.
+    awaited: BTreeSet<FillId>,
+    /// Since when the store has taken nothing although much waits.
+    crowded_since: Option<Instant>,
     /// Fills of which the store must hear nothing more.
     given_up: BTreeSet<FillId>,
     running: Option<JoinHandle<Vec<CatalogReply>>>,
@@ -43,6 +55,8 @@ impl Errands {
             catalog,
             waiting: VecDeque::new(),
             fill_octets: 0,
+            awaited: BTreeSet::new(),
+            crowded_since: None,
             given_up: BTreeSet::new(),
             running: None,
             fallback: None,
@@ -61,14 +75,21 @@ impl Errands {
                     return;
                 }
                 if self.fill_octets.saturating_add(octets.len()) > FILL_OCTETS_MAX
-                    && !imap_core::mutants::on("slow-store-is-left-behind")
+                    && !self.awaited.contains(&fill)
+                    && !mutants::on("handler-slow-store-unbounded")
                 {
                     self.give_up(fill);
                     return;
                 }
                 self.fill_octets += octets.len();
             }
+            CatalogOp::FillOpen { fill, uid, .. } => {
+                if uid.is_some() {
+                    self.awaited.insert(*fill);
+                }
+            }
             CatalogOp::FillCommit { fill, .. } | CatalogOp::FillAbort { fill } => {
+                self.awaited.remove(fill);
                 if self.given_up.remove(fill) {
                     return;
                 }
@@ -79,7 +100,6 @@ impl Errands {
             | CatalogOp::Resolve { .. }
             | CatalogOp::Count { .. }
             | CatalogOp::Record { .. }
-            | CatalogOp::FillOpen { .. }
             | CatalogOp::Expunged { .. }
             | CatalogOp::Forget { .. }
             | CatalogOp::Used { .. }
@@ -87,22 +107,28 @@ impl Errands {
         }
         self.waiting.push_back(op);
         self.start();
+        if self.fill_octets >= CROWDED {
+            self.crowded_since.get_or_insert_with(Instant::now);
+        }
     }
 
-    /// The next answer; pending while none is due. Cancel-safe.
-    pub(super) async fn reply(&mut self) -> CatalogReply {
-        loop {
-            if let Some(reply) = self.replies.pop_front() {
-                return reply;
-            }
-            match &mut self.running {
-                None => std::future::pending().await,
-                Some(running) => {
-                    let done = running.await;
-                    self.finished(done);
-                }
-            }
+    /// Whether the origin should not be read on, and until when at the most.
+    pub(super) fn pause(&self) -> Pause {
+        match self.crowded_since {
+            None => Pause::No,
+            Some(_) if !self.awaited.is_empty() => Pause::UntilProgress,
+            Some(since) => Pause::Until(since + PATIENCE),
         }
+    }
+
+    /// The next answer, or `None` when the store got on; pending while it has nothing to do. Cancel-safe.
+    pub(super) async fn progress(&mut self) -> Option<CatalogReply> {
+        if self.replies.is_empty() {
+            let Some(running) = &mut self.running else { return std::future::pending().await };
+            let done = running.await;
+            self.finished(done);
+        }
+        self.replies.pop_front()
     }
 
     /// Does all that waits, answers or not: what a client fetched last shall not be lost because it left.
@@ -170,7 +196,20 @@ impl Errands {
             }
         }
         self.start();
+        // It got on: the patience begins anew.
+        self.crowded_since = (self.fill_octets >= CROWDED).then(Instant::now);
     }
+}
+
+/// Whether more octets for the store should come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// Yes.
+    No,
+    /// Not before this moment, unless the store gets on.
+    Until(Instant),
+    /// Not before the store gets on: somebody reads what it is to keep.
+    UntilProgress,
 }
 
 /// The answer of a store that holds nothing, for the ops that are questions: a session must never wait for good.
@@ -206,5 +245,237 @@ pub struct NoCatalog;
 impl Catalog for NoCatalog {
     fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
         not_held(&op)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use discovery_core::{
+        id::{AccountKey, ServerId, UserKey},
+        value::Proof,
+    };
+    use imap_core::{
+        catalog::{MailboxKey, RequestId},
+        item::ItemKey,
+        uid::UidValidity,
+    };
+    use std::sync::{Condvar, Mutex};
+
+    /// Writes down what it is told; holds every op back while it is closed.
+    #[derive(Default)]
+    struct Recording {
+        told: Mutex<Vec<String>>,
+        closed: Mutex<bool>,
+        opened: Condvar,
+    }
+
+    impl Recording {
+        fn close(&self) {
+            *self.closed.lock().unwrap() = true;
+        }
+
+        fn open(&self) {
+            *self.closed.lock().unwrap() = false;
+            self.opened.notify_all();
+        }
+
+        fn told(&self) -> Vec<String> {
+            self.told.lock().unwrap().clone()
+        }
+    }
+
+    impl Catalog for Recording {
+        fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
+            drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+            let told = if let CatalogOp::FillOpen { fill, .. } = &op {
+                format!("open {}", fill.n)
+            } else if let CatalogOp::FillData { fill, octets } = &op {
+                format!("data {} {}", fill.n, octets.len())
+            } else if let CatalogOp::FillCommit { fill, .. } = &op {
+                format!("commit {}", fill.n)
+            } else if let CatalogOp::FillAbort { fill } = &op {
+                format!("abort {}", fill.n)
+            } else if let CatalogOp::Resolve { request, .. } = &op {
+                format!("resolve {}", request.0)
+            } else {
+                "other".to_owned()
+            };
+            self.told.lock().unwrap().push(told);
+            not_held(&op)
+        }
+    }
+
+    fn mailbox() -> MailboxKey {
+        let server = ServerId::new("mail.lab.test").expect("a name");
+        let account = AccountKey { server, user: UserKey { version: 1, hash: [7; 16] } };
+        let uid_validity = UidValidity::new(1).expect("not zero");
+        MailboxKey { account, name: Bytes::from_static(b"INBOX"), uid_validity, utf8: false }
+    }
+
+    fn uid(n: u32) -> Uid {
+        Uid::new(n).expect("not zero")
+    }
+
+    fn fill(n: u64) -> FillId {
+        FillId { session: 1, n }
+    }
+
+    fn open(n: u64) -> CatalogOp {
+        let item = ItemKey::whole();
+        CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: None, item, octets: 1 }
+    }
+
+    async fn reply(errands: &mut Errands) -> CatalogReply {
+        loop {
+            if let Some(reply) = errands.progress().await {
+                return reply;
+            }
+        }
+    }
+
+    fn data(n: u64, octets: usize) -> CatalogOp {
+        CatalogOp::FillData { fill: fill(n), octets: vec![0; octets].into() }
+    }
+
+    fn commit(n: u64) -> CatalogOp {
+        CatalogOp::FillCommit { fill: fill(n), uid: uid(1), proof: Proof::Origin }
+    }
+
+    fn resolve(n: u64) -> CatalogOp {
+        let items = vec![ItemKey::whole(), ItemKey::whole()];
+        CatalogOp::Resolve { request: RequestId(n), mailbox: mailbox(), uids: vec![uid(1), uid(2)], items }
+    }
+
+    fn used() -> CatalogOp {
+        CatalogOp::Used { mailbox: mailbox(), uids: vec![] }
+    }
+
+    #[tokio::test]
+    async fn the_store_hears_everything_in_order() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let mut wanted = vec!["open 1".to_owned()];
+        errands.push(open(1));
+        for n in 1..=200 {
+            errands.push(data(1, n));
+            wanted.push(format!("data 1 {n}"));
+        }
+        errands.push(resolve(9));
+        errands.push(commit(1));
+        wanted.extend(["resolve 9".to_owned(), "commit 1".to_owned()]);
+        assert!(matches!(reply(&mut errands).await, CatalogReply::Resolved { request: RequestId(9), .. }));
+        errands.finish().await;
+        assert_eq!(catalog.told(), wanted);
+        assert_eq!(errands.take_troubles(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_question_is_answered_before_what_comes_behind_it() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        errands.push(used());
+        errands.push(resolve(1));
+        errands.push(used());
+        catalog.open();
+        reply(&mut errands).await;
+        assert_eq!(catalog.told()[..2], ["other", "resolve 1"]);
+        errands.finish().await;
+        assert_eq!(catalog.told().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_the_disk_cannot_keep_up_with_is_given_up() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        // This one is with the store already and blocks it.
+        errands.push(open(1));
+        errands.push(open(2));
+        errands.push(data(2, 10));
+        let mut pushed = 0;
+        while errands.take_troubles().0 == 0 {
+            errands.push(data(1, 64 * 1024));
+            pushed += 64 * 1024;
+            assert!(pushed <= 2 * FILL_OCTETS_MAX, "what waits for the disk has no bound");
+        }
+        assert!(pushed >= FILL_OCTETS_MAX / 2);
+        errands.push(data(1, 5));
+        errands.push(commit(1));
+        errands.push(data(2, 20));
+        errands.push(commit(2));
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(catalog.told(), ["open 1", "open 2", "data 2 10", "abort 1", "data 2 20", "commit 2"]);
+        // The name is free again.
+        errands.push(open(1));
+        errands.push(data(1, 7));
+        errands.finish().await;
+        assert_eq!(catalog.told()[6..], ["open 1", "data 1 7"]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_somebody_waits_for_is_never_given_up() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        let item = ItemKey::whole();
+        errands.push(CatalogOp::FillOpen {
+            fill: fill(1),
+            mailbox: mailbox(),
+            uid: Some(uid(1)),
+            item,
+            octets: 1,
+        });
+        assert_eq!(errands.pause(), Pause::No);
+        for _ in 0..3 {
+            errands.push(data(1, FILL_OCTETS_MAX));
+        }
+        assert_eq!(errands.pause(), Pause::UntilProgress);
+        errands.push(commit(1));
+        assert!(matches!(errands.pause(), Pause::Until(_)), "only as long as it is open");
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(errands.take_troubles(), (0, 0));
+        assert_eq!(catalog.told().last().map(String::as_str), Some("commit 1"));
+        assert_eq!(errands.pause(), Pause::No);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_panics_answers_not_held_and_goes_on() {
+        struct Broken;
+        impl Catalog for Broken {
+            fn handle(&self, _: CatalogOp) -> Option<CatalogReply> {
+                panic!("a bug in the store")
+            }
+        }
+        let mut errands = Errands::new(Arc::new(Broken));
+        for n in 1..=2 {
+            errands.push(resolve(n));
+            let CatalogReply::Resolved { request, rows } = reply(&mut errands).await else {
+                panic!("another answer")
+            };
+            assert_eq!(request, RequestId(n));
+            assert_eq!(rows.iter().map(|row| row.uid).collect::<Vec<_>>(), [uid(1), uid(2)]);
+            assert!(rows.iter().all(|row| row.values.len() == 2 && row.values.iter().all(Option::is_none)));
+        }
+        assert_eq!(errands.take_troubles(), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_not_awaited_to_its_end_is_not_lost() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        errands.push(resolve(4));
+        tokio::select! {
+            biased;
+            _ = reply(&mut errands) => panic!("the store is closed"),
+            () = std::future::ready(()) => {}
+        }
+        catalog.open();
+        assert!(matches!(reply(&mut errands).await, CatalogReply::Resolved { request: RequestId(4), .. }));
     }
 }
