@@ -1,0 +1,4 @@
+//! The scenarios, by what they are about.
+
+pub(crate) mod identical;
+pub(crate) mod logins;
