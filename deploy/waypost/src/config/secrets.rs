@@ -110,8 +110,8 @@ pub(crate) fn look_at_authority(dir: &Path, files: FileUse) -> Result<(), String
 }
 
 /// Names of the files in an interception CA's directory.
-const AUTHORITY_KEY: &str = "ca.key";
-const AUTHORITY_CERT: &str = "ca.pem";
+const AUTHORITY_KEY: &str = "issuing.key";
+const AUTHORITY_CERT: &str = "issuing.pem";
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.display();

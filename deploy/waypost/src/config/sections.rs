@@ -291,7 +291,8 @@ fn server(
     }
     let host = match name.as_ref().and_then(|name| Host::parse(name.as_str())) {
         Some(host) => Some(t.get("host", host)),
-        None if name.is_none() => t.maybe("host"),
+        // The name that will be put there may do for the host; a wrong one says that none did.
+        None if !t.says("name") => t.maybe("host"),
         None => t.need("host"),
     };
     let tls = t.get("tls", Encryption::Implicit);

@@ -189,8 +189,8 @@ name!(ServerId);
 /// A prefix of a network, such as `192.168.7.0/24`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prefix {
-    base: IpAddr,
-    bits: u8,
+    pub(crate) base: IpAddr,
+    pub(crate) bits: u8,
 }
 
 impl Prefix {

@@ -1,0 +1,346 @@
+//! Connection handlers: the shell around [`imap_core::session::Session`], one task per client.
+//!
+//! ```text
+//! Accepted ── origin opened first ── greeting ── Session
+//!                                                  │ outputs, in order
+//!   client ⇄ Wire(queue ≤ window) ⇄ conversation ⇄ Wire(queue ≤ window) ⇄ origin
+//!                                       ⇅
+//!                                    Errands ⇄ Catalog (blocking threads)
+//! ```
+//! It moves octets and fires timers, and decides nothing about IMAP. What it owes: no side that is slow costs more memory
+//! than its window, no session ends another, and a client whose origin is gone hears so and never hangs.
+
+mod body;
+mod buffers;
+mod conversation;
+mod errands;
+pub mod metrics;
+pub mod roster;
+mod wire;
+
+pub use errands::NoCatalog;
+
+use buffers::Buffers;
+use bytes::Bytes;
+use conversation::Conversation;
+use discovery_core::{
+    id::{ServerId, UserKeying},
+    now::{Now, UnixMillis},
+    value::Class,
+};
+use imap_core::{
+    catalog::Catalog,
+    session::{Compress, Road, Session, SessionConfig},
+};
+use metrics::{Ended, Metrics};
+use ring::rand::{SecureRandom, SystemRandom};
+use roster::{Card, Roster};
+use seams::{
+    intake::{Accepted, ClientTls, ClientUpgrade},
+    origin::{OriginConnector, OriginRequest, SourcePolicy},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
+};
+use tracing::Instrument;
+
+/// Bounds of every session.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Octets that may wait for one side before the other side is no longer read.
+    pub window_octets: usize,
+    /// How long to try to reach the origin before the client is told that it cannot be reached.
+    pub origin_patience: Duration,
+    /// How long both sides may be silent before the client has logged in.
+    pub login_idle: Duration,
+    /// How long a side may take nothing of what waits for it. RFC 9051 §5.4 allows a server to end an idle session after
+    /// 30 minutes, not earlier.
+    pub stuck: Duration,
+    /// How long a stored body that is still being written may not grow while a client waits for it.
+    pub body_patience: Duration,
+    /// How long an ending session may go on writing what is queued, as long as each write gets on.
+    pub close_patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            window_octets: 256 * 1024,
+            origin_patience: Duration::from_secs(20),
+            login_idle: Duration::from_secs(60),
+            stuck: Duration::from_secs(30 * 60),
+            body_patience: Duration::from_secs(30),
+            close_patience: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What holds for every session with one server.
+#[derive(Debug)]
+pub struct ServerTerms {
+    /// Its canonical name.
+    pub id: ServerId,
+    /// Whether COMPRESS is used when offered.
+    pub compress: bool,
+    /// Whether anything is stored or served from the store.
+    pub cache: bool,
+    /// For how long a session's right to a mailbox is believed.
+    pub re_proof: Duration,
+    /// Messages up to this length are fetched whole when a client asks for a chunk.
+    pub chunk_fill_max: u64,
+    sessions: Semaphore,
+    compress_known: AtomicBool,
+}
+
+/// A message with attachments is rarely larger; the rest of a larger one is not fetched because a client looked at its
+/// beginning.
+const CHUNK_FILL_MAX: u64 = 32 << 20;
+
+impl ServerTerms {
+    /// The defaults, for at most `sessions_max` sessions at a time.
+    #[must_use]
+    pub fn new(id: ServerId, sessions_max: usize) -> Self {
+        Self {
+            id,
+            compress: true,
+            cache: true,
+            re_proof: Duration::from_secs(300),
+            chunk_fill_max: CHUNK_FILL_MAX,
+            sessions: Semaphore::new(sessions_max),
+            compress_known: AtomicBool::new(false),
+        }
+    }
+
+    fn compress(&self) -> Compress {
+        match (self.compress, self.compress_known.load(Ordering::Relaxed)) {
+            (false, _) => Compress::Off,
+            (true, false) => Compress::WhenOffered,
+            (true, true) => Compress::Known,
+        }
+    }
+}
+
+/// Whether the node goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// It does.
+    Serving,
+    /// Sessions at rest end now, the others when they come to rest, all of them by this moment.
+    By(Instant),
+    /// All end now.
+    Now,
+}
+
+/// Returns when the node no longer serves, also when whoever could have said so is gone.
+pub async fn ordered(drain: &mut watch::Receiver<Drain>) {
+    drop(drain.wait_for(|drain| *drain != Drain::Serving).await);
+}
+
+/// A client that has arrived, with what its listener knows.
+#[derive(Debug)]
+pub struct Visit {
+    /// The client.
+    pub accepted: Accepted,
+    /// How to upgrade it after STARTTLS.
+    pub upgrade: Option<Upgrade>,
+    /// Where it is going.
+    pub server: Arc<ServerTerms>,
+}
+
+/// A listener's way to TLS.
+#[derive(Clone)]
+pub struct Upgrade(pub Arc<dyn ClientUpgrade>);
+
+impl std::fmt::Debug for Upgrade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Upgrade")
+    }
+}
+
+/// Serves clients; one for all listeners of a process.
+pub struct Handler {
+    origins: Arc<dyn OriginConnector>,
+    catalog: Arc<dyn Catalog>,
+    keying: Arc<dyn UserKeying>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    roster: Arc<Roster>,
+    buffers: Arc<Buffers>,
+    numbers: AtomicU64,
+}
+
+impl Handler {
+    /// A handler that reaches servers by `origins` and remembers in `catalog`.
+    #[must_use]
+    pub fn new(
+        origins: Arc<dyn OriginConnector>,
+        catalog: Arc<dyn Catalog>,
+        keying: Arc<dyn UserKeying>,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            origins,
+            catalog,
+            keying,
+            limits,
+            metrics: Arc::new(Metrics::default()),
+            roster: Arc::new(Roster::default()),
+            buffers: Arc::new(Buffers::default()),
+            numbers: AtomicU64::new(1),
+        }
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// The sessions and what was decided in them.
+    #[must_use]
+    pub fn roster(&self) -> Arc<Roster> {
+        Arc::clone(&self.roster)
+    }
+
+    /// Serves one client to its end. A panic in here is counted and ends this client only.
+    pub async fn serve(&self, visit: Visit, drain: watch::Receiver<Drain>) -> Ended {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!(
+            "conn",
+            session = number,
+            client.addr = %visit.accepted.client,
+            server = %visit.server.id
+        );
+        async {
+            let mut presence = Presence::enter(self, number, &visit);
+            let how = self.converse(number, visit, drain, Arc::clone(&presence.card)).await;
+            tracing::debug!(how = how.word(), "ended");
+            presence.how = how;
+            how
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn converse(
+        &self,
+        number: u64,
+        visit: Visit,
+        mut drain: watch::Receiver<Drain>,
+        card: Arc<Card>,
+    ) -> Ended {
+        let Visit { accepted, upgrade, server } = visit;
+        let mut client = accepted.io;
+        let Ok(_permit) = server.sessions.try_acquire() else {
+            tracing::warn!("the server has as many sessions as [server.limits] sessions_max allows");
+            self.turn_away(&mut client, "too many sessions (full)").await;
+            return Ended::Full;
+        };
+        let request = OriginRequest {
+            server: server.id.clone(),
+            addr: None,
+            client: accepted.client,
+            source: SourcePolicy::Own,
+            purpose: Class::Interactive,
+            patience: self.limits.origin_patience,
+        };
+        let opened = tokio::select! {
+            opened = self.origins.open(request) => opened,
+            () = ordered(&mut drain) => {
+                self.turn_away(&mut client, "shutting down (drain)").await;
+                return Ended::Drained;
+            }
+        };
+        let origin = match opened {
+            Ok(origin) => origin,
+            Err(error) => {
+                tracing::warn!(%error, "the server cannot be reached");
+                self.metrics.count_open_failed(error.word());
+                self.turn_away(&mut client, &format!("the mail server cannot be reached ({})", error.word()))
+                    .await;
+                return Ended::NoOrigin;
+            }
+        };
+        let mut session = Session::new(SessionConfig {
+            number,
+            nonce: nonce(),
+            server: server.id.clone(),
+            keying: Arc::clone(&self.keying),
+            road: match accepted.tls {
+                ClientTls::Implicit => Road::Tls,
+                ClientTls::StartTls => Road::StartTlsRequired,
+                ClientTls::Plain => Road::Plain,
+            },
+            compress: server.compress(),
+            cache: server.cache,
+            re_proof: server.re_proof,
+            chunk_fill_max: server.chunk_fill_max,
+        });
+        session.handle_greeting(now(), &origin.greeting);
+        Conversation::new(self, session, client, origin.io, upgrade, &server, card).run(drain).await
+    }
+
+    /// Tells a client why it is not served.
+    async fn turn_away(&self, client: &mut Box<dyn seams::AsyncIo>, why: &str) {
+        let said = async {
+            client.write_all(&bye(why)).await?;
+            client.shutdown().await
+        };
+        let _client_may_be_gone = timeout(self.limits.close_patience, said).await;
+    }
+}
+
+/// The one line that a client hears from us when it is not served (RFC 9051 §7.1.5, RFC 5530 §3).
+fn bye(why: &str) -> Bytes {
+    format!("* BYE [UNAVAILABLE] Waypost: {why}\r\n").into()
+}
+
+fn now() -> Now {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wall = UnixMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+    Now { mono: Instant::now().into_std(), wall }
+}
+
+/// Tags of ours must not be guessable: a client that could use one would take our answer for its own.
+fn nonce() -> [u8; 6] {
+    let mut nonce = [0; 6];
+    SystemRandom::new()
+        .fill(&mut nonce)
+        .expect("the system gives random octets, or TLS would not have come up");
+    nonce
+}
+
+/// A session in the roster; leaves it however the session ends.
+struct Presence<'a> {
+    handler: &'a Handler,
+    card: Arc<Card>,
+    how: Ended,
+}
+
+impl<'a> Presence<'a> {
+    fn enter(handler: &'a Handler, number: u64, visit: &Visit) -> Self {
+        handler.metrics.sessions_opened.one();
+        let client = visit.accepted.client.0;
+        let card = handler.roster.enter(number, client, visit.server.id.clone(), now().wall);
+        Self { handler, card, how: Ended::Drained }
+    }
+}
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.how = Ended::Panicked;
+        }
+        self.handler.metrics.count_ended(self.how);
+        self.handler.roster.leave(self.card.number);
+    }
+}

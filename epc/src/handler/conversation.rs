@@ -1,0 +1,415 @@
+//! One session from its greeting to its end: the loop that moves octets between the two wires, the session and the
+//! store.
+
+use super::{
+    Drain, Handler, Limits, ServerTerms, Upgrade,
+    body::{Body, BodyLost},
+    errands::Errands,
+    metrics::{Ended, Metrics},
+    now,
+    roster::{Card, Decision},
+    wire::{Cut, Happened, Reading, Wire},
+};
+use crate::compress::Deflated;
+use bytes::{Bytes, BytesMut};
+use imap_core::session::{Event, Output, Session, Side};
+use seams::AsyncIo;
+use std::{future::pending, pin::Pin, sync::Arc, sync::atomic::Ordering};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant, Sleep, sleep_until, timeout},
+};
+
+/// How long a closed client may take to notice, so that what was said last is not lost to a reset.
+const LINGER: Duration = Duration::from_secs(1);
+/// Discarded while lingering.
+const LINGER_READS_MAX: usize = 64;
+/// All of an ending: a client that takes an octet now and then must not keep a node from going.
+const CLOSE_MAX: Duration = Duration::from_secs(60);
+
+pub(super) struct Conversation<'a> {
+    handler: &'a Handler,
+    session: Session,
+    client: Wire,
+    origin: Wire,
+    client_open: bool,
+    origin_open: bool,
+    upgrade: Option<Upgrade>,
+    server: &'a ServerTerms,
+    errands: Errands,
+    card: Arc<Card>,
+    /// When either side last said something.
+    heard: Instant,
+    /// Why we end it, if it is we who do.
+    ours: Option<Ended>,
+    draining: Drain,
+    counted: Counted,
+}
+
+/// What of a session's octets stands in the metrics already.
+#[derive(Default)]
+struct Counted {
+    client: (u64, u64),
+    origin: (u64, u64),
+}
+
+impl<'a> Conversation<'a> {
+    pub(super) fn new(
+        handler: &'a Handler,
+        session: Session,
+        client: Box<dyn AsyncIo>,
+        origin: Box<dyn AsyncIo>,
+        upgrade: Option<Upgrade>,
+        server: &'a ServerTerms,
+        card: Arc<Card>,
+    ) -> Self {
+        let wire = |io, cut| Wire::new(io, Arc::clone(&handler.buffers), cut);
+        Self {
+            handler,
+            session,
+            client: wire(client, Cut::Together),
+            origin: wire(origin, Cut::Apart),
+            client_open: true,
+            origin_open: true,
+            upgrade,
+            server,
+            errands: Errands::new(Arc::clone(&handler.catalog)),
+            card,
+            heard: Instant::now(),
+            ours: None,
+            draining: Drain::Serving,
+            counted: Counted::default(),
+        }
+    }
+
+    /// Serves until the end, and ends it.
+    pub(super) async fn run(mut self, drain: watch::Receiver<Drain>) -> Ended {
+        let how = self.serve(drain).await;
+        self.end().await;
+        how
+    }
+
+    async fn serve(&mut self, mut drain: watch::Receiver<Drain>) -> Ended {
+        let mut timer = Box::pin(sleep_until(Instant::now()));
+        let mut watched = true;
+        self.draining = *drain.borrow_and_update();
+        loop {
+            self.drain_at_rest();
+            if let Some(how) = self.obey().await {
+                return self.ours.unwrap_or(how);
+            }
+            if !self.client_open && !self.origin_open {
+                return self.ours.unwrap_or(Ended::Done);
+            }
+            self.report();
+            let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
+            let from_origin = self.reading(self.origin_open && self.session.wants_server(), &self.client);
+            let deadline = self.deadline();
+            tokio::select! {
+                happened = self.client.turn(from_client) => {
+                    if let Some(how) = self.happened(Side::Client, happened) {
+                        return how;
+                    }
+                }
+                happened = self.origin.turn(from_origin) => {
+                    if let Some(how) = self.happened(Side::Server, happened) {
+                        return how;
+                    }
+                }
+                reply = self.errands.reply() => self.session.handle_store(now(), reply),
+                () = until(timer.as_mut(), deadline) => {
+                    if let Some(how) = self.due() {
+                        return how;
+                    }
+                }
+                changed = drain.changed(), if watched => {
+                    watched = changed.is_ok();
+                    self.draining = *drain.borrow_and_update();
+                }
+            }
+        }
+    }
+
+    /// Whether to read one side: only while less than a window waits for the other.
+    fn reading(&self, wanted: bool, other: &Wire) -> Reading {
+        let room = other.waiting() < self.limits().window_octets
+            || imap_core::mutants::on("slow-side-stops-the-other");
+        if wanted && room { Reading::Yes { secret: self.session.is_secret() } } else { Reading::No }
+    }
+
+    /// Tells the session what happened on one side.
+    fn happened(&mut self, side: Side, happened: Happened) -> Option<Ended> {
+        match happened {
+            Happened::Octets(octets) => {
+                self.heard = Instant::now();
+                match side {
+                    Side::Client => self.session.handle_client(now(), octets),
+                    Side::Server => self.session.handle_server(now(), octets),
+                }
+            }
+            Happened::Wrote => {}
+            Happened::Ended | Happened::Broken => self.closed(side),
+            Happened::BodyLost(BodyLost::Store | BodyLost::Stalled) => return Some(Ended::StoreLost),
+        }
+        None
+    }
+
+    fn closed(&mut self, side: Side) {
+        let open = match side {
+            Side::Client => &mut self.client_open,
+            Side::Server => &mut self.origin_open,
+        };
+        if std::mem::replace(open, false) {
+            self.session.handle_closed(now(), side);
+        }
+    }
+
+    /// Does what the session wants done, in order. `Some` when it wants to end.
+    async fn obey(&mut self) -> Option<Ended> {
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::ToClient(octets) => self.client.push(octets),
+                Output::ToClientFrom { reader, offset, octets } => {
+                    self.client.push_body(Body::new(reader, offset, octets, self.limits().body_patience));
+                }
+                // Before a login each piece may be a credential: on its own it shares no record with anything that an
+                // observer knows the length of.
+                Output::ToServer(octets) if self.session.account().is_none() => {
+                    self.origin.push_flushed(octets)
+                }
+                Output::ToServer(octets) => self.origin.push(octets),
+                Output::Catalog(op) => self.errands.push(op),
+                Output::StartTls => {
+                    if let Err(how) = self.start_tls().await {
+                        return Some(how);
+                    }
+                }
+                Output::CompressServer { surplus } => self.compress(surplus).await,
+                Output::Event(event) => self.learned(&event),
+                Output::Close(why) => return Some(why.into()),
+            }
+        }
+        None
+    }
+
+    async fn start_tls(&mut self) -> Result<(), Ended> {
+        match timeout(self.limits().stuck, self.client.drain()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Ended::Done),
+            Err(_) => return Err(Ended::Stuck),
+        }
+        // It came in clear text, before TLS: an attacker's words that would count as the client's (CVE-2011-0411).
+        if self.client.has_ahead() && !imap_core::mutants::on("starttls-surplus-ends-the-session") {
+            return Err(Ended::StartTlsSurplus);
+        }
+        let Some(Upgrade(upgrade)) = self.upgrade.take() else {
+            return Err(Ended::StartTlsFailed);
+        };
+        match self.client.rewrap(|io| async move { upgrade.upgrade(io).await }).await {
+            Ok(()) => {
+                self.session.handle_client_tls(now());
+                Ok(())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the client's TLS handshake failed");
+                Err(Ended::StartTlsFailed)
+            }
+        }
+    }
+
+    async fn compress(&mut self, surplus: Bytes) {
+        if !matches!(timeout(self.limits().stuck, self.origin.drain()).await, Ok(Ok(()))) {
+            self.closed(Side::Server);
+            return;
+        }
+        let mut already = BytesMut::from(surplus.as_ref());
+        self.origin.take_ahead().for_each(|octets| already.extend_from_slice(&octets));
+        let wrapped = self.origin.rewrap(|io| async move {
+            Ok(Box::new(Deflated::new(io, already.freeze())) as Box<dyn AsyncIo>)
+        });
+        if wrapped.await.is_err() {
+            self.closed(Side::Server);
+        }
+    }
+
+    fn learned(&mut self, event: &Event) {
+        self.metrics().count_event(event);
+        if matches!(event, Event::Compressing) {
+            self.server.compress_known.store(true, Ordering::Relaxed);
+        }
+        let account = match event {
+            Event::LoggedIn(account) => Some(account),
+            Event::LoginRefused
+            | Event::Fetched { .. }
+            | Event::Filled(_)
+            | Event::Compared { .. }
+            | Event::Compressing
+            | Event::Tunnel(_)
+            | Event::Desync(_) => self.session.account(),
+        };
+        let decision = Decision::of(event, self.card.number, now().wall);
+        if let Some(account) = account {
+            self.handler.roster.decided(account.user, decision);
+        }
+        match event {
+            Event::Desync(why) => {
+                tracing::warn!(why, "the server contradicts itself; nothing more is learned in this session");
+            }
+            Event::LoggedIn(account) => tracing::info!(user = %account.user, "logged in"),
+            Event::LoginRefused
+            | Event::Fetched { .. }
+            | Event::Filled(_)
+            | Event::Compared { .. }
+            | Event::Compressing
+            | Event::Tunnel(_) => {
+                tracing::debug!(what = decision.what, outcome = decision.outcome, "decided");
+            }
+        }
+    }
+
+    /// Ends a session that is at rest when the node drains.
+    fn drain_at_rest(&mut self) {
+        let end = match self.draining {
+            Drain::Serving => false,
+            Drain::By(moment) => self.session.is_at_rest() || Instant::now() >= moment,
+            Drain::Now => true,
+        };
+        if end {
+            self.shut_down(Ended::Drained, "shutting down");
+        }
+    }
+
+    fn shut_down(&mut self, how: Ended, why: &str) {
+        if self.ours.is_none() {
+            self.ours = Some(how);
+            self.session.handle_shutdown(now(), why);
+        }
+    }
+
+    /// The next moment at which something must be done although nothing happens.
+    fn deadline(&self) -> Instant {
+        let limits = self.limits();
+        let stuck = |wire: &Wire| wire.stuck_since().map(|since| since + limits.stuck);
+        let login = self.session.account().is_none().then(|| self.heard + limits.login_idle);
+        let drained = match self.draining {
+            Drain::By(moment) if self.ours.is_none() => Some(moment),
+            Drain::By(_) | Drain::Serving | Drain::Now => None,
+        };
+        let session = self.session.poll_timeout().map(Instant::from_std);
+        [login, drained, session, stuck(&self.client), stuck(&self.origin)]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| Instant::now() + NOTHING_DUE)
+    }
+
+    /// Does what is due.
+    fn due(&mut self) -> Option<Ended> {
+        let (at, limits) = (Instant::now(), *self.limits());
+        if self.session.poll_timeout().is_some_and(|moment| Instant::from_std(moment) <= at) {
+            self.session.handle_timeout(now());
+        }
+        let stuck = |wire: &Wire| wire.stuck_since().is_some_and(|since| since + limits.stuck <= at);
+        if stuck(&self.client) || stuck(&self.origin) {
+            return Some(Ended::Stuck);
+        }
+        if self.session.account().is_none() && self.heard + limits.login_idle <= at {
+            self.shut_down(Ended::IdleBeforeLogin, "idle for too long before a login");
+        }
+        None
+    }
+
+    /// Keeps the roster and the metrics up to date.
+    fn report(&mut self) {
+        let (client, origin) = (self.client.totals(), self.origin.totals());
+        self.card.update(
+            self.session.account().map(|account| account.user),
+            self.session.state_word(),
+            client,
+        );
+        let metrics = self.metrics();
+        metrics.client_read_octets.add(client.0 - self.counted.client.0);
+        metrics.client_written_octets.add(client.1 - self.counted.client.1);
+        metrics.origin_read_octets.add(origin.0 - self.counted.origin.0);
+        metrics.origin_written_octets.add(origin.1 - self.counted.origin.1);
+        let (abandoned, failed) = self.errands.take_troubles();
+        metrics.fills_abandoned.add(abandoned);
+        metrics.store_failures.add(failed);
+        self.counted = Counted { client, origin };
+    }
+
+    /// Writes what is still queued, as long as it gets on, and closes both sides.
+    async fn end(&mut self) {
+        let patience = self.limits().close_patience;
+        let _late = timeout(CLOSE_MAX, async {
+            let (client, origin) = (&mut self.client, &mut self.origin);
+            let client = async {
+                flush(client, patience).await;
+                if timeout(patience, client.shut_down()).await.is_ok() {
+                    linger(client).await;
+                }
+            };
+            let origin = async {
+                flush(origin, patience).await;
+                let _late = timeout(patience, origin.shut_down()).await;
+            };
+            tokio::join!(client, origin, self.errands.finish());
+        })
+        .await;
+        self.report();
+    }
+
+    fn limits(&self) -> &'a Limits {
+        &self.handler.limits
+    }
+
+    fn metrics(&self) -> &'a Metrics {
+        &self.handler.metrics
+    }
+}
+
+/// Long enough to cost nothing.
+const NOTHING_DUE: Duration = Duration::from_secs(3600);
+
+async fn flush(wire: &mut Wire, patience: Duration) {
+    while !wire.is_drained() {
+        match timeout(patience, wire.turn(Reading::No)).await {
+            Ok(Happened::Wrote) => {}
+            Ok(Happened::Octets(_) | Happened::Ended | Happened::Broken | Happened::BodyLost(_)) | Err(_) => {
+                return;
+            }
+        }
+    }
+}
+
+/// Reads what the client still says until it closes: octets unread at the close would make the kernel send a reset, and
+/// a reset overtakes our last line.
+async fn linger(wire: &mut Wire) {
+    let _late = timeout(LINGER, async {
+        for _ in 0..LINGER_READS_MAX {
+            match wire.turn(Reading::Yes { secret: true }).await {
+                Happened::Octets(_) | Happened::Wrote => {}
+                Happened::Ended | Happened::Broken | Happened::BodyLost(_) => return,
+            }
+        }
+        pending::<()>().await;
+    })
+    .await;
+}
+
+/// Waits for `deadline` with a timer that is moved only when it must be: most rounds end by octets, and a timer that
+/// fires early asks again.
+async fn until(mut timer: Pin<&mut Sleep>, deadline: Instant) {
+    loop {
+        if timer.deadline() > deadline || timer.is_elapsed() {
+            if timer.is_elapsed() && deadline <= Instant::now() {
+                return;
+            }
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().await;
+        if deadline <= Instant::now() {
+            return;
+        }
+    }
+}

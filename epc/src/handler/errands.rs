@@ -1,0 +1,210 @@
+//! What a session asks of and tells the store: in order, one after the other, on threads that may block.
+//!
+//! A disk slower than the wire must not slow mail: when more than [`FILL_OCTETS_MAX`] of bodies wait for it, the body
+//! that grows is given up (and counted); the client has its octets anyway, and the store learns it another time.
+
+use imap_core::{
+    catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
+    uid::Uid,
+};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+
+/// Octets of bodies that may wait for the store, per session: at 10 Mbit/s most of a second, and half of what a session
+/// may cost in memory.
+const FILL_OCTETS_MAX: usize = 1024 * 1024;
+/// Told the store in one go.
+const BATCH_MAX: usize = 64;
+/// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
+/// forgotten rather than kept.
+const OPS_MAX: usize = 16 * 1024;
+
+/// The queue of one session towards the store.
+pub(super) struct Errands {
+    catalog: Arc<dyn Catalog>,
+    waiting: VecDeque<CatalogOp>,
+    fill_octets: usize,
+    /// Fills of which the store must hear nothing more.
+    given_up: BTreeSet<FillId>,
+    running: Option<JoinHandle<Vec<CatalogReply>>>,
+    /// What to answer when the running batch does not.
+    fallback: Option<CatalogReply>,
+    replies: VecDeque<CatalogReply>,
+    abandoned: u64,
+    failed: u64,
+}
+
+impl Errands {
+    pub(super) fn new(catalog: Arc<dyn Catalog>) -> Self {
+        Self {
+            catalog,
+            waiting: VecDeque::new(),
+            fill_octets: 0,
+            given_up: BTreeSet::new(),
+            running: None,
+            fallback: None,
+            replies: VecDeque::new(),
+            abandoned: 0,
+            failed: 0,
+        }
+    }
+
+    /// Queues `op` behind all others.
+    pub(super) fn push(&mut self, op: CatalogOp) {
+        match &op {
+            CatalogOp::FillData { fill, octets } => {
+                let fill = *fill;
+                if self.given_up.contains(&fill) {
+                    return;
+                }
+                if self.fill_octets.saturating_add(octets.len()) > FILL_OCTETS_MAX
+                    && !imap_core::mutants::on("slow-store-is-left-behind")
+                {
+                    self.give_up(fill);
+                    return;
+                }
+                self.fill_octets += octets.len();
+            }
+            CatalogOp::FillCommit { fill, .. } | CatalogOp::FillAbort { fill } => {
+                if self.given_up.remove(fill) {
+                    return;
+                }
+            }
+            CatalogOp::Record { .. } | CatalogOp::Used { .. } if self.waiting.len() >= OPS_MAX => return,
+            CatalogOp::Account { .. }
+            | CatalogOp::Selected { .. }
+            | CatalogOp::Resolve { .. }
+            | CatalogOp::Count { .. }
+            | CatalogOp::Record { .. }
+            | CatalogOp::FillOpen { .. }
+            | CatalogOp::Expunged { .. }
+            | CatalogOp::Forget { .. }
+            | CatalogOp::Used { .. }
+            | CatalogOp::ShadowWanted { .. } => {}
+        }
+        self.waiting.push_back(op);
+        self.start();
+    }
+
+    /// The next answer; pending while none is due. Cancel-safe.
+    pub(super) async fn reply(&mut self) -> CatalogReply {
+        loop {
+            if let Some(reply) = self.replies.pop_front() {
+                return reply;
+            }
+            match &mut self.running {
+                None => std::future::pending().await,
+                Some(running) => {
+                    let done = running.await;
+                    self.finished(done);
+                }
+            }
+        }
+    }
+
+    /// Does all that waits, answers or not: what a client fetched last shall not be lost because it left.
+    pub(super) async fn finish(&mut self) {
+        while let Some(running) = &mut self.running {
+            let done = running.await;
+            self.finished(done);
+        }
+    }
+
+    /// How many bodies were given up because the store was too slow, and how many times it failed outright, since the
+    /// last time of asking.
+    pub(super) fn take_troubles(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.abandoned), std::mem::take(&mut self.failed))
+    }
+
+    fn give_up(&mut self, fill: FillId) {
+        self.abandoned += 1;
+        self.given_up.insert(fill);
+        let mut freed = 0;
+        self.waiting.retain(|op| {
+            let CatalogOp::FillData { fill: its, octets } = op else { return true };
+            if *its == fill {
+                freed += octets.len();
+            }
+            *its != fill
+        });
+        self.fill_octets = self.fill_octets.saturating_sub(freed);
+        self.waiting.push_back(CatalogOp::FillAbort { fill });
+        self.start();
+    }
+
+    fn start(&mut self) {
+        if self.running.is_some() || self.waiting.is_empty() {
+            return;
+        }
+        let mut batch = Vec::new();
+        while let Some(op) = self.waiting.pop_front() {
+            if let CatalogOp::FillData { octets, .. } = &op {
+                self.fill_octets = self.fill_octets.saturating_sub(octets.len());
+            }
+            self.fallback = not_held(&op);
+            batch.push(op);
+            // Whoever asks waits for the answer, and should not wait for what comes after it.
+            if self.fallback.is_some() || batch.len() == BATCH_MAX {
+                break;
+            }
+        }
+        let catalog = Arc::clone(&self.catalog);
+        self.running =
+            Some(spawn_blocking(move || batch.into_iter().filter_map(|op| catalog.handle(op)).collect()));
+    }
+
+    fn finished(&mut self, done: Result<Vec<CatalogReply>, JoinError>) {
+        self.running = None;
+        let fallback = self.fallback.take();
+        match done {
+            Ok(replies) if !replies.is_empty() => self.replies.extend(replies),
+            // Nobody asked, or nobody answered.
+            Ok(_) => self.replies.extend(fallback),
+            Err(error) => {
+                tracing::error!(%error, "the store failed in the middle of a session");
+                self.failed += 1;
+                self.replies.extend(fallback);
+            }
+        }
+        self.start();
+    }
+}
+
+/// The answer of a store that holds nothing, for the ops that are questions: a session must never wait for good.
+fn not_held(op: &CatalogOp) -> Option<CatalogReply> {
+    match op {
+        CatalogOp::Resolve { request, uids, items, .. } => {
+            let row = |uid: &Uid| Row { uid: *uid, values: vec![None; items.len()] };
+            Some(CatalogReply::Resolved { request: *request, rows: uids.iter().map(row).collect() })
+        }
+        CatalogOp::Count { request, .. } => {
+            Some(CatalogReply::Counted { request: *request, messages: 0, known: 0 })
+        }
+        CatalogOp::ShadowWanted { request, .. } => {
+            Some(CatalogReply::ShadowWanted { request: *request, wanted: None })
+        }
+        CatalogOp::Account { .. }
+        | CatalogOp::Selected { .. }
+        | CatalogOp::Record { .. }
+        | CatalogOp::FillOpen { .. }
+        | CatalogOp::FillData { .. }
+        | CatalogOp::FillCommit { .. }
+        | CatalogOp::FillAbort { .. }
+        | CatalogOp::Expunged { .. }
+        | CatalogOp::Forget { .. }
+        | CatalogOp::Used { .. } => None,
+    }
+}
+
+/// A store that holds nothing and keeps nothing: for a node whose store is turned off or cannot be opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCatalog;
+
+impl Catalog for NoCatalog {
+    fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
+        not_held(&op)
+    }
+}

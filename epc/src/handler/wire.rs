@@ -1,0 +1,373 @@
+//! One end of a session: its stream, what was read ahead of the session, and what waits to be written.
+//!
+//! [`Wire::turn`] does whatever reading and writing is possible and returns at the first thing the session should know;
+//! it can be dropped at any moment without losing an octet, so it stands in a `select!` beside the other end.
+
+use super::{
+    body::{Body, BodyLost},
+    buffers::Buffers,
+};
+use bytes::{Buf, Bytes};
+use seams::AsyncIo;
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// Whether octets are wanted of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Not now.
+    No,
+    /// Yes; `secret` ones are wiped after use.
+    Yes {
+        /// A credential may be among them.
+        secret: bool,
+    },
+}
+
+/// What a turn came to.
+#[derive(Debug)]
+pub(super) enum Happened {
+    /// These came.
+    Octets(Bytes),
+    /// Some of the queue was written.
+    Wrote,
+    /// The peer will send nothing more, in an orderly way or not.
+    Ended,
+    /// Nothing can be written any more.
+    Broken,
+    /// A stored body that had been announced cannot be given to its end.
+    BodyLost(BodyLost),
+}
+
+/// How writes are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// As many pieces as possible in one write.
+    Together,
+    /// Each piece its own write, so its own TLS record.
+    Apart,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Octets(Bytes),
+    /// To be flushed before anything else is written.
+    Flushed(Bytes),
+    Body(Body),
+}
+
+/// See the module's documentation.
+pub(super) struct Wire {
+    io: Box<dyn AsyncIo>,
+    buffers: Arc<Buffers>,
+    cut: Cut,
+    ahead: VecDeque<Bytes>,
+    ended: bool,
+    broken: bool,
+    queue: VecDeque<Piece>,
+    /// Of the queue, in memory, with what each piece costs beside its octets.
+    waiting: usize,
+    /// What the stream took and may still hold back.
+    unflushed: bool,
+    flush_first: bool,
+    /// When the peer last took something, or nothing waited for it.
+    moved: Instant,
+    read: u64,
+    written: u64,
+}
+
+/// Buffers read from a stream before the session sees the first of them: so much goes out in one write.
+const AHEAD_MAX: usize = 4;
+/// Pieces of one vectored write; more than fit into a socket's buffer gain nothing.
+const SLICES_MAX: usize = 16;
+/// What a queued piece costs beside its octets, so that a flood of tiny ones is bounded too.
+const PIECE_COST: usize = 128;
+
+impl Wire {
+    pub(super) fn new(io: Box<dyn AsyncIo>, buffers: Arc<Buffers>, cut: Cut) -> Self {
+        Self {
+            io,
+            buffers,
+            cut,
+            ahead: VecDeque::new(),
+            ended: false,
+            broken: false,
+            queue: VecDeque::new(),
+            waiting: 0,
+            unflushed: false,
+            flush_first: false,
+            moved: Instant::now(),
+            read: 0,
+            written: 0,
+        }
+    }
+
+    /// Queues octets.
+    pub(super) fn push(&mut self, octets: Bytes) {
+        self.put(octets.len(), Piece::Octets(octets));
+    }
+
+    /// Queues octets that must leave on their own.
+    pub(super) fn push_flushed(&mut self, octets: Bytes) {
+        self.put(octets.len(), Piece::Flushed(octets));
+    }
+
+    /// Queues a stored body.
+    pub(super) fn push_body(&mut self, body: Body) {
+        self.put(0, Piece::Body(body));
+    }
+
+    fn put(&mut self, octets: usize, piece: Piece) {
+        if self.broken || matches!(&piece, Piece::Octets(none) | Piece::Flushed(none) if none.is_empty()) {
+            return;
+        }
+        if self.is_drained() {
+            self.moved = Instant::now();
+        }
+        self.waiting += octets + PIECE_COST;
+        self.queue.push_back(piece);
+    }
+
+    /// Octets of memory that wait to be written.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether everything was handed to the network.
+    pub(super) fn is_drained(&self) -> bool {
+        self.broken || (self.queue.is_empty() && !self.unflushed)
+    }
+
+    /// Since when the peer has taken nothing of what waits; `None` when nothing waits.
+    pub(super) fn stuck_since(&self) -> Option<Instant> {
+        (!self.is_drained()).then_some(self.moved)
+    }
+
+    /// Octets read and written so far.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        (self.read, self.written)
+    }
+
+    /// Does what can be done; ready at the first thing to tell. Cancel-safe.
+    pub(super) async fn turn(&mut self, reading: Reading) -> Happened {
+        poll_fn(|cx| self.poll_turn(cx, reading)).await
+    }
+
+    /// Writes until nothing waits, reading nothing.
+    pub(super) async fn drain(&mut self) -> Result<(), Happened> {
+        while !self.is_drained() {
+            match self.turn(Reading::No).await {
+                Happened::Wrote | Happened::Octets(_) | Happened::Ended => {}
+                failed @ (Happened::Broken | Happened::BodyLost(_)) => return Err(failed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether octets came that the session has not seen.
+    pub(super) fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Takes what came and the session has not seen.
+    pub(super) fn take_ahead(&mut self) -> impl Iterator<Item = Bytes> {
+        std::mem::take(&mut self.ahead).into_iter()
+    }
+
+    /// Exchanges the stream for what `wrap` makes of it; the queue must be drained.
+    pub(super) async fn rewrap<F>(&mut self, wrap: impl FnOnce(Box<dyn AsyncIo>) -> F) -> io::Result<()>
+    where
+        F: Future<Output = io::Result<Box<dyn AsyncIo>>>,
+    {
+        let io = std::mem::replace(&mut self.io, Box::new(tokio::io::empty()));
+        match wrap(io).await {
+            Ok(io) => {
+                self.io = io;
+                Ok(())
+            }
+            Err(error) => {
+                self.give_up();
+                Err(error)
+            }
+        }
+    }
+
+    /// Says that nothing more will be written.
+    pub(super) async fn shut_down(&mut self) {
+        if !self.broken {
+            let _peer_may_be_gone = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
+        }
+    }
+
+    /// Nothing can be written any more.
+    fn give_up(&mut self) {
+        self.broken = true;
+        self.queue.clear();
+        self.waiting = 0;
+        self.unflushed = false;
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>, reading: Reading) -> Poll<Happened> {
+        let before = self.written;
+        let wrote = if self.broken { Poll::Pending } else { self.poll_write(cx) };
+        if self.written != before {
+            self.moved = Instant::now();
+        }
+        if let Poll::Ready(happened) = wrote {
+            return Poll::Ready(happened);
+        }
+        if self.written != before {
+            return Poll::Ready(Happened::Wrote);
+        }
+        match reading {
+            Reading::No => Poll::Pending,
+            Reading::Yes { secret } => self.poll_read(cx, secret),
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, secret: bool) -> Poll<Happened> {
+        if let Some(octets) = self.ahead.pop_front() {
+            return Poll::Ready(Happened::Octets(octets));
+        }
+        while !self.ended && self.ahead.len() < AHEAD_MAX {
+            let mut buffer = self.buffers.lend();
+            let mut room = ReadBuf::new(buffer.room());
+            let polled = Pin::new(&mut self.io).poll_read(cx, &mut room);
+            let filled = room.filled().len();
+            match polled {
+                Poll::Pending => break,
+                Poll::Ready(Ok(())) if filled > 0 => {
+                    self.read = self.read.saturating_add(filled as u64);
+                    let whole = filled == buffer.room().len();
+                    self.ahead.push_back(buffer.into_bytes(filled, secret));
+                    // A short read empties the stream more often than not; asking again is a system call for nothing.
+                    if !whole {
+                        break;
+                    }
+                }
+                Poll::Ready(Ok(()) | Err(_)) => self.ended = true,
+            }
+        }
+        match self.ahead.pop_front() {
+            Some(octets) => Poll::Ready(Happened::Octets(octets)),
+            None if self.ended => Poll::Ready(Happened::Ended),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Ready only when something went wrong; pending when the stream or a body makes us wait, or nothing is left.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Happened> {
+        loop {
+            let done = ready!(self.poll_write_front(cx));
+            match done {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(happened) => {
+                    self.give_up();
+                    return Poll::Ready(happened);
+                }
+            }
+        }
+    }
+
+    /// One step: `Ok(true)` when there may be more to do, `Ok(false)` when nothing is left.
+    fn poll_write_front(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Happened>> {
+        if self.flush_first {
+            ready!(self.poll_flush(cx))?;
+            self.flush_first = false;
+        }
+        let n = match self.queue.front_mut() {
+            None => {
+                if self.unflushed {
+                    ready!(self.poll_flush(cx))?;
+                }
+                return Poll::Ready(Ok(false));
+            }
+            Some(Piece::Body(body)) => match body.poll_piece(cx) {
+                Poll::Ready(Some(Ok(octets))) => {
+                    self.waiting += octets.len() + PIECE_COST;
+                    self.queue.push_front(Piece::Octets(octets));
+                    return Poll::Ready(Ok(true));
+                }
+                Poll::Ready(Some(Err(lost))) => return Poll::Ready(Err(Happened::BodyLost(lost))),
+                Poll::Ready(None) => {
+                    self.queue.pop_front();
+                    self.waiting = self.waiting.saturating_sub(PIECE_COST);
+                    return Poll::Ready(Ok(true));
+                }
+                Poll::Pending => {
+                    // What came before the body must not wait for the disk.
+                    if self.unflushed {
+                        ready!(self.poll_flush(cx))?;
+                    }
+                    return Poll::Pending;
+                }
+            },
+            Some(Piece::Flushed(octets)) => Pin::new(&mut self.io).poll_write(cx, octets),
+            Some(Piece::Octets(octets)) if self.cut == Cut::Apart => {
+                Pin::new(&mut self.io).poll_write(cx, octets)
+            }
+            Some(Piece::Octets(_)) => {
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let together = self.queue.iter().map_while(|piece| match piece {
+                    Piece::Octets(octets) => Some(octets),
+                    Piece::Flushed(_) | Piece::Body(_) => None,
+                });
+                let mut used = 0;
+                for (slice, octets) in slices.iter_mut().zip(together) {
+                    *slice = IoSlice::new(octets);
+                    used += 1;
+                }
+                Pin::new(&mut self.io).poll_write_vectored(cx, slices.get(..used).unwrap_or_default())
+            }
+        };
+        match ready!(n) {
+            Ok(0) => Poll::Ready(Err(Happened::Broken)),
+            Ok(n) => {
+                self.unflushed = true;
+                self.written = self.written.saturating_add(n as u64);
+                self.forget_written(n);
+                Poll::Ready(Ok(true))
+            }
+            Err(_) => Poll::Ready(Err(Happened::Broken)),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Happened>> {
+        let flushed = ready!(Pin::new(&mut self.io).poll_flush(cx));
+        self.unflushed = false;
+        self.moved = Instant::now();
+        Poll::Ready(flushed.map_err(|_| Happened::Broken))
+    }
+
+    fn forget_written(&mut self, mut n: usize) {
+        loop {
+            let flushed = matches!(self.queue.front(), Some(Piece::Flushed(_)));
+            let Some(Piece::Octets(octets) | Piece::Flushed(octets)) = self.queue.front_mut() else { return };
+            if n < octets.len() {
+                octets.advance(n);
+                self.waiting = self.waiting.saturating_sub(n);
+                return;
+            }
+            n -= octets.len();
+            self.waiting = self.waiting.saturating_sub(octets.len() + PIECE_COST);
+            self.queue.pop_front();
+            if flushed {
+                self.flush_first = true;
+            }
+            if n == 0 {
+                return;
+            }
+        }
+    }
+}
