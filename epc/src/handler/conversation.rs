@@ -174,9 +174,7 @@ impl<'a> Conversation<'a> {
                 }
                 // Before a login each piece may be a credential: on its own it shares no record with anything that an
                 // observer knows the length of.
-                Output::ToServer(octets) if self.session.account().is_none() => {
-                    self.origin.push_flushed(octets)
-                }
+                Output::ToServer(octets) if self.session.is_secret() => self.origin.push_flushed(octets),
                 Output::ToServer(octets) => self.origin.push(octets),
                 Output::Catalog(op) => self.errands.push(op),
                 Output::StartTls => {
@@ -242,8 +240,9 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
-            | Event::Compared { .. }
+            | Event::Unread
             | Event::Compressing
+            | Event::UnexpectedContinuation
             | Event::Tunnel(_)
             | Event::Desync(_) => self.session.account(),
         };
@@ -259,8 +258,9 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
-            | Event::Compared { .. }
+            | Event::Unread
             | Event::Compressing
+            | Event::UnexpectedContinuation
             | Event::Tunnel(_) => {
                 tracing::debug!(what = decision.what, outcome = decision.outcome, "decided");
             }
@@ -290,7 +290,7 @@ impl<'a> Conversation<'a> {
     fn deadline(&self) -> Instant {
         let limits = self.limits();
         let stuck = |wire: &Wire| wire.stuck_since().map(|since| since + limits.stuck);
-        let login = self.session.account().is_none().then(|| self.heard + limits.login_idle);
+        let login = self.session.is_secret().then(|| self.heard + limits.login_idle);
         let drained = match self.draining {
             Drain::By(moment) if self.ours.is_none() => Some(moment),
             Drain::By(_) | Drain::Serving | Drain::Now => None,
@@ -313,7 +313,7 @@ impl<'a> Conversation<'a> {
         if stuck(&self.client) || stuck(&self.origin) {
             return Some(Ended::Stuck);
         }
-        if self.session.account().is_none() && self.heard + limits.login_idle <= at {
+        if self.session.is_secret() && self.heard + limits.login_idle <= at {
             self.shut_down(Ended::IdleBeforeLogin, "idle for too long before a login");
         }
         None
