@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Stands between a mail client and whatever it talks to, TLS on both sides, and tells what the client was given.
 
-  recorder.py IMAP_CLIENT_PY < JSON {listen: [host, port], to: [host, port], name, cert, key, ca, out}
+  recorder.py IMAP_CLIENT_PY < JSON {listen: [host, port], to: [host, port], name, cert, key, ca, out, raw}
+
+What passed is kept in RAW.N.up and RAW.N.down, for looking into failures.
 
 Until SIGTERM; then writes to `out`: {"digest": {"mailbox/uid/label": sha256}, "flags": {"mailbox/uid": [..]},
 "conflicts": [..], "commands": {"FETCH": n, ..}, "octets": n, "connections": n, "trouble": [..]}. COMPRESS is taken
@@ -137,6 +139,7 @@ async def main():
     async def serve(reader, writer):
         totals.connections += 1
         connection = Connection(totals)
+        raw = [open("%s.%d.%s" % (script["raw"], totals.connections, way), "wb", 0) for way in ("up", "down")]
         try:
             far = await asyncio.open_connection(*script["to"], ssl=back, server_hostname=script["name"])
         except (OSError, ssl.SSLError) as error:
@@ -145,11 +148,13 @@ async def main():
             return
 
         def up(octets):
+            raw[0].write(octets)
             connection.from_client(octets)
             return octets
 
         def down(octets):
             octets = octets.replace(b" COMPRESS=DEFLATE", b"")
+            raw[1].write(octets)
             try:
                 connection.from_server(octets)
             except imap_client.Broken as error:

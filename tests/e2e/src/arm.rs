@@ -134,7 +134,7 @@ fn same<V: PartialEq>(
 fn one(site: &Site, server: Server, client: Client, user: &str, way: Way, name: &str) -> anyhow::Result<Arm> {
     let profile = site.lab.directory().join(format!("{client:?}-{user}-{name}"));
     fs::create_dir_all(&profile)?;
-    let recorder = Recorder::start(site, server, way, &profile)?;
+    let recorder = Recorder::start(site, server, way, &profile, &site.kept.join(name))?;
     site.lab.set_hosts(Place::Client, &[(server.host(), LOOPBACK)])?;
     let account = Account { port: RECORDER_PORT, ca: site.front_ca(), ..site.account(server, way, user)? };
     site.lab.wan()?.reset()?;
@@ -276,7 +276,7 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const RECORDER_PORT: u16 = 9993;
 
 impl Recorder {
-    fn start(site: &Site, server: Server, way: Way, profile: &Path) -> anyhow::Result<Self> {
+    fn start(site: &Site, server: Server, way: Way, profile: &Path, raw: &Path) -> anyhow::Result<Self> {
         let program = profile.join("recorder.py");
         let client = profile.join("imap_client.py");
         fs::write(&program, include_str!("../py/recorder.py"))?;
@@ -289,7 +289,7 @@ impl Recorder {
         let script = json!({
             "listen": [LOOPBACK, RECORDER_PORT],
             "to": [site.lab.address_of(Place::Client, server.host())?, port],
-            "name": server.host(), "cert": identity.certificate, "key": identity.key, "ca": ca, "out": out,
+            "name": server.host(), "cert": identity.certificate, "key": identity.key, "ca": ca, "out": out, "raw": raw,
         });
         let log = fs::File::create(profile.join("recorder.log"))?;
         let mut command = site.lab.command(Place::Client, "python3");

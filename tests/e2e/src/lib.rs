@@ -5,6 +5,8 @@
 
 mod arm;
 mod case;
+mod liar;
+mod mail;
 mod registry;
 mod runner;
 mod scenarios;

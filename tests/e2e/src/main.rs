@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
-    /// Run scenarios one after another; exit 1 if one failed
+    /// Run scenarios, each once; exit 1 if one failed
     Run {
         /// Only those marked quick, about a minute in all
         #[arg(long)]
@@ -31,6 +31,9 @@ enum What {
         /// Print the scenarios and run none
         #[arg(long)]
         list: bool,
+        /// How many scenarios at a time
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
         /// The executable to look at; the one beside this program unless said
         #[arg(long)]
         waypost: Option<PathBuf>,
@@ -38,12 +41,12 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let What::Run { quick, json, only, list, waypost } = Cli::parse().what;
+    let What::Run { quick, json, only, list, jobs, waypost } = Cli::parse().what;
     if list {
         e2e::list();
         return ExitCode::SUCCESS;
     }
-    match e2e::run(&e2e::Options { quick, json, only, waypost }) {
+    match e2e::run(&e2e::Options { quick, json, only, jobs, waypost }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -1,9 +1,9 @@
-//! Runs scenarios one after another, each once, each in a lab of its own.
+//! Runs scenarios, each once, each in a lab of its own, a few side by side: most of their time is waiting.
 #![allow(clippy::print_stdout, reason = "the runner's report is its output")]
 
-use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -21,6 +21,8 @@ pub struct Options {
     pub json: Option<PathBuf>,
     /// Only scenarios whose name begins with one of these; empty means all.
     pub only: Vec<String>,
+    /// How many at a time.
+    pub jobs: usize,
     /// The executable; `None` means the one beside this program.
     pub waypost: Option<PathBuf>,
 }
@@ -50,37 +52,34 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let wanted = select(options)?;
     let logs = beside.join("e2e-logs");
     let began = Instant::now();
-    let (mut results, mut passed, mut failed, mut skipped) = (Vec::new(), 0, 0, 0);
-    for (row, scenario) in wanted {
-        let prefix = format!("e{row:02}x{:04x}", std::process::id() & 0xffff);
-        let start = Instant::now();
-        let (verdict, notes) = one(scenario, &executable, prefix, &logs.join(scenario.name));
-        let seconds = start.elapsed().as_secs_f64();
-        let (word, why) = match &verdict {
-            Verdict::Passed => ("passed", String::new()),
-            Verdict::Skipped(why) => ("skipped", format!("skipped: {why}")),
-            Verdict::Failed(why) => ("failed", why.clone()),
-        };
-        let first = why.lines().next().unwrap_or_default();
-        println!("{word:<8}{:<34}{seconds:>6.1} s  {first}", scenario.name);
-        for line in why.lines().skip(1) {
-            println!("            {line}");
+    // The long ones first, or the last to begin would end alone.
+    let queue = Mutex::new(wanted.into_iter());
+    let results = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs.max(1) {
+            scope.spawn(|| {
+                while let Some((row, scenario)) = next(&queue) {
+                    let prefix = format!("e{row:02}x{:04x}", std::process::id() & 0xffff);
+                    let start = Instant::now();
+                    let (verdict, notes) = one(scenario, &executable, prefix, &logs.join(scenario.name));
+                    let result =
+                        Finished { row, scenario, verdict, notes, seconds: start.elapsed().as_secs_f64() };
+                    result.print();
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+                }
+            });
         }
-        std::io::stdout().flush()?;
-        match verdict {
-            Verdict::Passed => passed += 1,
-            Verdict::Skipped(_) => skipped += 1,
-            Verdict::Failed(_) => failed += 1,
-        }
-        results.push(json!({
-            "name": scenario.name, "seconds": seconds, "result": word, "why": why, "notes": notes,
-        }));
-    }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|result| result.row);
+    let count = |word| results.iter().filter(|result| result.word() == word).count();
+    let (passed, failed, skipped) = (count("passed"), count("failed"), count("skipped"));
     let seconds = began.elapsed().as_secs_f64();
     if let Some(file) = &options.json {
         let report = json!({
             "version": 1, "quick": options.quick, "seconds": seconds,
-            "passed": passed, "failed": failed, "skipped": skipped, "scenarios": results,
+            "passed": passed, "failed": failed, "skipped": skipped,
+            "scenarios": results.iter().map(Finished::json).collect::<Vec<_>>(),
         });
         std::fs::write(file, format!("{report}\n"))
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -89,6 +88,49 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     println!("{seconds:.0} s; the executable's logs: {}", logs.display());
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0)
+}
+
+fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).next()
+}
+
+struct Finished {
+    row: usize,
+    scenario: &'static Scenario,
+    verdict: Verdict,
+    notes: Value,
+    seconds: f64,
+}
+
+impl Finished {
+    fn word(&self) -> &'static str {
+        match self.verdict {
+            Verdict::Passed => "passed",
+            Verdict::Skipped(_) => "skipped",
+            Verdict::Failed(_) => "failed",
+        }
+    }
+
+    fn why(&self) -> String {
+        match &self.verdict {
+            Verdict::Passed => String::new(),
+            Verdict::Skipped(why) => format!("skipped: {why}"),
+            Verdict::Failed(why) => why.clone(),
+        }
+    }
+
+    /// In one piece, so that lines of several threads do not mix.
+    fn print(&self) {
+        let why = self.why().replace('\n', "\n            ");
+        println!("{:<8}{:<34}{:>6.1} s  {why}", self.word(), self.scenario.name, self.seconds);
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.scenario.name, "seconds": self.seconds, "result": self.word(), "why": self.why(),
+            "notes": self.notes,
+        })
+    }
 }
 
 fn select(options: &Options) -> anyhow::Result<Vec<(usize, &'static Scenario)>> {

@@ -1,6 +1,7 @@
 //! What most scenarios stand on: a lab with mail servers, a certificate authority, and the executable in the branch.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,6 +23,8 @@ pub(crate) struct Site {
     pub(crate) authority: Authority,
     pub(crate) corpus: Corpus,
     front: Identity,
+    /// What is still there when the lab is gone.
+    pub(crate) kept: PathBuf,
     pub(crate) lab: Lab,
 }
 
@@ -61,7 +64,15 @@ impl Site {
         let lab = case.lab()?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let front = Authority::create(&lab.directory().join("front"))?.issue(&[DOVECOT, CYRUS])?;
-        let mut site = Self { dovecot: None, cyrus: None, authority, corpus, front, lab };
+        let mut site = Self {
+            dovecot: None,
+            cyrus: None,
+            authority,
+            corpus,
+            front,
+            kept: case.directory().to_owned(),
+            lab,
+        };
         for server in servers {
             match server {
                 Server::Dovecot => {
@@ -144,7 +155,7 @@ impl Site {
         &self.front
     }
 
-    pub(crate) fn front_ca(&self) -> std::path::PathBuf {
+    pub(crate) fn front_ca(&self) -> PathBuf {
         self.lab.directory().join("front/ca.pem")
     }
 

@@ -235,20 +235,6 @@ impl Waypost {
     pub(crate) fn scan_memory(&self, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<String>>> {
         scan_memory(self.pid(), needles)
     }
-
-    /// Waits until the log has a line with these words; returns it.
-    pub(crate) fn wait_for_log(&self, words: &str, patience: Duration) -> anyhow::Result<String> {
-        let start = Instant::now();
-        loop {
-            if let Some(line) = self.watch.text().lines().find(|line| line.contains(words)) {
-                return Ok(line.to_owned());
-            }
-            if start.elapsed() > patience {
-                bail!("nothing with {words:?} in the log after {patience:?}:\n{}", tail(&self.watch.text()));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
 }
 
 impl Drop for Waypost {

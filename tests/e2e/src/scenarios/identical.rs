@@ -1,11 +1,15 @@
 //! What a client gets through the executable is what it would have got: direct, with an empty store, with a warm one.
 
-use anyhow::ensure;
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
 use lab::Corpus;
 use lab::corpus::{Contents, User};
+use sha2::{Digest, Sha256};
 
 use crate::arm::{Arms, Client};
 use crate::case::Case;
+use crate::mail::{bodies, same_bodies, uid};
 use crate::site::{Server, Site};
 
 pub(crate) fn curl_dovecot(case: &Case) -> anyhow::Result<()> {
@@ -116,5 +120,38 @@ fn warm_open(case: &Case, server: Server) -> anyhow::Result<()> {
         warm <= direct.saturating_sub(bodies * 9 / 10),
         "the warm run took {warm} octets over the line, the direct one {direct}, of which {bodies} were the client's"
     );
+    Ok(())
+}
+
+/// As mbsync asks: one FETCH a message, all sent before the first answer is read. Every body must come under its own
+/// UID, whole, and every command must end.
+pub(crate) fn pipelined(case: &Case) -> anyhow::Result<()> {
+    for server in [Server::Dovecot, Server::Cyrus] {
+        let site = Site::build(case, corpus("alice"), &[server])?;
+        let _waypost = site.waypost(case, &site.settings())?;
+        let truth = bodies(&mut site.beside(server, "alice")?, "INBOX")?;
+        for run in ["cold", "warm", "warmer"] {
+            let mut wire = site.through(server, "alice")?;
+            wire.command("SELECT INBOX")?.ok()?;
+            wire.command("UID FETCH 1:* (UID FLAGS)")?.ok()?;
+            let commands = truth.keys().map(|uid| wire.begin(&format!("UID FETCH {uid} (BODY.PEEK[])")));
+            let mut open: Vec<String> = commands.collect::<anyhow::Result<_>>()?;
+            let mut got = BTreeMap::new();
+            while !open.is_empty() {
+                let response =
+                    wire.response().with_context(|| format!("{server:?}, {run}, {} open", open.len()))?;
+                let text = response.text();
+                if let Some((tag, status)) = text.split_once(' ').filter(|(tag, _)| *tag != "*") {
+                    let at = open.iter().position(|open| open == tag);
+                    let at = at.with_context(|| format!("{server:?}, {run}: nobody waits for {text:?}"))?;
+                    ensure!(status.starts_with("OK"), "{server:?}, {run}: {text}");
+                    open.remove(at);
+                } else if let ([body], Some(uid)) = (response.literals.as_slice(), uid(&response)) {
+                    got.insert(uid, Sha256::digest(body).to_vec());
+                }
+            }
+            same_bodies(&format!("{server:?}, {run}"), &truth, &got)?;
+        }
+    }
     Ok(())
 }
