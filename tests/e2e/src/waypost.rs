@@ -232,7 +232,7 @@ impl Waypost {
     }
 
     /// How often each needle stands in the process's memory, and in which mapping first.
-    pub(crate) fn scan_memory(&self, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<String>>> {
+    pub(crate) fn scan_memory(&self, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<Found>>> {
         scan_memory(self.pid(), needles)
     }
 }
@@ -247,8 +247,34 @@ impl Drop for Waypost {
 /// A debug build on a busy machine, with a store to open.
 const START_MAX: Duration = Duration::from_secs(15);
 
+/// Where in a process's memory something stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    mapping: String,
+    /// The octets before it.
+    before: Vec<u8>,
+}
+
+impl Found {
+    /// Whether it stands in a TLS record, header and all, as rustls decrypts it in its own input buffer, where it lies
+    /// until the next record overwrites it: no caller can reach it.
+    pub(crate) fn is_in_a_record(&self) -> bool {
+        let header = self.before.windows(3).rposition(|window| window == [0x17, 3, 3]);
+        // What stands between is a short command's beginning, and nothing that ends a string.
+        header.is_some_and(|at| self.before.len() - at < 80)
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} behind {:?}", self.mapping, String::from_utf8_lossy(&self.before))
+    }
+}
+
+const BEFORE: usize = 96;
+
 /// Reads every readable mapping of a process.
-pub(crate) fn scan_memory(pid: i32, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<String>>> {
+pub(crate) fn scan_memory(pid: i32, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<Found>>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut memory = fs::File::open(format!("/proc/{pid}/mem"))?;
     let mut found = vec![Vec::new(); needles.len()];
@@ -269,7 +295,10 @@ pub(crate) fn scan_memory(pid: i32, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec
         for (needle, places) in needles.iter().zip(&mut found) {
             for at in find_all(&octets, needle) {
                 let name = words.clone().nth(3).unwrap_or("anonymous");
-                places.push(format!("{name} {rights} at {:#x}", low + u64::try_from(at)?));
+                let before = octets.get(at.saturating_sub(BEFORE)..at).unwrap_or_default();
+                let at = low + u64::try_from(at)?;
+                places
+                    .push(Found { mapping: format!("{name} {rights} at {at:#x}"), before: before.to_vec() });
             }
         }
     }
