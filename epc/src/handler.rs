@@ -30,6 +30,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::Catalog,
+    mutants,
     session::{Compress, Road, Session, SessionConfig},
 };
 use metrics::{Ended, Metrics};
@@ -267,11 +268,14 @@ impl Handler {
             purpose: Class::Interactive,
             patience: self.limits.origin_patience,
         };
+        let patience = if mutants::on("handler-origin-without-patience") {
+            Duration::from_secs(24 * 3600)
+        } else {
+            self.limits.origin_patience + OPEN_GRACE
+        };
         let opened = tokio::select! {
             // The connector has its own patience; a client must not depend on it.
-            opened = timeout(self.limits.origin_patience + OPEN_GRACE, self.origins.open(request)) => {
-                opened.unwrap_or(Err(OpenError::TimedOut))
-            }
+            opened = timeout(patience, self.origins.open(request)) => opened.unwrap_or(Err(OpenError::TimedOut)),
             () = ordered(&mut drain) => {
                 self.turn_away(&mut client, "shutting down (drain)").await;
                 return Ended::Drained;

@@ -23,6 +23,8 @@ mod disk;
 mod disk_battery;
 #[cfg(test)]
 mod fault_disk;
+#[cfg(test)]
+mod fault_tests;
 mod fills;
 mod head;
 mod index;
@@ -57,6 +59,7 @@ use fills::{Filled, Fills};
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, Held, MailboxKey, Row},
     item::{ItemClass, ItemKey, SectionClass},
+    mutants,
     uid::Uid,
 };
 use index::Index;
@@ -185,6 +188,7 @@ impl Store {
         })?;
         let sealer: Arc<dyn Sealer> = match &seal_key {
             None => Arc::new(CheckOnly),
+            Some(_) if mutants::on("store-unsealed") => Arc::new(CheckOnly),
             Some(key) => Arc::new(AesGcm::new(key).map_err(|NoRandom| StoreOpenError::NoRandom)?),
         };
         let index_path = path.join(INDEX);
@@ -202,6 +206,7 @@ impl Store {
             .query_row("SELECT coalesce(sum(file_octets), 0) FROM blob", [], |row| row.get(0))
             .map_err(index_error)?;
         room.set_used(u64::try_from(used).unwrap_or(0));
+        room.set_index(chores::index_octets(&db).map_err(index_error)?);
         let index = Index::new(index_path.clone(), sealer, Trust::new(shadow), Arc::clone(&counters), &db);
         let index = Arc::new(index.map_err(index_error)?);
         let resolver = Arc::new(Resolver::new(Arc::clone(&index), Arc::clone(&bodies)));

@@ -14,6 +14,7 @@ mod file;
 mod front;
 mod keying;
 mod logging;
+mod message_store;
 mod node;
 mod notify;
 mod run;

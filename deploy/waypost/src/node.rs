@@ -8,11 +8,12 @@ use crate::{
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
+    message_store,
 };
 use discovery_core::id::ServerId;
 use door::Door;
 use epc::{
-    handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
+    handler::{Drain, Handler, Limits, ServerTerms, metrics::Metrics, roster::Roster},
     intake::{FrontTls, IntakeCounts},
     origin::{DirectOrigins, OriginServer, OriginTls},
     tls::roots::Trust,
@@ -68,10 +69,11 @@ impl Node {
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
+        let store = Arc::new(message_store::open(config)?);
         let origins = Arc::new(Origins::new(direct(config)?));
         let handler = Arc::new(Handler::new(
             Arc::clone(&origins) as Arc<_>,
-            Arc::new(NoCatalog),
+            Arc::clone(&store) as Arc<_>,
             Arc::clone(&keying) as Arc<_>,
             Limits::default(),
         ));

@@ -4,7 +4,7 @@
 use super::{
     Drain, Handler, Limits, ServerTerms, Upgrade,
     body::{Body, BodyLost},
-    errands::Errands,
+    errands::{Errands, Pause},
     metrics::{Ended, Metrics},
     now,
     roster::{Card, Decision},
@@ -12,7 +12,10 @@ use super::{
 };
 use crate::compress::Deflated;
 use bytes::{Bytes, BytesMut};
-use imap_core::session::{Event, Output, Session, Side};
+use imap_core::{
+    mutants,
+    session::{Event, Output, Session, Side},
+};
 use seams::AsyncIo;
 use std::{future::pending, pin::Pin, sync::Arc, sync::atomic::Ordering};
 use tokio::{
@@ -103,7 +106,8 @@ impl<'a> Conversation<'a> {
             }
             self.report();
             let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
-            let from_origin = self.reading(self.origin_open && self.session.wants_server(), &self.client);
+            let origin_wanted = self.origin_open && self.session.wants_server() && !self.is_store_behind();
+            let from_origin = self.reading(origin_wanted, &self.client);
             let deadline = self.deadline();
             tokio::select! {
                 happened = self.client.turn(from_client) => {
@@ -116,7 +120,11 @@ impl<'a> Conversation<'a> {
                         return how;
                     }
                 }
-                reply = self.errands.reply() => self.session.handle_store(now(), reply),
+                reply = self.errands.progress() => {
+                    if let Some(reply) = reply {
+                        self.session.handle_store(now(), reply);
+                    }
+                }
                 () = until(timer.as_mut(), deadline) => {
                     if let Some(how) = self.due() {
                         return how;
@@ -132,9 +140,17 @@ impl<'a> Conversation<'a> {
 
     /// Whether to read one side: only while less than a window waits for the other.
     fn reading(&self, wanted: bool, other: &Wire) -> Reading {
-        let room = other.waiting() < self.limits().window_octets
-            || imap_core::mutants::on("slow-side-stops-the-other");
+        let room = other.waiting() < self.limits().window_octets || mutants::on("handler-window-unbounded");
         if wanted && room { Reading::Yes { secret: self.session.is_secret() } } else { Reading::No }
+    }
+
+    /// Whether the store should first take what it has been given.
+    fn is_store_behind(&self) -> bool {
+        match self.errands.pause() {
+            Pause::No => false,
+            Pause::UntilProgress => true,
+            Pause::Until(moment) => Instant::now() < moment,
+        }
     }
 
     /// Tells the session what happened on one side.
@@ -197,7 +213,7 @@ impl<'a> Conversation<'a> {
             Err(_) => return Err(Ended::Stuck),
         }
         // It came in clear text, before TLS: an attacker's words that would count as the client's (CVE-2011-0411).
-        if self.client.has_ahead() && !imap_core::mutants::on("starttls-surplus-ends-the-session") {
+        if self.client.has_ahead() && !mutants::on("handler-starttls-surplus-kept") {
             return Err(Ended::StartTlsSurplus);
         }
         let Some(Upgrade(upgrade)) = self.upgrade.take() else {
@@ -296,7 +312,11 @@ impl<'a> Conversation<'a> {
             Drain::By(_) | Drain::Serving | Drain::Now => None,
         };
         let session = self.session.poll_timeout().map(Instant::from_std);
-        [login, drained, session, stuck(&self.client), stuck(&self.origin)]
+        let store = match self.errands.pause() {
+            Pause::Until(moment) if moment > Instant::now() => Some(moment),
+            Pause::Until(_) | Pause::No | Pause::UntilProgress => None,
+        };
+        [login, drained, session, store, stuck(&self.client), stuck(&self.origin)]
             .into_iter()
             .flatten()
             .min()

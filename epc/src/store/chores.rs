@@ -206,7 +206,7 @@ impl Chores {
 }
 
 /// Octets of the index that are in use.
-fn index_octets(db: &Connection) -> rusqlite::Result<u64> {
+pub(super) fn index_octets(db: &Connection) -> rusqlite::Result<u64> {
     let number = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let pages = number("page_count")? - number("freelist_count")?;
     Ok(u64::try_from(pages.saturating_mul(number("page_size")?)).unwrap_or(0))

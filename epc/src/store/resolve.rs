@@ -246,6 +246,11 @@ impl Resolver {
         verified.insert(*id, Instant::now());
     }
 
+    #[cfg(test)]
+    pub(super) fn forget_verified(&self) {
+        lock(&self.verified).clear();
+    }
+
     /// A stored body; one that is gone or damaged is forgotten, and a miss.
     pub(super) fn body(&self, id: &BlobId) -> Option<Arc<Body>> {
         match self.bodies.body(id) {

@@ -59,6 +59,9 @@ pub(super) struct Place([u8; 32]);
 impl Place {
     /// The place of one value.
     pub(super) fn of(&self, uid: Uid, key: &ItemKey) -> Vec<u8> {
+        if mutants::on("store-place-unbound") {
+            return Vec::new();
+        }
         let mut out = Vec::with_capacity(36 + key.as_str().len());
         out.extend_from_slice(&self.0);
         out.extend_from_slice(&uid.get().to_be_bytes());

@@ -1,6 +1,6 @@
 //! What the store promises to sessions, seen through `Catalog` only.
 
-use super::{trust::SAME_MIN, *};
+use super::{fault_disk::FaultDisk, trust::SAME_MIN, *};
 use bytes::Bytes;
 use discovery_core::{
     id::{AccountKey, UserKey},
@@ -120,21 +120,25 @@ pub(super) fn one(store: &Store, mailbox: &MailboxKey, n: u32, name: &str) -> Op
 }
 
 pub(super) fn octets(held: &Held) -> Vec<u8> {
+    try_octets(held).unwrap()
+}
+
+pub(super) fn try_octets(held: &Held) -> Result<Vec<u8>, StoreError> {
     let (reader, mut at, end): (&Arc<dyn BlobReader>, u64, u64) = match held {
-        Held::Inline(octets) => return octets.to_vec(),
+        Held::Inline(octets) => return Ok(octets.to_vec()),
         Held::Stored { reader, offset, octets } => (reader, *offset, offset + octets),
         Held::Filling { reader, octets } => (reader, 0, *octets),
     };
     let mut out = Vec::new();
     while at < end {
         let mut buf = vec![0; 10_000.min(usize::try_from(end - at).unwrap())];
-        reader.wait(at, Duration::from_secs(20)).unwrap();
-        let read = reader.read_at(at, &mut buf).unwrap();
+        reader.wait(at, Duration::from_secs(20))?;
+        let read = reader.read_at(at, &mut buf)?;
         assert!(read > 0, "ended at {at} of {end}");
         out.extend_from_slice(&buf[..read]);
         at += read as u64;
     }
-    out
+    Ok(out)
 }
 
 pub(super) fn text(store: &Store, mailbox: &MailboxKey, n: u32, name: &str) -> Option<String> {
@@ -430,7 +434,9 @@ const CUT: [&str; 5] =
 #[test]
 fn sections_are_cut_only_where_trust_is_earned() {
     for name in CUT {
-        let (root, store) = fresh();
+        let (root, disk) = (tempfile::tempdir().unwrap(), FaultDisk::default());
+        let open = || Store::open_on(Arc::new(disk.clone()), config(root.path())).unwrap();
+        let store = open();
         let inbox = mailbox(1, "INBOX", 5);
         fill(&store, &inbox, 9999, "BODY[]", message(9999, 0).as_bytes());
         assert!(one(&store, &inbox, 9999, name).is_none(), "{name} before");
@@ -441,7 +447,7 @@ fn sections_are_cut_only_where_trust_is_earned() {
         earn(&store, &mailbox(2, "INBOX", 5), name, 3, 1);
         assert!(one(&store, &inbox, 9999, name).is_none(), "{name} after the same once more");
         drop(store);
-        let store = open(config(&root.path().join("store")));
+        let store = open();
         earn(&store, &inbox, name, 1, 5000);
         assert_eq!(text(&store, &inbox, 9999, name), Some(expected(9999, name)), "{name}");
         for other in CUT.iter().filter(|other| **other != name) {
@@ -460,7 +466,7 @@ fn sections_are_cut_only_where_trust_is_earned() {
         assert_eq!(text(&store, &inbox, 6000, name).as_deref(), Some("otherwise"));
         earn(&store, &inbox, name, 3, 7000);
         drop(store);
-        let store = open(config(&root.path().join("store")));
+        let store = open();
         assert!(one(&store, &inbox, 9999, name).is_none(), "{name} after a restart");
         let off: Vec<_> = store.stats().trust.into_iter().filter(|(_, tally)| tally.different > 0).collect();
         assert!(off.len() == 1 && !off[0].1.is_trusted(), "{off:?}");
@@ -506,7 +512,8 @@ fn without_comparison_sections_are_cut_at_once_and_refused_where_unsure() {
 
 #[test]
 fn comparisons_are_asked_for_until_they_are_enough() {
-    let (_root, store) = fresh();
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open_on(Arc::new(FaultDisk::default()), config(root.path())).unwrap();
     let inbox = mailbox(1, "INBOX", 5);
     let wanted = |mailbox: &MailboxKey| {
         let op = CatalogOp::ShadowWanted { request: RequestId(3), mailbox: mailbox.clone() };

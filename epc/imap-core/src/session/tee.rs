@@ -27,6 +27,17 @@ pub(super) enum Reading {
     Fetch(Box<Fetching>),
 }
 
+impl Reading {
+    /// Whether the client is getting it.
+    pub(super) fn is_told(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Opaque { told } => *told,
+            Self::Fetch(fetching) => fetching.told,
+        }
+    }
+}
+
 /// A FETCH response that is being read.
 pub(super) struct Fetching {
     reader: FetchReader,
