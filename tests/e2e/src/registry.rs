@@ -1,7 +1,7 @@
 //! All scenarios, a row each.
 
 use crate::case::Case;
-use crate::scenarios::{changes, durability, failures, front, garbage, identical, logins};
+use crate::scenarios::{changes, commands, durability, failures, front, garbage, identical, logins};
 
 /// One row.
 #[derive(Debug)]
@@ -96,6 +96,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("starttls-and-implicit", "both doors, both ways to the server", front::starttls_and_implicit),
     row("starttls-surplus", "what stands behind STARTTLS is not obeyed", front::starttls_surplus),
     row("starttls-lies", "a server that lies before TLS gets no password", garbage::starttls_lies),
+    row("ipv6", "the same over IPv6", front::ipv6),
+    row("two-servers", "each name gets its own server's mail", front::two_servers),
+    quick(row(
+        "capabilities",
+        "what cannot be done is not offered, and all else is",
+        front::capabilities_filtered,
+    )),
+    quick(row("branch-one-line", "`branch --mail` serves whoever trusts its root", commands::branch)),
+    row("check", "every mistake with its line; the server really asked", commands::check),
+    quick(row("status", "status, trace and pages tell how, never whose", commands::status)),
     row("plain-needs-permission", "plain text only where the file says so", front::plain_needs_permission),
     quick(row("certificates", "trusted or nothing, towards clients and servers", front::certificates)),
     row("certificates-minted", "whoever installs the root is served", front::minted),

@@ -1,6 +1,7 @@
 //! The scenarios, by what they are about.
 
 pub(crate) mod changes;
+pub(crate) mod commands;
 pub(crate) mod durability;
 pub(crate) mod failures;
 pub(crate) mod front;

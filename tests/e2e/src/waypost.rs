@@ -6,7 +6,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -172,10 +172,16 @@ impl Waypost {
     /// Starts it and does not wait.
     pub(crate) fn launch(case: &Case, lab: &Lab, place: Place, settings: &Settings) -> anyhow::Result<Self> {
         let file = settings.write()?;
+        let mut command = lab.command(place, &case.executable);
+        command.arg("run").arg("-c").arg(file);
+        Self::spawn(case, command)
+    }
+
+    /// Starts it as a command says.
+    pub(crate) fn spawn(case: &Case, mut command: Command) -> anyhow::Result<Self> {
         let watch = case.watch();
         let log = fs::File::options().create(true).append(true).open(&watch.log)?;
-        let mut command = lab.command(place, &case.executable);
-        command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // The scenario's environment is none of its business.
         for name in ["STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY", "RUST_LOG"] {
             command.env_remove(name);

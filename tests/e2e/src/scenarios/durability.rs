@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::Corpus;
 use lab::corpus::Message;
 use lab::power_cut::CuttableDisk;
-use lab::{Corpus, Place};
 
 use crate::case::Case;
 use crate::mail::{bodies, noise, same_bodies};
+use crate::scenarios::commands::get;
 use crate::site::{STALL, Server, Site};
 use crate::waypost::{Settings, Waypost};
 
@@ -208,7 +208,7 @@ pub(crate) fn flipped_bits(case: &Case) -> anyhow::Result<()> {
             waypost.watch.announce(words);
         }
         all_is_right(&site, &truth, "after the damage")?;
-        let metrics = metrics(&site)?;
+        let metrics = get(&site, "/metrics")?;
         let counted = metrics.lines().filter(|line| !line.starts_with('#')).any(|line| {
             let counts = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0);
             (line.contains("damaged") || line.contains("corrupt")) && counts > 0.0
@@ -274,14 +274,4 @@ fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// `GET /metrics` inside the branch.
-fn metrics(site: &Site) -> anyhow::Result<String> {
-    let ca = site.front_ca();
-    let mut wire =
-        lab::clients::Wire::dial(&site.lab, Place::Branch, Settings::METRICS, "localhost", &ca, STALL)?;
-    wire.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let answer = wire.until_closed(Duration::from_secs(5))?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

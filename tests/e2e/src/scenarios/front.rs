@@ -298,3 +298,84 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> anyhow::Result<
         }
     }
 }
+
+/// The same over IPv6, from end to end.
+pub(crate) fn ipv6(case: &Case) -> anyhow::Result<()> {
+    let site = site(case)?;
+    let mut settings = site.settings();
+    let address = std::net::SocketAddr::new(Place::Branch.v6(), 993);
+    settings.listeners =
+        vec![crate::waypost::ListenerSettings { address, ..listener(993, DOVECOT, "implicit") }];
+    for server in &mut settings.servers {
+        server.lines = format!("addresses = [\"{}\"]", Place::Server.v6());
+    }
+    let _waypost = site.waypost(case, &settings)?;
+    site.lab.set_hosts(Place::Client, &[(DOVECOT, Place::Branch.v6())])?;
+    let account = site.account(Server::Dovecot, Way::Waypost, "alice")?;
+    let mut wire = Wire::log_in(&site.lab, Place::Client, &account, STALL)?;
+    reads_mail(&site, &mut wire)?;
+    lab::clients::curl(&site.lab, Place::Client, &account, "INBOX", 1)?;
+    Ok(())
+}
+
+/// Two servers behind one node: the same user name, the same UIDs, and each gets its own server's mail.
+pub(crate) fn two_servers(case: &Case) -> anyhow::Result<()> {
+    let mut corpus = Corpus::sized(32, 12, 60_000);
+    corpus.users.retain(|user| user.name == "alice");
+    let site = Site::build(case, corpus, &[Server::Dovecot, Server::Cyrus])?;
+    // The same UIDs with other mail behind them.
+    let mut cyrus = site.beside(Server::Cyrus, "alice")?;
+    cyrus.command("SELECT Archive")?.ok()?;
+    cyrus.command("UID STORE 1:* +FLAGS.SILENT (\\Deleted)")?.ok()?;
+    cyrus.command("DELETE Archive")?.ok()?;
+    cyrus.command("CREATE Archive")?.ok()?;
+    for number in 0..5 {
+        crate::mail::append(&mut cyrus, "Archive", &crate::mail::noise(&format!("cyrus {number}"), 9_000))?;
+    }
+    let _waypost = site.waypost(case, &site.settings())?;
+    for run in ["cold", "warm", "warmer"] {
+        for server in [Server::Dovecot, Server::Cyrus] {
+            let truth = crate::mail::bodies(&mut site.beside(server, "alice")?, "Archive")?;
+            let got = crate::mail::bodies(&mut site.through(server, "alice")?, "Archive")?;
+            crate::mail::same_bodies(&format!("{server:?}, {run}"), &truth, &got)?;
+        }
+    }
+    Ok(())
+}
+
+/// What Waypost cannot do for a client is not offered to it, wherever capabilities stand, and refused when asked for.
+pub(crate) fn capabilities_filtered(case: &Case) -> anyhow::Result<()> {
+    let site = site(case)?;
+    let _waypost = site.waypost(case, &site.settings())?;
+    site.send_clients(Way::Waypost)?;
+    let account = site.account(Server::Dovecot, Way::Waypost, "alice")?;
+    let (mut wire, greeting) = Wire::connect(&site.lab, Place::Client, &account, Tls::Implicit, STALL)?;
+    let before = capabilities(&mut wire)?;
+    let login = wire.command("LOGIN alice alice-secret")?.ok()?;
+    let after = capabilities(&mut wire)?;
+    let mut everywhere = vec![greeting.text(), before, login.status, after.clone()];
+    everywhere.extend(login.untagged.iter().map(Response::text));
+    let own = capabilities(&mut site.beside(Server::Dovecot, "alice")?)?;
+    ensure!(
+        own.contains(" COMPRESS=DEFLATE ") && own.contains(" NOTIFY "),
+        "the server offers too little: {own}"
+    );
+    for text in &everywhere {
+        for word in text.split([' ', '[', ']', '\r']) {
+            let hidden =
+                word.starts_with("COMPRESS=") || word.ends_with("-PLUS") || word.starts_with("CONTEXT=");
+            let hidden = hidden || ["NOTIFY", "STARTTLS", "LOGINDISABLED", "UIDONLY"].contains(&word);
+            ensure!(!hidden, "{word} is offered: {text}");
+        }
+    }
+    // Nothing else is lost.
+    let dropped = |word: &&str| {
+        !after.split(' ').any(|other| other == *word)
+            && !(word.starts_with("COMPRESS=") || word.starts_with("CONTEXT=") || *word == "NOTIFY")
+    };
+    let lost: Vec<&str> = own.split_whitespace().filter(dropped).collect();
+    ensure!(lost.is_empty(), "the server offers {lost:?}, and the client is not told");
+    let refused = wire.command("COMPRESS DEFLATE")?.status;
+    ensure!(!refused.starts_with("OK"), "COMPRESS: {refused}");
+    reads_mail(&site, &mut wire)
+}
