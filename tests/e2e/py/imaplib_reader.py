@@ -3,14 +3,28 @@
 
   imaplib_reader.py < JSON {host, port, ca, user, password, mailboxes: [..]}
 
-Writes {"messages": n, "digest": sha256 over everything it was given}.
+Writes {"messages": n, "digest": sha256 over the contents of all literals, in the order of their messages}. What else it is
+given, the recorder tells apart.
 """
-import hashlib, imaplib, json, ssl, sys
+import hashlib, imaplib, json, re, ssl, sys
 
 ITEMS = ["(FLAGS INTERNALDATE RFC822.SIZE)", "(ENVELOPE)", "(BODYSTRUCTURE)", "(BODY.PEEK[])",
          "(BODY.PEEK[HEADER])", "(BODY.PEEK[TEXT])", "(BODY.PEEK[1])", "(BODY.PEEK[1.MIME])", "(BODY.PEEK[2])",
          "(BODY.PEEK[]<100.1000>)", "(BODY.PEEK[HEADER.FIELDS (From Subject Date)])",
          "(BODY.PEEK[HEADER.FIELDS.NOT (From Subject Date)])"]
+
+
+def literals(data):
+    """(message number, content) of each literal; a response of several is several parts, the first with the number."""
+    found, number = [], 0
+    for part in data:
+        if isinstance(part, tuple):
+            start = re.match(rb"(\d+) \(", part[0])
+            number = int(start.group(1)) if start else number
+            # An empty string may also come quoted, and then imaplib shows it as text.
+            if part[1]:
+                found.append((number, part[1]))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def main():
@@ -27,7 +41,7 @@ def main():
         for uid, items in [("1:*", items) for items in ITEMS] + [(uid, "(FLAGS BODY.PEEK[])") for uid in uids[:6]]:
             status, data = session.uid("FETCH", uid, items)
             assert status == "OK", (uid, items, status, data)
-            whole.update(repr(data).encode())
+            whole.update(repr(literals(data)).encode())
         # Some are read as a person reads them, which sets \Seen.
         for uid in uids[-6:]:
             status, data = session.uid("FETCH", uid, "(BODY[])")

@@ -37,12 +37,6 @@ const fn quick(scenario: Scenario) -> Scenario {
     Scenario { quick: true, ..scenario }
 }
 
-const fn not_yet(why: &'static str, scenario: Scenario) -> Scenario {
-    Scenario { not_yet: Some(why), ..scenario }
-}
-
-const FORWARDS_ONLY: &str = "the session only forwards";
-
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
@@ -64,26 +58,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("identical-items-cyrus", "every kind of item, awkward mail too", identical::items_cyrus),
     quick(row("identical-pipelined", "a body a command, all at once", identical::pipelined)),
     quick(row("identical-raw", "with constant texts, octet for octet", garbage::raw_octets)),
-    not_yet(
-        FORWARDS_ONLY,
-        quick(row(
-            "warm-mbsync-dovecot",
-            "a second mbsync costs a twentieth",
-            identical::warm_mbsync_dovecot,
-        )),
-    ),
-    not_yet(
-        FORWARDS_ONLY,
-        row("warm-mbsync-cyrus", "a second mbsync costs a twentieth", identical::warm_mbsync_cyrus),
-    ),
-    not_yet(
-        FORWARDS_ONLY,
-        row("warm-open-dovecot", "a message opened again does not cross", identical::warm_open_dovecot),
-    ),
-    not_yet(
-        FORWARDS_ONLY,
-        row("warm-open-cyrus", "a message opened again does not cross", identical::warm_open_cyrus),
-    ),
+    quick(row("warm-mbsync-dovecot", "a second mbsync costs a twentieth", identical::warm_mbsync_dovecot)),
+    row("warm-mbsync-cyrus", "a second mbsync costs a twentieth", identical::warm_mbsync_cyrus),
+    row("warm-open-dovecot", "a message opened again does not cross", identical::warm_open_dovecot),
+    row("warm-open-cyrus", "a message opened again does not cross", identical::warm_open_cyrus),
     quick(row("login-refused", "a wrong password gets the server's refusal and no mail", logins::refused)),
     row(
         "login-other-mailbox",
@@ -91,7 +69,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         logins::somebody_elses_mailbox,
     ),
     quick(row("canaries", "nobody's mail in another's stream or in the log", logins::canaries)),
-    not_yet(FORWARDS_ONLY, row("sealed-store", "a sealed store shows no mail on disk", logins::sealed_store)),
+    row("sealed-store", "a sealed store shows no mail on disk", logins::sealed_store),
     row("secrets", "no password in memory a second after the login", logins::secrets),
     row("starttls-and-implicit", "both doors, both ways to the server", front::starttls_and_implicit),
     row("starttls-surplus", "what stands behind STARTTLS is not obeyed", front::starttls_surplus),
@@ -113,34 +91,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     quick(row("drains", "SIGTERM: BYE at rest, the rest of a message under way", front::drains)),
     quick(row("seen-is-honest-dovecot", "no OK before the server has the flag", changes::seen_dovecot)),
     row("seen-is-honest-cyrus", "no OK before the server has the flag", changes::seen_cyrus),
-    not_yet(
-        FORWARDS_ONLY,
-        row("unread-at-once", "an unread message's octets do not wait", changes::unread_at_once),
-    ),
+    row("unread-at-once", "an unread message's octets do not wait", changes::unread_at_once),
     quick(row("expunge-elsewhere-dovecot", "message numbers hold", changes::expunge_dovecot)),
     row("expunge-elsewhere-cyrus", "message numbers hold", changes::expunge_cyrus),
     row("recreated-dovecot", "a mailbox made anew never shows old mail", changes::recreated_dovecot),
     row("recreated-cyrus", "a mailbox made anew never shows old mail", changes::recreated_cyrus),
     row("uid-validity", "UIDs that begin anew never show old mail", changes::uid_validity),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
-    not_yet(
-        FORWARDS_ONLY,
-        row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
-    ),
+    row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
     row("short-outage", "two seconds without a line end nothing", failures::short_outage),
     row("slow-clients", "clients that do not read cost 2 MiB at most", failures::slow_clients),
     row("killed", "kill -9 in the middle of fills: nothing wrong", durability::killed),
     row("power-cut", "power cuts in the middle of fills: nothing wrong", durability::power_cut),
     row("disk-full", "a full disk is nobody's trouble", durability::disk_full),
-    not_yet(
-        FORWARDS_ONLY,
-        row("disk-was-full", "a full disk is nobody's trouble, and it was full", durability::disk_was_full),
-    ),
-    not_yet(
-        FORWARDS_ONLY,
-        row("flipped-bits", "a damaged body is a miss, counted", durability::flipped_bits),
-    ),
-    not_yet(FORWARDS_ONLY, row("damaged-index", "a damaged index does not lie", durability::damaged_index)),
+    row("disk-was-full", "a full disk is nobody's trouble, and it was full", durability::disk_was_full),
+    row("flipped-bits", "a damaged body is a miss, counted", durability::flipped_bits),
+    row("damaged-index", "a damaged index does not lie", durability::damaged_index),
     row("garbage-from-the-client", "no client harms the session beside", garbage::from_the_client),
     row("garbage-from-the-server", "no server harms the session beside", garbage::from_the_server),
 ];

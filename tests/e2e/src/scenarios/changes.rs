@@ -397,11 +397,14 @@ pub(crate) fn uid_validity(case: &Case) -> anyhow::Result<()> {
     fill(&site, Server::Dovecot)?;
     let mut beside = site.beside(Server::Dovecot, "alice")?;
     let before = bodies(&mut beside, "INBOX")?;
+    let old = validity(&mut beside)?;
     drop(beside);
     let directory = {
         let alice = site.user("alice")?.clone();
         site.dovecot()?.maildir(&alice, "INBOX")
     };
+    // Dovecot takes the clock for UIDVALIDITY, in seconds.
+    std::thread::sleep(Duration::from_millis(1_100));
     // Without its lists Dovecot numbers the messages anew; with the first one gone, every UID is another message.
     for entry in std::fs::read_dir(&directory)? {
         let path = entry?.path();
@@ -418,6 +421,8 @@ pub(crate) fn uid_validity(case: &Case) -> anyhow::Result<()> {
     std::fs::remove_file(messages.first().context("no message")?)?;
     let mut beside = site.beside(Server::Dovecot, "alice")?;
     let truth = bodies(&mut beside, "INBOX")?;
+    let new = validity(&mut beside)?;
+    ensure!(old != new, "the server kept UIDVALIDITY {old}: the test proves nothing");
     let moved = truth.iter().filter(|(uid, body)| before.get(uid).is_some_and(|old| old != *body)).count();
     ensure!(moved > 10, "only {moved} UIDs became other messages: the test proves nothing");
     for run in ["first", "second"] {
@@ -425,6 +430,14 @@ pub(crate) fn uid_validity(case: &Case) -> anyhow::Result<()> {
         same_bodies(run, &truth, &got)?;
     }
     Ok(())
+}
+
+/// INBOX's UIDVALIDITY, as the server has it.
+fn validity(wire: &mut Wire) -> anyhow::Result<u32> {
+    let reply = wire.command("STATUS INBOX (UIDVALIDITY)")?.ok()?;
+    let text: String = reply.untagged.iter().map(Response::text).collect();
+    let digits = text.split("UIDVALIDITY ").nth(1).and_then(|rest| rest.split([')', ' ']).next());
+    digits.and_then(|digits| digits.parse().ok()).with_context(|| format!("no UIDVALIDITY in {text}"))
 }
 
 /// New mail is announced to a client in IDLE, and can be read.
