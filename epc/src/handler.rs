@@ -30,6 +30,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::Catalog,
+    mutants,
     session::{Compress, Road, Session, SessionConfig},
 };
 use metrics::{Ended, Metrics};
@@ -37,7 +38,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
     intake::{Accepted, ClientTls, ClientUpgrade},
-    origin::{OriginConnector, OriginRequest, SourcePolicy},
+    origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy},
 };
 use std::{
     sync::{
@@ -84,6 +85,9 @@ impl Default for Limits {
     }
 }
 
+/// What a connector may take beyond its patience.
+const OPEN_GRACE: Duration = Duration::from_secs(1);
+
 /// What holds for every session with one server.
 #[derive(Debug)]
 pub struct ServerTerms {
@@ -97,6 +101,7 @@ pub struct ServerTerms {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk.
     pub chunk_fill_max: u64,
+    sessions_max: usize,
     sessions: Semaphore,
     compress_known: AtomicBool,
 }
@@ -115,9 +120,19 @@ impl ServerTerms {
             cache: true,
             re_proof: Duration::from_secs(300),
             chunk_fill_max: CHUNK_FILL_MAX,
+            sessions_max,
             sessions: Semaphore::new(sessions_max),
             compress_known: AtomicBool::new(false),
         }
+    }
+
+    /// Whether both say the same; what they have learned or count does not matter.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let said = |terms: &Self| {
+            (terms.compress, terms.cache, terms.re_proof, terms.chunk_fill_max, terms.sessions_max)
+        };
+        self.id == other.id && said(self) == said(other)
     }
 
     fn compress(&self) -> Compress {
@@ -253,8 +268,14 @@ impl Handler {
             purpose: Class::Interactive,
             patience: self.limits.origin_patience,
         };
+        let patience = if mutants::on("handler-origin-without-patience") {
+            Duration::from_secs(24 * 3600)
+        } else {
+            self.limits.origin_patience + OPEN_GRACE
+        };
         let opened = tokio::select! {
-            opened = self.origins.open(request) => opened,
+            // The connector has its own patience; a client must not depend on it.
+            opened = timeout(patience, self.origins.open(request)) => opened.unwrap_or(Err(OpenError::TimedOut)),
             () = ordered(&mut drain) => {
                 self.turn_away(&mut client, "shutting down (drain)").await;
                 return Ended::Drained;

@@ -4,4 +4,5 @@ pub mod compress;
 pub mod handler;
 pub mod intake;
 pub mod origin;
+pub mod store;
 pub mod tls;

@@ -141,6 +141,21 @@ impl DirectOrigins {
         Ok(Self { roads })
     }
 
+    /// From a stream that is connected to `server` already, by whatever road, to a greeted one.
+    ///
+    /// # Errors
+    /// As [`OriginConnector::open`].
+    pub async fn greet_over(
+        &self,
+        server: &ServerId,
+        io: Box<dyn AsyncIo>,
+    ) -> Result<OriginStream, OpenError> {
+        match self.roads.get(server) {
+            Some(road) => road.greet(io).await,
+            None => Err(OpenError::UnknownServer(server.clone())),
+        }
+    }
+
     async fn open_one(&self, request: OriginRequest) -> Result<OriginStream, OpenError> {
         let Some(road) = self.roads.get(&request.server) else {
             return Err(OpenError::UnknownServer(request.server));

@@ -1,40 +1,146 @@
 //! The command line.
 
 use crate::{exit::Exit, say};
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use std::{path::PathBuf, process::ExitCode};
 
-/// An IMAP caching proxy for branch offices.
+/// Mail in a branch office as if the server stood in the next room.
+///
+/// Waypost stands between the mail programs of an office (IMAP) and a mail server that is far away. The server decides
+/// every login and every question; Waypost keeps what it has seen pass, and gives it again, without the long way, to
+/// those to whom the server has just shown that it exists. It stores no password.
 #[derive(Debug, Parser)]
-#[command(name = "waypost", version, max_term_width = 100)]
+#[command(name = "waypost", version, max_term_width = 100, after_help = EXITS)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
+const EXITS: &str = "\
+First steps:
+  waypost branch --mail imaps://mail.example.org     try it; prints what mail programs must trust
+  waypost check -c FILE --online                     judge a configuration before it runs
+
+Exit codes: 0 done, 64 wrong command line or configuration, 69 something is not there (a server, an
+address, a running node), 70 a bug of Waypost, 77 no permission";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Serve one mail server to this office, without a configuration file
+    ///
+    /// Makes what it needs at the first start, in the state directory: a certificate authority that can sign for this one
+    /// server's name only, and the key of the user hashes. Listens on ports 993 (TLS) and 143 (STARTTLS), or on 1993 and
+    /// 1143 when it has no right to those. Ends at Ctrl-C.
+    Branch(Branch),
     /// Run the node that a configuration file describes
+    ///
+    /// SIGTERM drains: sessions at rest end at once, the others within 30 seconds; a second one hurries. SIGHUP reads
+    /// the file and the certificates again; when something is wrong with them the node stays as it is and says why.
     Run {
-        /// The configuration file
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Judge a configuration: every mistake at once, with what would be right
+    ///
+    /// Also says which mail programs must trust which certificate, and whether stored mail is encrypted on the disk.
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Connect to each server too: name, TCP, TLS, greeting. Nobody logs in
+        #[arg(long)]
+        online: bool,
     },
     /// Show the configuration in force
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What the running node does: listeners, sessions, what came from the store
+    Status {
+        #[command(flatten)]
+        node: RunningNode,
+        /// List the sessions too
+        #[arg(long)]
+        sessions: bool,
+    },
+    /// What was decided for a user, and why: served from the store, or by the server because …
+    Trace {
+        /// The user's key (u1-…, as in the log and in `status`), or the name that he logs in with
+        user: String,
+        #[command(flatten)]
+        node: RunningNode,
+    },
+    /// Certificate authorities
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+/// A configuration file.
+#[derive(Args, Debug)]
+pub(crate) struct ConfigFile {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+/// Which running node is meant, and how its answer looks.
+#[derive(Args, Debug)]
+pub(crate) struct RunningNode {
+    /// Of the node with this configuration; else the one of this machine or user
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Of the node with this admin socket
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    pub(crate) socket: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `waypost branch`
+#[derive(Args, Debug)]
+pub(crate) struct Branch {
+    /// The mail server: imaps://HOST[:PORT] (TLS), or imap://HOST[:PORT] (STARTTLS, never plain)
+    #[arg(long, value_name = "URL")]
+    pub(crate) mail: String,
+    /// Where keys, the authority and the store are kept [default: $STATE_DIRECTORY, else ~/.local/state/waypost]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Trust these authorities (PEM) for the server's certificate, not those of the system
+    #[arg(long, value_name = "FILE")]
+    pub(crate) origin_ca: Option<PathBuf>,
+    /// Listen on this address only: IP, or IP:PORT for TLS at that port alone; can be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print every value in force, defaults too, as a file that could be used
     Show {
-        /// The configuration file
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
         /// Leave out what is a default
         #[arg(long)]
         changed: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaCommand {
+    /// Make a certificate authority
+    ///
+    /// With --interception: the authority that signs the certificates which mail programs see. It can sign for the names
+    /// given with --permit only; mail programs refuse anything else from it. Install its root.pem in the mail programs
+    /// and take root.key offline: the node does not need it.
+    Init {
+        /// For the names of mail servers
+        #[arg(long, required = true)]
+        interception: bool,
+        /// A host name or IP address that it may sign for; can be given several times
+        #[arg(long, value_name = "HOST", required = true)]
+        permit: Vec<String>,
+        /// Where to put it [default: ca in the state directory]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
     },
 }
 

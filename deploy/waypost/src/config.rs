@@ -2,7 +2,7 @@
 //! problem at once, each with its line and column, what is allowed, and a value that works.
 
 #[cfg(test)]
-mod bad_files;
+pub(crate) mod bad_files;
 mod keys;
 pub(crate) mod problem;
 mod reader;

@@ -9,13 +9,18 @@ use std::path::Path;
 
 /// Reads `file` and says, on standard error, what is wrong with it.
 pub(crate) fn load(file: &Path, files: FileUse) -> Result<Loaded, Failure> {
-    let loaded = config::load(file, &Surroundings::of_process(), files).map_err(|error| {
-        let exit = Exit::of(&error, Exit::Usage);
-        Failure::say(exit, format_args!("the configuration {} cannot be read: {error}", file.display()))
-    })?;
+    let loaded = read(file, files)?;
     let name = file.to_string_lossy();
     loaded.problems.iter().for_each(|problem| say::note(problem.line(&name)));
     Ok(loaded)
+}
+
+/// Reads `file`.
+pub(crate) fn read(file: &Path, files: FileUse) -> Result<Loaded, Failure> {
+    config::load(file, &Surroundings::of_process(), files).map_err(|error| {
+        let exit = Exit::of(&error, Exit::Usage);
+        Failure::say(exit, format_args!("the configuration {} cannot be read: {error}", file.display()))
+    })
 }
 
 /// The configuration, when nothing is wrong with it.

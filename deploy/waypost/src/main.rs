@@ -1,24 +1,30 @@
 //! Waypost: mail in a branch office as if the server stood in the next room. This package reads the command line and the
 //! configuration, puts the parts together and runs them; what the parts do stands in their own crates.
 
+mod admin;
+mod api;
+mod ask;
+mod branch;
+mod ca;
+mod check;
 mod cli;
-#[allow(dead_code, reason = "read by the commands that follow")]
 mod config;
 mod exit;
 mod file;
-#[allow(dead_code, reason = "reloading follows")]
 mod front;
 mod keying;
-#[allow(dead_code, reason = "reloading follows")]
 mod logging;
+mod message_store;
 mod node;
+mod notify;
 mod run;
-#[allow(dead_code, reason = "used by the commands that follow")]
 mod say;
 mod show;
+mod status;
+mod trust;
 
 use clap::Parser;
-use cli::{Cli, Command, ConfigCommand};
+use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile};
 use exit::{Exit, Failure};
 use std::process::ExitCode;
 
@@ -27,18 +33,30 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return cli::complain(&error),
     };
-    match obey(cli.command) {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
+    match std::panic::catch_unwind(|| obey(cli.command)) {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
             say::error(&failure);
             failure.exit.into()
+        }
+        // What panicked has said where.
+        Err(_) => {
+            say::error("this is a bug of Waypost; please report the lines above");
+            Exit::Bug.into()
         }
     }
 }
 
 fn obey(command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Run { config } => run::run(&config),
-        Command::Config(ConfigCommand::Show { config, changed }) => show::show(&config, changed),
+        Command::Branch(wanted) => branch::branch(&wanted),
+        Command::Run { config: ConfigFile { config } } => run::run(&config),
+        Command::Check { config: ConfigFile { config }, online } => check::check(&config, online),
+        Command::Config(ConfigCommand::Show { config: ConfigFile { config }, changed }) => {
+            show::show(&config, changed)
+        }
+        Command::Status { node, sessions } => status::status(&node, sessions),
+        Command::Trace { user, node } => status::trace(&node, &user),
+        Command::Ca(CaCommand::Init { interception: _, permit, dir }) => ca::init(&permit, dir),
     }
 }

@@ -1,129 +1,261 @@
-//! A running node: listeners, the way to the servers, one handler for all sessions.
+//! A running node: doors, the way to the servers, one handler for all sessions, and what of it an administrator can ask.
+
+mod door;
+mod origins;
 
 use crate::{
     config::{self, Config, value::Encryption},
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
+    message_store,
 };
 use discovery_core::id::ServerId;
+use door::Door;
 use epc::{
-    handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, Upgrade, Visit},
-    intake::{Front, FrontTls, Listener, ListenerConfig, TunnelTo, Unlisted},
+    handler::{Drain, Handler, Limits, ServerTerms, metrics::Metrics, roster::Roster},
+    intake::{FrontTls, IntakeCounts},
     origin::{DirectOrigins, OriginServer, OriginTls},
     tls::roots::Trust,
 };
-use seams::intake::Intake;
+use origins::Origins;
 use std::{
-    collections::HashMap, fs, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc,
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
     sync::watch,
-    task::JoinSet,
     time::{Instant, timeout_at},
 };
 
+/// How long sessions get to come to rest when the node ends.
+pub(crate) const DRAIN: Duration = Duration::from_secs(30);
+/// What a session may take beyond that for its last octets.
+const DRAIN_CLOSE: Duration = Duration::from_secs(5);
+
 /// A node that runs.
 pub(crate) struct Node {
+    handler: Arc<Handler>,
+    origins: Arc<Origins>,
+    keying: Arc<OrganisationKey>,
     drain: watch::Sender<Drain>,
-    listeners: Vec<SocketAddr>,
-    tasks: JoinSet<()>,
+    started: Instant,
+    served: Mutex<Served>,
 }
 
-/// How long sessions get to come to rest.
-pub(crate) const DRAIN: Duration = Duration::from_secs(30);
+/// What a reload exchanges.
+struct Served {
+    config: Config,
+    terms: HashMap<ServerId, Arc<ServerTerms>>,
+    fronts: HashMap<ServerId, Arc<FrontTls>>,
+    doors: Vec<Door>,
+}
+
+/// A door as `status` shows it.
+pub(crate) struct DoorFacts {
+    pub(crate) address: SocketAddr,
+    pub(crate) server: ServerId,
+    pub(crate) tls: Encryption,
+    pub(crate) counts: Arc<IntakeCounts>,
+}
 
 impl Node {
-    /// Opens everything that `config` names; nothing is served before all of it is there.
+    /// Opens everything that `config` names; nothing is served before all of it is there. Inside a tokio runtime.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
-        let origins = DirectOrigins::new(config.servers.iter().map(origin))
-            .map_err(|error| Failure::new(Exit::Usage, error))?;
-        let handler =
-            Arc::new(Handler::new(Arc::new(origins), Arc::new(NoCatalog), keying, Limits::default()));
-        let mut terms: HashMap<ServerId, Arc<ServerTerms>> = HashMap::new();
-        let mut fronts: HashMap<ServerId, Arc<FrontTls>> = HashMap::new();
-        for server in &config.servers {
-            let sessions_max = usize::try_from(server.limits.sessions_max).unwrap_or(usize::MAX);
-            let mut its = ServerTerms::new(server.name.clone(), sessions_max);
-            its.compress = server.compress;
-            its.re_proof = config.store.re_proof;
-            terms.insert(server.name.clone(), Arc::new(its));
-            let encrypted = |l: &config::Listener| l.server == server.name && l.tls != Encryption::Plain;
-            if config.listeners.iter().any(encrypted) {
-                fronts.insert(server.name.clone(), Shown::open(config, server)?.front()?);
+        let store = Arc::new(message_store::open(config)?);
+        let origins = Arc::new(Origins::new(direct(config)?));
+        let handler = Arc::new(Handler::new(
+            Arc::clone(&origins) as Arc<_>,
+            Arc::clone(&store) as Arc<_>,
+            Arc::clone(&keying) as Arc<_>,
+            Limits::default(),
+        ));
+        let (drain, draining) = watch::channel(Drain::Serving);
+        let mut served = Served {
+            config: config.clone(),
+            terms: HashMap::new(),
+            fronts: HashMap::new(),
+            doors: Vec::new(),
+        };
+        for (server, shown) in shown(config)? {
+            served.fronts.insert(server, shown.front()?);
+        }
+        served.renew_terms(config);
+        for listener in &config.listeners {
+            served.open(config, listener, &handler, draining.clone())?;
+        }
+        Ok(Self { handler, origins, keying, drain, started: Instant::now(), served: Mutex::new(served) })
+    }
+
+    /// Takes on `config` where that is possible while sessions run: servers, certificates, listeners. Nothing is changed
+    /// unless all that it names can be read; what needs a restart is said.
+    pub(crate) async fn reload(&self, config: &Config) -> Result<(), Failure> {
+        let origins = direct(config)?;
+        let shown = shown(config)?;
+        let leaving = {
+            let mut served = self.served();
+            let old = std::mem::replace(&mut served.config, config.clone());
+            say_what_needs_a_restart(&old, config);
+            self.origins.replace(origins);
+            for (server, shown) in shown {
+                match served.fronts.get(&server) {
+                    Some(front) => shown.replace(front)?,
+                    None => {
+                        served.fronts.insert(server, shown.front()?);
+                    }
+                }
+            }
+            served.renew_terms(config);
+            served.dismiss(config)
+        };
+        for door in leaving {
+            door.close().await;
+        }
+        let mut served = self.served();
+        for listener in &config.listeners {
+            if served.doors.iter().any(|door| door.config == *listener) {
+                continue;
+            }
+            // One address that cannot be had must not take the others.
+            if let Err(failure) = served.open(config, listener, &self.handler, self.drain.subscribe()) {
+                tracing::error!(error = %failure, "after the reload");
             }
         }
-        let (drain, draining) = watch::channel(Drain::Serving);
-        let mut tasks = JoinSet::new();
-        let mut listeners = Vec::new();
-        for listener in &config.listeners {
-            let (Some(its), Some(server)) = (
-                terms.get(&listener.server),
-                config.servers.iter().find(|server| server.name == listener.server),
-            ) else {
-                continue;
-            };
-            let front = front(listener, server, fronts.get(&listener.server))?;
-            let bound = Listener::bind(ListenerConfig::new(listener.address, front))
-                .map_err(|error| cannot_listen(listener.address, error))?;
-            tracing::info!(address = %bound.local_addr(), server = %listener.server, tls = listener.tls.word(), "listening");
-            listeners.push(bound.local_addr());
-            tasks.spawn(accept(bound, Arc::clone(&handler), Arc::clone(its), draining.clone()));
-        }
-        Ok(Self { drain, listeners, tasks })
+        Ok(())
     }
 
-    /// Where it listens.
-    pub(crate) fn listeners(&self) -> &[SocketAddr] {
-        &self.listeners
-    }
-
-    /// Ends all sessions: those at rest now, the others until `by`.
-    pub(crate) async fn drain(&mut self, by: Instant) {
-        let _ = self.drain.send(Drain::By(by));
-        let _late = timeout_at(by + Duration::from_secs(5), async {
-            while self.tasks.join_next().await.is_some() {}
-        })
-        .await;
+    /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`.
+    pub(crate) async fn drain(&self, by: Instant) {
+        self.drain.send_replace(Drain::By(by));
+        self.empty(by).await;
     }
 
     /// Ends all sessions now.
-    pub(crate) fn hurry(&self) {
-        let _ = self.drain.send(Drain::Now);
+    pub(crate) async fn hurry(&self) {
+        self.drain.send_replace(Drain::Now);
+        self.empty(Instant::now()).await;
+    }
+
+    /// Every door and session holds a receiver, and nobody else does.
+    async fn empty(&self, by: Instant) {
+        let _late = timeout_at(by + DRAIN_CLOSE, self.drain.closed()).await;
+    }
+
+    /// Whether it has been told to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.drain.borrow() != Drain::Serving
+    }
+
+    /// Since when it runs.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        self.served().config.clone()
+    }
+
+    pub(crate) fn doors(&self) -> Vec<DoorFacts> {
+        let facts = |door: &Door| DoorFacts {
+            address: door.address,
+            server: door.config.server.clone(),
+            tls: door.config.tls,
+            counts: Arc::clone(&door.counts),
+        };
+        self.served().doors.iter().map(facts).collect()
+    }
+
+    pub(crate) fn metrics(&self) -> Arc<Metrics> {
+        self.handler.metrics()
+    }
+
+    pub(crate) fn roster(&self) -> Arc<Roster> {
+        self.handler.roster()
+    }
+
+    pub(crate) fn keying(&self) -> &OrganisationKey {
+        &self.keying
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn accept(
-    mut listener: Listener,
-    handler: Arc<Handler>,
-    server: Arc<ServerTerms>,
-    draining: watch::Receiver<Drain>,
-) {
-    let upgrade = listener.upgrade().map(Upgrade);
-    let mut sessions = JoinSet::new();
-    let mut drain = draining.clone();
-    loop {
-        while sessions.try_join_next().is_some() {}
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => {
-                    let visit = Visit { accepted, upgrade: upgrade.clone(), server: Arc::clone(&server) };
-                    let (handler, drain) = (Arc::clone(&handler), draining.clone());
-                    sessions.spawn(async move { handler.serve(visit, drain).await });
-                }
-                Err(error) => {
-                    tracing::error!(%error, address = %listener.local_addr(), "this address takes no more clients; restart the node");
-                    break;
-                }
-            },
-            () = epc::handler::ordered(&mut drain) => break,
-        }
+impl Served {
+    fn open(
+        &mut self,
+        config: &Config,
+        listener: &config::Listener,
+        handler: &Arc<Handler>,
+        draining: watch::Receiver<Drain>,
+    ) -> Result<(), Failure> {
+        let named = |name: &ServerId| config.servers.iter().find(|server| server.name == *name);
+        let (Some(server), Some(terms)) = (named(&listener.server), self.terms.get(&listener.server)) else {
+            return Err(Failure::say(Exit::Bug, format_args!("no server {}", listener.server)));
+        };
+        let tls = self.fronts.get(&listener.server);
+        self.doors.push(Door::open(listener, server, tls, Arc::clone(terms), handler, draining)?);
+        Ok(())
     }
-    drop(listener);
-    while sessions.join_next().await.is_some() {}
+
+    /// Terms that did not change stay: they count the sessions that run.
+    fn renew_terms(&mut self, config: &Config) {
+        let mut terms = HashMap::new();
+        for server in &config.servers {
+            let mut new = ServerTerms::new(
+                server.name.clone(),
+                usize::try_from(server.limits.sessions_max).unwrap_or(usize::MAX),
+            );
+            new.compress = server.compress;
+            new.re_proof = config.store.re_proof;
+            let kept = self.terms.remove(&server.name).filter(|old| old.is_same(&new));
+            terms.insert(server.name.clone(), kept.unwrap_or_else(|| Arc::new(new)));
+        }
+        for door in &self.doors {
+            if let Some(terms) = terms.get(&door.config.server) {
+                door.set_terms(Arc::clone(terms));
+            }
+        }
+        self.terms = terms;
+    }
+
+    /// Takes out the doors that `config` does not have, or has otherwise.
+    fn dismiss(&mut self, config: &Config) -> Vec<Door> {
+        let stays = |door: &Door| {
+            let server = config.servers.iter().find(|server| server.name == door.config.server);
+            config.listeners.contains(&door.config)
+                && server.is_some_and(|server| {
+                    server.addresses == door.server.addresses
+                        && server.host == door.server.host
+                        && server.port == door.server.port
+                })
+        };
+        let (staying, leaving) = std::mem::take(&mut self.doors).into_iter().partition(stays);
+        self.doors = staying;
+        leaving
+    }
+}
+
+/// What clients of each server are shown; only servers that an encrypted listener serves.
+fn shown(config: &Config) -> Result<Vec<(ServerId, Shown)>, Failure> {
+    let encrypted = |server: &&config::Server| {
+        config.listeners.iter().any(|l| l.server == server.name && l.tls != Encryption::Plain)
+    };
+    let open = |server: &config::Server| Ok((server.name.clone(), Shown::open(config, server)?));
+    config.servers.iter().filter(encrypted).map(open).collect()
+}
+
+/// The servers of `config`, dialled from here.
+pub(crate) fn direct(config: &Config) -> Result<DirectOrigins, Failure> {
+    DirectOrigins::new(config.servers.iter().map(origin)).map_err(|error| Failure::new(Exit::Usage, error))
 }
 
 fn origin(server: &config::Server) -> OriginServer {
@@ -143,47 +275,30 @@ fn origin(server: &config::Server) -> OriginServer {
     origin
 }
 
-fn front(
-    listener: &config::Listener,
-    server: &config::Server,
-    tls: Option<&Arc<FrontTls>>,
-) -> Result<Front, Failure> {
-    let tls = || {
-        tls.cloned()
-            .ok_or_else(|| Failure::say(Exit::Bug, format_args!("no certificate for {}", server.name)))
-    };
-    Ok(match listener.tls {
-        Encryption::Implicit => Front::Implicit {
-            tls: tls()?,
-            unlisted: match listener.unlisted {
-                config::value::Unlisted::Refuse => Unlisted::Refuse,
-                config::value::Unlisted::Tunnel => Unlisted::Tunnel(TunnelTo {
-                    host: server.addresses.first().map_or_else(|| server.host.0.clone(), ToString::to_string),
-                    port: server.port.0,
-                    connect_timeout: Duration::from_secs(10),
-                }),
-            },
-        },
-        Encryption::StartTls => Front::StartTls(tls()?),
-        Encryption::Plain => Front::Plain(listener.lan.iter().map(|lan| (lan.base, lan.bits)).collect()),
-    })
+fn say_what_needs_a_restart(old: &Config, new: &Config) {
+    let parts = [
+        ("[node]", old.node != new.node),
+        ("[admin]", old.admin != new.admin),
+        ("[store]", Config::store_needs_restart(old, new)),
+        ("[log] format", old.log.format != new.log.format),
+    ];
+    for (part, changed) in parts {
+        if changed {
+            tracing::warn!(part, "this changed in the file, and takes effect at the next start");
+        }
+    }
 }
 
-fn cannot_listen(address: SocketAddr, error: io::Error) -> Failure {
-    let advice = [
-        (
-            io::ErrorKind::PermissionDenied,
-            "; ports below 1024 need the right to bind them (CAP_NET_BIND_SERVICE, as the systemd unit gives it)",
-        ),
-        (io::ErrorKind::AddrInUse, "; another program listens there: find it with ss -ltnp"),
-        (io::ErrorKind::AddrNotAvailable, "; it is no address of this machine"),
-    ];
-    let advice = advice.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, advice)| advice);
-    Failure::io(format!("cannot listen on {address}{advice}"), error)
+impl Config {
+    fn store_needs_restart(old: &Self, new: &Self) -> bool {
+        let mut same = old.store.clone();
+        same.re_proof = new.store.re_proof;
+        same != new.store
+    }
 }
 
 /// The state directory holds keys: for its owner alone.
-fn make_dir(dir: &Path) -> Result<(), Failure> {
+pub(crate) fn make_dir(dir: &Path) -> Result<(), Failure> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,49 +1,137 @@
 //! `waypost run`: the node in the foreground, until a signal ends it.
 
 use crate::{
-    config::FileUse,
+    admin::{Admin, Health},
+    config::{Config, FileUse},
     exit::{Exit, Failure},
     file, logging,
+    logging::Level,
     node::{DRAIN, Node},
+    notify,
 };
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::Instant,
 };
 
-/// Runs the node of `file`.
-pub(crate) fn run(file: &Path) -> Result<Exit, Failure> {
-    let loaded = file::load(file, FileUse::Look)?;
-    let config = file::usable(&loaded, file)?;
-    let _level = logging::start(&config.log);
+/// Runs the node of `path`.
+pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
+    let loaded = file::load(path, FileUse::Look)?;
+    node(file::usable(&loaded, path)?, Some(path))
+}
+
+/// Runs the node of `config`; a reload reads `path` again.
+pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure> {
+    let level = logging::start(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the system gives no threads", error))?;
-    runtime.block_on(async {
-        let mut node = Node::start(config)?;
-        serve(&mut node).await
-    })
+    let done = runtime.block_on(async {
+        let node = Arc::new(Node::start(config)?);
+        let admin = Admin::start(&config.admin, Arc::clone(&node)).await?;
+        let done = serve(&node, &admin, path, &level).await;
+        admin.stop();
+        done
+    });
+    // A thread that waits for a disk must not keep an ended process.
+    runtime.shutdown_background();
+    done
 }
 
-async fn serve(node: &mut Node) -> Result<Exit, Failure> {
-    let no_signals = |error| Failure::io("signals", error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    tracing::info!(listeners = node.listeners().len(), "ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level) -> Result<Exit, Failure> {
+    let mut signals = Signals::new()?;
+    admin.say(Health::Ready);
+    notify::ready();
+    tracing::info!("ready");
+    loop {
+        match signals.next().await {
+            Wish::End => break,
+            Wish::Reload => reload(node, path, level).await,
+        }
     }
     tracing::info!("draining; a second signal hurries");
+    admin.say(Health::Draining);
+    notify::stopping();
     let by = Instant::now() + DRAIN;
     tokio::select! {
         () = node.drain(by) => {}
-        _ = terminate.recv() => node.hurry(),
-        _ = interrupt.recv() => node.hurry(),
+        () = signals.end() => {
+            tracing::info!("hurrying");
+            node.hurry().await;
+        }
     }
-    node.drain(Instant::now()).await;
     tracing::info!("ended");
     Ok(Exit::Fine)
+}
+
+/// The old configuration stays when anything is wrong with the new one.
+async fn reload(node: &Node, path: Option<&Path>, level: &Level) {
+    let Some(path) = path else {
+        let config = node.config();
+        return say_reloaded(node.reload(&config).await);
+    };
+    let loaded = match file::read(path, FileUse::Look) {
+        Ok(loaded) => loaded,
+        Err(failure) => {
+            tracing::error!(error = %failure, "not reloaded; the node goes on as it was");
+            return;
+        }
+    };
+    let Some(config) = loaded.usable() else {
+        let name = path.to_string_lossy();
+        for problem in &loaded.problems {
+            tracing::error!(problem = %problem.line(&name), "not reloaded");
+        }
+        tracing::error!("not reloaded, because the file cannot be used; the node goes on as it was");
+        return;
+    };
+    let done = node.reload(config).await;
+    if done.is_ok() {
+        level.set(&config.log);
+    }
+    say_reloaded(done);
+}
+
+fn say_reloaded(done: Result<(), Failure>) {
+    match done {
+        Ok(()) => tracing::info!("reloaded"),
+        Err(failure) => tracing::error!(error = %failure, "not reloaded; the node goes on as it was"),
+    }
+}
+
+/// What an administrator wants.
+enum Wish {
+    End,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|error| Failure::io("signals", error));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::End,
+            _ = self.interrupt.recv() => Wish::End,
+            _ = self.hangup.recv() => Wish::Reload,
+        }
+    }
+
+    async fn end(&mut self) {
+        while matches!(self.next().await, Wish::Reload) {}
+    }
 }

@@ -152,6 +152,21 @@ pub enum Kind {
     Other,
 }
 
+impl Kind {
+    /// The messages that it names by a set of its own, criteria aside.
+    #[must_use]
+    pub fn set(&self) -> Option<&SetRef> {
+        if let Self::Fetch(fetch) = self {
+            return Some(&fetch.set);
+        }
+        if let Self::Store { set } | Self::Copy { set } | Self::Move { set } = self {
+            Some(set)
+        } else {
+            None
+        }
+    }
+}
+
 /// A set of messages and where the client wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetRef {

@@ -7,12 +7,12 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
     task::{JoinHandle, spawn_blocking},
-    time::Instant,
+    time::{Instant, Sleep, sleep},
 };
 
 /// Read at a time, and in memory at most twice: one piece that is written and one that is read.
@@ -20,6 +20,9 @@ const PIECE_OCTETS: usize = 64 * 1024;
 /// How long one thread waits for a body to grow before it lets others have a turn: those who wait must not keep the
 /// thread from the one they wait for.
 const TURN: Duration = Duration::from_millis(250);
+
+/// Before it is asked again whether a body has grown.
+const REST: Duration = Duration::from_millis(10);
 
 /// Why a body ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,7 @@ pub(super) struct Body {
     /// When it last grew.
     grew: Instant,
     reading: Option<JoinHandle<Result<Bytes, StoreError>>>,
+    resting: Option<Pin<Box<Sleep>>>,
 }
 
 impl fmt::Debug for Body {
@@ -51,12 +55,24 @@ impl fmt::Debug for Body {
 impl Body {
     /// `octets` from `offset`; `patience` is how long to wait for it to grow.
     pub(super) fn new(reader: Arc<dyn BlobReader>, offset: u64, octets: u64, patience: Duration) -> Self {
-        Self { reader, at: offset, left: octets, patience, grew: Instant::now(), reading: None }
+        Self {
+            reader,
+            at: offset,
+            left: octets,
+            patience,
+            grew: Instant::now(),
+            reading: None,
+            resting: None,
+        }
     }
 
     /// The next piece; `None` when all of the range was given.
     pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyLost>>> {
         loop {
+            if let Some(resting) = &mut self.resting {
+                ready!(resting.as_mut().poll(cx));
+                self.resting = None;
+            }
             let Some(reading) = &mut self.reading else {
                 if self.left == 0 {
                     return Poll::Ready(None);
@@ -64,7 +80,7 @@ impl Body {
                 self.start();
                 continue;
             };
-            let done = std::task::ready!(Pin::new(reading).poll(cx));
+            let done = ready!(Pin::new(reading).poll(cx));
             self.reading = None;
             let piece = match done {
                 Ok(Ok(piece)) => piece,
@@ -79,6 +95,7 @@ impl Body {
                 if self.grew.elapsed() >= self.patience {
                     return Poll::Ready(Some(Err(BodyLost::Stalled)));
                 }
+                self.resting = Some(Box::pin(sleep(REST)));
                 continue;
             }
             self.grew = Instant::now();

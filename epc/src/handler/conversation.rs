@@ -12,7 +12,10 @@ use super::{
 };
 use crate::compress::Deflated;
 use bytes::{Bytes, BytesMut};
-use imap_core::session::{Event, Output, Session, Side};
+use imap_core::{
+    mutants,
+    session::{Event, Output, Session, Side},
+};
 use seams::AsyncIo;
 use std::{future::pending, pin::Pin, sync::Arc, sync::atomic::Ordering};
 use tokio::{
@@ -132,8 +135,7 @@ impl<'a> Conversation<'a> {
 
     /// Whether to read one side: only while less than a window waits for the other.
     fn reading(&self, wanted: bool, other: &Wire) -> Reading {
-        let room = other.waiting() < self.limits().window_octets
-            || imap_core::mutants::on("slow-side-stops-the-other");
+        let room = other.waiting() < self.limits().window_octets || mutants::on("handler-window-unbounded");
         if wanted && room { Reading::Yes { secret: self.session.is_secret() } } else { Reading::No }
     }
 
@@ -174,9 +176,7 @@ impl<'a> Conversation<'a> {
                 }
                 // Before a login each piece may be a credential: on its own it shares no record with anything that an
                 // observer knows the length of.
-                Output::ToServer(octets) if self.session.account().is_none() => {
-                    self.origin.push_flushed(octets)
-                }
+                Output::ToServer(octets) if self.session.is_secret() => self.origin.push_flushed(octets),
                 Output::ToServer(octets) => self.origin.push(octets),
                 Output::Catalog(op) => self.errands.push(op),
                 Output::StartTls => {
@@ -199,7 +199,7 @@ impl<'a> Conversation<'a> {
             Err(_) => return Err(Ended::Stuck),
         }
         // It came in clear text, before TLS: an attacker's words that would count as the client's (CVE-2011-0411).
-        if self.client.has_ahead() && !imap_core::mutants::on("starttls-surplus-ends-the-session") {
+        if self.client.has_ahead() && !mutants::on("handler-starttls-surplus-kept") {
             return Err(Ended::StartTlsSurplus);
         }
         let Some(Upgrade(upgrade)) = self.upgrade.take() else {
@@ -242,8 +242,9 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
-            | Event::Compared { .. }
+            | Event::Unread
             | Event::Compressing
+            | Event::UnexpectedContinuation
             | Event::Tunnel(_)
             | Event::Desync(_) => self.session.account(),
         };
@@ -259,8 +260,9 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
-            | Event::Compared { .. }
+            | Event::Unread
             | Event::Compressing
+            | Event::UnexpectedContinuation
             | Event::Tunnel(_) => {
                 tracing::debug!(what = decision.what, outcome = decision.outcome, "decided");
             }
@@ -290,7 +292,7 @@ impl<'a> Conversation<'a> {
     fn deadline(&self) -> Instant {
         let limits = self.limits();
         let stuck = |wire: &Wire| wire.stuck_since().map(|since| since + limits.stuck);
-        let login = self.session.account().is_none().then(|| self.heard + limits.login_idle);
+        let login = self.session.is_secret().then(|| self.heard + limits.login_idle);
         let drained = match self.draining {
             Drain::By(moment) if self.ours.is_none() => Some(moment),
             Drain::By(_) | Drain::Serving | Drain::Now => None,
@@ -313,7 +315,7 @@ impl<'a> Conversation<'a> {
         if stuck(&self.client) || stuck(&self.origin) {
             return Some(Ended::Stuck);
         }
-        if self.session.account().is_none() && self.heard + limits.login_idle <= at {
+        if self.session.is_secret() && self.heard + limits.login_idle <= at {
             self.shut_down(Ended::IdleBeforeLogin, "idle for too long before a login");
         }
         None

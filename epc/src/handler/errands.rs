@@ -5,6 +5,7 @@
 
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
+    mutants,
     uid::Uid,
 };
 use std::{
@@ -61,7 +62,7 @@ impl Errands {
                     return;
                 }
                 if self.fill_octets.saturating_add(octets.len()) > FILL_OCTETS_MAX
-                    && !imap_core::mutants::on("slow-store-is-left-behind")
+                    && !mutants::on("handler-slow-store-unbounded")
                 {
                     self.give_up(fill);
                     return;
@@ -206,5 +207,202 @@ pub struct NoCatalog;
 impl Catalog for NoCatalog {
     fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
         not_held(&op)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use discovery_core::{
+        id::{AccountKey, ServerId, UserKey},
+        value::Proof,
+    };
+    use imap_core::{
+        catalog::{MailboxKey, RequestId},
+        item::ItemKey,
+        uid::UidValidity,
+    };
+    use std::sync::{Condvar, Mutex};
+
+    /// Writes down what it is told; holds every op back while it is closed.
+    #[derive(Default)]
+    struct Recording {
+        told: Mutex<Vec<String>>,
+        closed: Mutex<bool>,
+        opened: Condvar,
+    }
+
+    impl Recording {
+        fn close(&self) {
+            *self.closed.lock().unwrap() = true;
+        }
+
+        fn open(&self) {
+            *self.closed.lock().unwrap() = false;
+            self.opened.notify_all();
+        }
+
+        fn told(&self) -> Vec<String> {
+            self.told.lock().unwrap().clone()
+        }
+    }
+
+    impl Catalog for Recording {
+        fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
+            drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+            let told = if let CatalogOp::FillOpen { fill, .. } = &op {
+                format!("open {}", fill.n)
+            } else if let CatalogOp::FillData { fill, octets } = &op {
+                format!("data {} {}", fill.n, octets.len())
+            } else if let CatalogOp::FillCommit { fill, .. } = &op {
+                format!("commit {}", fill.n)
+            } else if let CatalogOp::FillAbort { fill } = &op {
+                format!("abort {}", fill.n)
+            } else if let CatalogOp::Resolve { request, .. } = &op {
+                format!("resolve {}", request.0)
+            } else {
+                "other".to_owned()
+            };
+            self.told.lock().unwrap().push(told);
+            not_held(&op)
+        }
+    }
+
+    fn mailbox() -> MailboxKey {
+        let server = ServerId::new("mail.lab.test").expect("a name");
+        let account = AccountKey { server, user: UserKey { version: 1, hash: [7; 16] } };
+        let uid_validity = UidValidity::new(1).expect("not zero");
+        MailboxKey { account, name: Bytes::from_static(b"INBOX"), uid_validity, utf8: false }
+    }
+
+    fn uid(n: u32) -> Uid {
+        Uid::new(n).expect("not zero")
+    }
+
+    fn fill(n: u64) -> FillId {
+        FillId { session: 1, n }
+    }
+
+    fn open(n: u64) -> CatalogOp {
+        let item = ItemKey::whole();
+        CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: Some(uid(1)), item, octets: 1 }
+    }
+
+    fn data(n: u64, octets: usize) -> CatalogOp {
+        CatalogOp::FillData { fill: fill(n), octets: vec![0; octets].into() }
+    }
+
+    fn commit(n: u64) -> CatalogOp {
+        CatalogOp::FillCommit { fill: fill(n), uid: uid(1), proof: Proof::Origin }
+    }
+
+    fn resolve(n: u64) -> CatalogOp {
+        let items = vec![ItemKey::whole(), ItemKey::whole()];
+        CatalogOp::Resolve { request: RequestId(n), mailbox: mailbox(), uids: vec![uid(1), uid(2)], items }
+    }
+
+    fn used() -> CatalogOp {
+        CatalogOp::Used { mailbox: mailbox(), uids: vec![] }
+    }
+
+    #[tokio::test]
+    async fn the_store_hears_everything_in_order() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let mut wanted = vec!["open 1".to_owned()];
+        errands.push(open(1));
+        for n in 1..=200 {
+            errands.push(data(1, n));
+            wanted.push(format!("data 1 {n}"));
+        }
+        errands.push(resolve(9));
+        errands.push(commit(1));
+        wanted.extend(["resolve 9".to_owned(), "commit 1".to_owned()]);
+        assert!(matches!(errands.reply().await, CatalogReply::Resolved { request: RequestId(9), .. }));
+        errands.finish().await;
+        assert_eq!(catalog.told(), wanted);
+        assert_eq!(errands.take_troubles(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_question_is_answered_before_what_comes_behind_it() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        errands.push(used());
+        errands.push(resolve(1));
+        errands.push(used());
+        catalog.open();
+        errands.reply().await;
+        assert_eq!(catalog.told()[..2], ["other", "resolve 1"]);
+        errands.finish().await;
+        assert_eq!(catalog.told().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_the_disk_cannot_keep_up_with_is_given_up() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        // This one is with the store already and blocks it.
+        errands.push(open(1));
+        errands.push(open(2));
+        errands.push(data(2, 10));
+        let mut pushed = 0;
+        while errands.take_troubles().0 == 0 {
+            errands.push(data(1, 64 * 1024));
+            pushed += 64 * 1024;
+            assert!(pushed <= 2 * FILL_OCTETS_MAX, "what waits for the disk has no bound");
+        }
+        assert!(pushed >= FILL_OCTETS_MAX / 2);
+        errands.push(data(1, 5));
+        errands.push(commit(1));
+        errands.push(data(2, 20));
+        errands.push(commit(2));
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(catalog.told(), ["open 1", "open 2", "data 2 10", "abort 1", "data 2 20", "commit 2"]);
+        // The name is free again.
+        errands.push(open(1));
+        errands.push(data(1, 7));
+        errands.finish().await;
+        assert_eq!(catalog.told()[6..], ["open 1", "data 1 7"]);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_panics_answers_not_held_and_goes_on() {
+        struct Broken;
+        impl Catalog for Broken {
+            fn handle(&self, _: CatalogOp) -> Option<CatalogReply> {
+                panic!("a bug in the store")
+            }
+        }
+        let mut errands = Errands::new(Arc::new(Broken));
+        for n in 1..=2 {
+            errands.push(resolve(n));
+            let CatalogReply::Resolved { request, rows } = errands.reply().await else {
+                panic!("another answer")
+            };
+            assert_eq!(request, RequestId(n));
+            assert_eq!(rows.iter().map(|row| row.uid).collect::<Vec<_>>(), [uid(1), uid(2)]);
+            assert!(rows.iter().all(|row| row.values.len() == 2 && row.values.iter().all(Option::is_none)));
+        }
+        assert_eq!(errands.take_troubles(), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_not_awaited_to_its_end_is_not_lost() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        errands.push(resolve(4));
+        tokio::select! {
+            biased;
+            _ = errands.reply() => panic!("the store is closed"),
+            () = std::future::ready(()) => {}
+        }
+        catalog.open();
+        assert!(matches!(errands.reply().await, CatalogReply::Resolved { request: RequestId(4), .. }));
     }
 }

@@ -1,10 +1,7 @@
 //! What the handlers count, for `/metrics` and `status`. Labels are closed sets of words; nothing here can name a user,
 //! a mailbox or a message.
 
-use imap_core::{
-    item::SectionClass,
-    session::{Closing, Event, Outcome, Reason},
-};
+use imap_core::session::{Closing, Event, Outcome, Reason};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! words {
@@ -84,18 +81,6 @@ pub const OUTCOMES: &[Outcome] = &[
     Outcome::Origin(Reason::NotProved),
     Outcome::Origin(Reason::CacheOff),
     Outcome::Origin(Reason::TooMany),
-    Outcome::Origin(Reason::Busy),
-];
-
-/// Kinds of section that are compared, with their words.
-pub const CLASSES: &[(SectionClass, &str)] = &[
-    (SectionClass::Whole, "whole"),
-    (SectionClass::Header, "header"),
-    (SectionClass::HeaderFields, "header-fields"),
-    (SectionClass::Text, "text"),
-    (SectionClass::Part, "part"),
-    (SectionClass::Mime, "mime"),
-    (SectionClass::Embedded, "embedded"),
 ];
 
 /// A counter that only goes up.
@@ -129,7 +114,6 @@ pub struct Metrics {
     open_failed: [Counter; OPEN_ERRORS.len()],
     fetches: [Counter; OUTCOMES.len()],
     fetched_messages: [Counter; OUTCOMES.len()],
-    compared: [[Counter; 2]; CLASSES.len()],
     /// Logins that an origin accepted.
     pub logins_accepted: Counter,
     /// Logins that an origin refused.
@@ -142,6 +126,10 @@ pub struct Metrics {
     pub fills_abandoned: Counter,
     /// Batches of the store that failed outright.
     pub store_failures: Counter,
+    /// FETCH responses that were forwarded without being understood.
+    pub unread: Counter,
+    /// Literals that an origin asked for although the client had not announced any.
+    pub unexpected_continuations: Counter,
     /// Sessions whose origin speaks COMPRESS.
     pub compressed: Counter,
     /// Sessions that became a tunnel in which nothing is learned.
@@ -185,14 +173,6 @@ impl Metrics {
             .map(|(outcome, (commands, messages))| (*outcome, commands.get(), messages.get()))
     }
 
-    /// Comparisons of our cut with the origin's: the class's word, how many were the same, how many not.
-    pub fn compared(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
-        CLASSES
-            .iter()
-            .zip(&self.compared)
-            .map(|((_, word), [differ, same])| (*word, same.get(), differ.get()))
-    }
-
     pub(super) fn count_ended(&self, how: Ended) {
         if let Some(counter) = self.ended.get(how as usize) {
             counter.one();
@@ -219,12 +199,8 @@ impl Metrics {
                 self.served_octets.add(*octets);
             }
             Event::Filled(octets) => self.filled_octets.add(*octets),
-            Event::Compared { class, same } => {
-                let at = CLASSES.iter().position(|(known, _)| known == class).unwrap_or(CLASSES.len());
-                if let Some(counter) = self.compared.get(at).and_then(|both| both.get(usize::from(*same))) {
-                    counter.one();
-                }
-            }
+            Event::Unread => self.unread.one(),
+            Event::UnexpectedContinuation => self.unexpected_continuations.one(),
             Event::Compressing => self.compressed.one(),
             Event::Tunnel(_) => self.tunnels.one(),
             Event::Desync(_) => self.desyncs.one(),
@@ -257,15 +233,5 @@ mod tests {
             assert_eq!(metrics.ended(*how), 1, "{}", how.word());
         }
         assert_eq!(metrics.ended_total(), Ended::ALL.len() as u64);
-    }
-
-    #[test]
-    fn a_comparison_counts_as_same_or_as_different() {
-        let metrics = Metrics::default();
-        metrics.count_event(&Event::Compared { class: SectionClass::Text, same: true });
-        metrics.count_event(&Event::Compared { class: SectionClass::Text, same: false });
-        metrics.count_event(&Event::Compared { class: SectionClass::Text, same: false });
-        let text = metrics.compared().find(|(word, ..)| *word == "text");
-        assert_eq!(text, Some(("text", 1, 2)));
     }
 }

@@ -70,7 +70,7 @@ pub struct Decision {
     pub at: UnixMillis,
     /// In which session.
     pub session: u64,
-    /// What it was about, in one word: `login`, `fetch`, `fill`, `compare`, `compress`, `tunnel`, `desync`.
+    /// What it was about, in one word: `login`, `fetch`, `fill`, `command`, `compress`, `tunnel`, `desync`.
     pub what: &'static str,
     /// What was decided, in one word.
     pub outcome: &'static str,
@@ -177,8 +177,8 @@ impl Decision {
             Event::LoginRefused => ("login", "refused", 0, 0),
             Event::Fetched { outcome, messages, octets } => ("fetch", outcome.word(), *messages, *octets),
             Event::Filled(octets) => ("fill", "kept", 1, *octets),
-            Event::Compared { same: true, .. } => ("compare", "same", 1, 0),
-            Event::Compared { same: false, .. } => ("compare", "different", 1, 0),
+            Event::Unread => ("fetch", "not-understood", 1, 0),
+            Event::UnexpectedContinuation => ("command", "unexpected-continuation", 0, 0),
             Event::Compressing => ("compress", "on", 0, 0),
             Event::Tunnel(why) => ("tunnel", *why, 0, 0),
             Event::Desync(why) => ("desync", *why, 0, 0),

@@ -371,3 +371,211 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use discovery_core::seam::blob::{BlobReader, Length, StoreError};
+    use std::{sync::Mutex, time::Duration};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn wire(cut: Cut, octets: usize) -> (Wire, DuplexStream) {
+        let (near, far) = duplex(octets);
+        (Wire::new(Box::new(near), Arc::new(Buffers::default()), cut), far)
+    }
+
+    /// A body of letters; grows when told.
+    struct Letters {
+        there: Mutex<(u64, bool)>,
+    }
+
+    impl Letters {
+        fn new(octets: u64, complete: bool) -> Arc<Self> {
+            Arc::new(Self { there: Mutex::new((octets, complete)) })
+        }
+
+        fn grow(&self, octets: u64, complete: bool) {
+            *self.there.lock().unwrap() = (octets, complete);
+        }
+
+        fn letter(at: u64) -> u8 {
+            b'a' + u8::try_from(at % 23).unwrap()
+        }
+    }
+
+    impl BlobReader for Letters {
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
+            let (there, _) = *self.there.lock().unwrap();
+            let n = usize::try_from(there.saturating_sub(offset)).unwrap().min(buf.len());
+            for (at, octet) in (offset..).zip(&mut buf[..n]) {
+                *octet = Self::letter(at);
+            }
+            Ok(n)
+        }
+
+        fn len(&self) -> Length {
+            match *self.there.lock().unwrap() {
+                (octets, true) => Length::Known(octets),
+                (octets, false) => Length::Growing(octets),
+            }
+        }
+
+        fn wait(&self, _: u64, _: Duration) -> Result<Length, StoreError> {
+            Ok(self.len())
+        }
+    }
+
+    fn letters(from: u64, octets: u64) -> Vec<u8> {
+        (from..from + octets).map(Letters::letter).collect()
+    }
+
+    #[tokio::test]
+    async fn a_body_goes_out_between_what_stands_around_it() {
+        let (mut wire, mut far) = wire(Cut::Together, 1000);
+        let body = Letters::new(300_000, true);
+        wire.push(Bytes::from_static(b"before "));
+        wire.push_body(Body::new(Arc::clone(&body) as Arc<_>, 5, 200_000, PATIENCE));
+        wire.push(Bytes::from_static(b" between "));
+        wire.push_body(Body::new(body, 0, 3, PATIENCE));
+        wire.push(Bytes::from_static(b" after"));
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.expect("in memory");
+            all
+        });
+        wire.drain().await.expect("the reader reads");
+        assert_eq!(wire.waiting(), 0);
+        drop(wire);
+        let wanted =
+            [b"before ", letters(5, 200_000).as_slice(), b" between ", &letters(0, 3), b" after"].concat();
+        assert!(reader.await.expect("no panic") == wanted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_growing_body_is_followed_to_its_end() {
+        let (mut wire, mut far) = wire(Cut::Together, 64 * 1024);
+        let body = Letters::new(10, false);
+        wire.push_body(Body::new(Arc::clone(&body) as Arc<_>, 0, 30, PATIENCE));
+        let mut some = [0; 10];
+        tokio::select! {
+            read = far.read_exact(&mut some) => { read.expect("ten are there"); }
+            _ = wire.drain() => panic!("it is not complete"),
+        }
+        assert_eq!(some.as_slice(), letters(0, 10));
+        body.grow(30, true);
+        wire.drain().await.expect("complete now");
+        let mut rest = [0; 20];
+        far.read_exact(&mut rest).await.expect("in memory");
+        assert_eq!(rest.as_slice(), letters(10, 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_growing_ends_after_its_patience() {
+        let (mut wire, _far) = wire(Cut::Together, 64 * 1024);
+        wire.push_body(Body::new(Letters::new(10, false), 0, 30, PATIENCE));
+        let began = Instant::now();
+        assert!(matches!(wire.drain().await, Err(Happened::BodyLost(BodyLost::Stalled))));
+        assert!((PATIENCE..PATIENCE * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_body_shorter_than_announced_is_lost_not_padded() {
+        let (mut wire, mut far) = wire(Cut::Together, 64 * 1024);
+        wire.push_body(Body::new(Letters::new(10, true), 0, 30, PATIENCE));
+        assert!(matches!(wire.drain().await, Err(Happened::BodyLost(_))));
+        drop(wire);
+        let mut all = Vec::new();
+        far.read_to_end(&mut all).await.expect("in memory");
+        assert_eq!(all, letters(0, 10));
+    }
+
+    /// Notes every write.
+    struct Noted(Arc<Mutex<Vec<String>>>);
+
+    impl AsyncRead for Noted {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Noted {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.lock().unwrap().push(String::from_utf8_lossy(octets).into_owned());
+            Poll::Ready(Ok(octets.len()))
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            self.poll_write(cx, &all)
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.0.lock().unwrap().push("flush".to_owned());
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_are_written_together_apart_or_flushed_each() {
+        for (cut, flushed, wanted) in [
+            (Cut::Together, false, &["onetwo", "flush"][..]),
+            (Cut::Apart, false, &["one", "two", "flush"]),
+            (Cut::Apart, true, &["one", "flush", "two", "flush"]),
+        ] {
+            let noted = Arc::new(Mutex::new(Vec::new()));
+            let mut wire = Wire::new(Box::new(Noted(Arc::clone(&noted))), Arc::default(), cut);
+            for piece in ["one", "", "two"] {
+                let piece = Bytes::from_static(piece.as_bytes());
+                if flushed { wire.push_flushed(piece) } else { wire.push(piece) }
+            }
+            wire.drain().await.expect("it takes everything");
+            assert_eq!(*noted.lock().unwrap(), wanted);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_the_end_comes_before_the_end() {
+        let (mut wire, mut far) = wire(Cut::Together, 256 * 1024);
+        far.write_all(&[b'x'; 3 * super::super::buffers::BUFFER_OCTETS + 5]).await.expect("in memory");
+        drop(far);
+        let mut octets = 0;
+        loop {
+            match wire.turn(Reading::Yes { secret: false }).await {
+                Happened::Octets(some) => octets += some.len(),
+                Happened::Ended => break,
+                other @ (Happened::Wrote | Happened::Broken | Happened::BodyLost(_)) => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(octets, 3 * super::super::buffers::BUFFER_OCTETS + 5);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_breaks_the_wire_and_empties_the_queue() {
+        let (mut wire, far) = wire(Cut::Together, 64);
+        drop(far);
+        wire.push(vec![0; 1000].into());
+        assert!(matches!(wire.drain().await, Err(Happened::Broken)));
+        wire.push(vec![0; 1000].into());
+        assert_eq!(wire.waiting(), 0);
+        assert!(wire.is_drained());
+    }
+
+    #[tokio::test]
+    async fn tiny_pieces_count_for_more_than_their_octets() {
+        let (mut wire, _far) = wire(Cut::Together, 64);
+        for _ in 0..1000 {
+            wire.push(Bytes::from_static(b"x"));
+        }
+        assert!(wire.waiting() > 100_000);
+    }
+}

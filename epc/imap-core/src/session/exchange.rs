@@ -1,6 +1,6 @@
 //! What a session and its shell exchange: settings in, things to do and things learned out.
 
-use crate::{catalog::CatalogOp, item::SectionClass};
+use crate::catalog::CatalogOp;
 use bytes::Bytes;
 use discovery_core::{
     id::{AccountKey, ServerId, UserKeying},
@@ -32,8 +32,6 @@ pub enum Reason {
     CacheOff,
     /// More messages or items at once than are worth asking the store about.
     TooMany,
-    /// Commands before it are not done, and answers must keep their order.
-    Busy,
 }
 
 impl Outcome {
@@ -48,7 +46,6 @@ impl Outcome {
             Self::Origin(Reason::NotProved) => "not-proved",
             Self::Origin(Reason::CacheOff) => "cache-off",
             Self::Origin(Reason::TooMany) => "too-many",
-            Self::Origin(Reason::Busy) => "busy",
         }
     }
 }
@@ -130,17 +127,14 @@ pub enum Event {
         /// Octets of message data that the store gave.
         octets: u64,
     },
-    /// Message data of the origin is being kept: so many octets.
+    /// Bodies of the origin went into the store: so many octets.
     Filled(u64),
-    /// A cut of ours was compared with the origin's own.
-    Compared {
-        /// What was cut.
-        class: SectionClass,
-        /// Whether both were the same.
-        same: bool,
-    },
+    /// A FETCH response could not be understood: nothing was learned from it.
+    Unread,
     /// The origin has COMPRESS, and it is on now.
     Compressing,
+    /// The origin asked for something that the client did not announce.
+    UnexpectedContinuation,
     /// From here on octets pass both ways and nothing is learned.
     Tunnel(&'static str),
     /// What the origin says and what it said before do not fit; nothing more is stored or served.

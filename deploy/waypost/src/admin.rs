@@ -1,0 +1,254 @@
+//! How a running node is asked: an HTTP API on a Unix socket that file permissions guard, and, where the configuration
+//! gives a loopback address, what monitoring reads.
+//!
+//! | path | what |
+//! |---|---|
+//! | `GET /api/v1/status` `sessions` `trace?user=` | JSON, on the socket only: it tells who works when |
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /livez` `/readyz` | whether it runs; whether it takes clients |
+
+mod metrics;
+mod socket;
+
+use crate::{
+    api::{ListenerStatus, Named, Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble},
+    config,
+    config::Seal,
+    exit::Failure,
+    node::Node,
+};
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use discovery_core::id::{UserKey, UserKeying};
+use epc::handler::metrics::Ended;
+use serde::Deserialize;
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+/// Whether the node takes clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Health {
+    /// Not yet.
+    Starting,
+    /// It does.
+    Ready,
+    /// No longer.
+    Draining,
+}
+
+/// The running interface.
+pub(crate) struct Admin {
+    health: Arc<AtomicU8>,
+    socket: PathBuf,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+#[derive(Clone)]
+struct Asked {
+    node: Arc<Node>,
+    health: Arc<AtomicU8>,
+}
+
+impl Admin {
+    /// Answers from now on.
+    pub(crate) async fn start(config: &config::Admin, node: Arc<Node>) -> Result<Self, Failure> {
+        let health = Arc::new(AtomicU8::new(Health::Starting as u8));
+        let asked = Asked { node, health: Arc::clone(&health) };
+        let public = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/livez", get(|| async { "alive\n" }))
+            .route("/readyz", get(readyz));
+        let private = public
+            .clone()
+            .route("/api/v1/status", get(status))
+            .route("/api/v1/sessions", get(sessions))
+            .route("/api/v1/trace", get(trace));
+        let mut tasks = Vec::new();
+        if let Some(address) = config.listen {
+            tasks.push(serve_tcp(address, public.with_state(asked.clone())).await?);
+        }
+        let listener = socket::bind(config)?;
+        let private = private.with_state(asked);
+        tasks.push(tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, private).await {
+                tracing::error!(%error, "the admin socket answers no more");
+            }
+        }));
+        Ok(Self { health, socket: config.socket.clone(), tasks })
+    }
+
+    /// What `/readyz` says from now on.
+    pub(crate) fn say(&self, health: Health) {
+        self.health.store(health as u8, Ordering::Relaxed);
+    }
+
+    /// Answers no more.
+    pub(crate) fn stop(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        let _somebody_removed_it = std::fs::remove_file(&self.socket);
+    }
+}
+
+async fn serve_tcp(address: SocketAddr, router: Router) -> Result<JoinHandle<()>, Failure> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::io(format!("[admin] listen: cannot listen on {address}"), error))?;
+    Ok(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the metrics address answers no more");
+        }
+    }))
+}
+
+async fn metrics(State(asked): State<Asked>) -> impl IntoResponse {
+    let text = metrics::text(&asked.node);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+async fn readyz(State(asked): State<Asked>) -> Response {
+    let health = asked.health.load(Ordering::Relaxed);
+    let mut reasons = Vec::new();
+    if health == Health::Starting as u8 {
+        reasons.push("the node is starting".to_owned());
+    }
+    if health == Health::Draining as u8 || asked.node.is_draining() {
+        reasons.push("the node is draining".to_owned());
+    }
+    let ready = reasons.is_empty();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Readiness { ready, reasons })).into_response()
+}
+
+async fn status(State(asked): State<Asked>) -> Json<Status> {
+    Json(describe(&asked.node))
+}
+
+fn describe(node: &Node) -> Status {
+    let (config, metrics) = (node.config(), node.metrics());
+    let named = |word: &str, n: u64| (n > 0).then(|| Named { word: word.to_owned(), n });
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: config.node.id.to_string(),
+        site: config.node.site.to_string(),
+        state: if node.is_draining() { "draining" } else { "serving" }.to_owned(),
+        uptime_s: node.uptime().as_secs(),
+        listeners: node
+            .doors()
+            .iter()
+            .map(|door| ListenerStatus {
+                address: door.address.to_string(),
+                server: door.server.to_string(),
+                tls: door.tls.word().to_owned(),
+                accepted: door.counts.accepted(),
+                handshakes_failed: door.counts.handshake_failed()
+                    + door.counts.handshake_timed_out()
+                    + door.counts.not_tls(),
+                refused: door.counts.unlisted_refused()
+                    + door.counts.per_client_refused()
+                    + door.counts.plain_refused(),
+            })
+            .collect(),
+        sessions: node.roster().running() as u64,
+        sessions_opened: metrics.sessions_opened.get(),
+        ended: Ended::ALL.iter().filter_map(|how| named(how.word(), metrics.ended(*how))).collect(),
+        origin_failures: metrics.open_failed().filter_map(|(word, n)| named(word, n)).collect(),
+        logins_accepted: metrics.logins_accepted.get(),
+        logins_refused: metrics.logins_refused.get(),
+        fetches: metrics.fetches().filter_map(|(outcome, n, _)| named(outcome.word(), n)).collect(),
+        served_octets: metrics.served_octets.get(),
+        filled_octets: metrics.filled_octets.get(),
+        fills_abandoned: metrics.fills_abandoned.get(),
+        store: StoreStatus {
+            path: config.store.path.display().to_string(),
+            sealed: !matches!(config.store.seal, Seal::Off),
+        },
+    }
+}
+
+async fn sessions(State(asked): State<Asked>) -> Json<Vec<SessionStatus>> {
+    let now = unix_millis();
+    let sessions = asked.node.roster().sessions();
+    let describe = |card: &Arc<epc::handler::roster::Card>| {
+        let (from_client_octets, to_client_octets) = card.octets();
+        SessionStatus {
+            number: card.number,
+            client: card.client.to_string(),
+            server: card.server.to_string(),
+            user: card.user().map(|user| user.to_string()),
+            state: card.state().to_owned(),
+            age_s: u64::try_from(now.saturating_sub(card.since.0) / 1000).unwrap_or(0),
+            from_client_octets,
+            to_client_octets,
+        }
+    };
+    Json(sessions.iter().map(describe).collect())
+}
+
+#[derive(Deserialize)]
+struct Whose {
+    user: String,
+}
+
+async fn trace(State(asked): State<Asked>, Query(whose): Query<Whose>) -> Response {
+    let user = parse_key(&whose.user).unwrap_or_else(|| asked.node.keying().user_key(whose.user.as_bytes()));
+    let Some(decisions) = asked.node.roster().trace(&user) else {
+        let error =
+            format!("nothing is known of {user} since the node started: no login of that user passed here");
+        return (StatusCode::NOT_FOUND, Json(Trouble { error })).into_response();
+    };
+    let line = |decision: &epc::handler::roster::Decision| TraceLine {
+        unix_ms: decision.at.0,
+        session: decision.session,
+        what: decision.what.to_owned(),
+        outcome: decision.outcome.to_owned(),
+        messages: decision.messages,
+        octets: decision.octets,
+    };
+    Json(Trace { user: user.to_string(), decisions: decisions.iter().map(line).collect() }).into_response()
+}
+
+/// `u1-…` as [`UserKey`] is written.
+fn parse_key(text: &str) -> Option<UserKey> {
+    let (version, digits) = text.strip_prefix('u')?.split_once('-')?;
+    let mut octets = vec![version.parse::<u8>().ok()?];
+    if digits.len() != 32 || !digits.is_ascii() {
+        return None;
+    }
+    for pair in digits.as_bytes().chunks(2) {
+        octets.push(u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?);
+    }
+    UserKey::from_octets(&octets)
+}
+
+fn unix_millis() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_reads_back_as_it_is_written() {
+        let key = UserKey { version: 7, hash: [0x0a; 16] };
+        assert_eq!(parse_key(&key.to_string()), Some(key));
+        for wrong in ["", "mia", "u1-", "u1-0a", "u300-0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a", "u1-ü"] {
+            assert_eq!(parse_key(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! `/metrics`: every counter in the text form of Prometheus. Labels are closed sets of words, names of servers and our
+//! own addresses; never a user, a mailbox or a client.
+
+use crate::node::Node;
+use epc::handler::metrics::Ended;
+use std::fmt::Write;
+
+/// All of them.
+pub(super) fn text(node: &Node) -> String {
+    let (metrics, roster) = (node.metrics(), node.roster());
+    let mut page = Page::default();
+    page.family("waypost_node_info", "gauge", "What runs.");
+    page.sample("waypost_node_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.one("waypost_node_uptime_seconds", "gauge", "Since the start.", node.uptime().as_secs());
+    page.one("waypost_node_draining", "gauge", "1 while it ends.", u64::from(node.is_draining()));
+    page.one("waypost_epc_sessions_running", "gauge", "Sessions now.", roster.running() as u64);
+    page.one(
+        "waypost_epc_sessions_opened_total",
+        "counter",
+        "Clients taken on.",
+        metrics.sessions_opened.get(),
+    );
+    page.family("waypost_epc_sessions_ended_total", "counter", "Sessions by how they ended.");
+    for how in Ended::ALL {
+        page.sample("waypost_epc_sessions_ended_total", &[("how", how.word())], metrics.ended(*how));
+    }
+    page.family("waypost_epc_origin_failures_total", "counter", "Servers not reached, by reason.");
+    for (word, n) in metrics.open_failed() {
+        page.sample("waypost_epc_origin_failures_total", &[("reason", word)], n);
+    }
+    page.family("waypost_epc_logins_total", "counter", "Logins by the server's answer.");
+    page.sample("waypost_epc_logins_total", &[("answer", "accepted")], metrics.logins_accepted.get());
+    page.sample("waypost_epc_logins_total", &[("answer", "refused")], metrics.logins_refused.get());
+    page.family("waypost_epc_fetch_commands_total", "counter", "FETCH commands by who answered.");
+    for (outcome, commands, _) in metrics.fetches() {
+        page.sample("waypost_epc_fetch_commands_total", &[("outcome", outcome.word())], commands);
+    }
+    page.family("waypost_epc_fetch_messages_total", "counter", "Messages named in FETCH commands.");
+    for (outcome, _, messages) in metrics.fetches() {
+        page.sample("waypost_epc_fetch_messages_total", &[("outcome", outcome.word())], messages);
+    }
+    for (name, help, n) in [
+        ("waypost_epc_served_bytes_total", "Message data given from the store.", metrics.served_octets.get()),
+        ("waypost_epc_filled_bytes_total", "Message data put into the store.", metrics.filled_octets.get()),
+        (
+            "waypost_epc_fills_abandoned_total",
+            "Messages not stored because the disk was slower than the wire.",
+            metrics.fills_abandoned.get(),
+        ),
+        (
+            "waypost_epc_store_failures_total",
+            "Times the store failed outright.",
+            metrics.store_failures.get(),
+        ),
+        (
+            "waypost_epc_compressed_total",
+            "Sessions with COMPRESS towards the server.",
+            metrics.compressed.get(),
+        ),
+        ("waypost_epc_tunnels_total", "Sessions in which nothing could be learned.", metrics.tunnels.get()),
+        ("waypost_epc_desyncs_total", "Sessions whose server contradicted itself.", metrics.desyncs.get()),
+    ] {
+        page.one(name, "counter", help, n);
+    }
+    page.family("waypost_epc_relayed_bytes_total", "counter", "Octets of sessions, TLS removed.");
+    for (side, direction, n) in [
+        ("client", "read", metrics.client_read_octets.get()),
+        ("client", "written", metrics.client_written_octets.get()),
+        ("origin", "read", metrics.origin_read_octets.get()),
+        ("origin", "written", metrics.origin_written_octets.get()),
+    ] {
+        page.sample("waypost_epc_relayed_bytes_total", &[("side", side), ("direction", direction)], n);
+    }
+    page.family(
+        "waypost_epc_intake_clients_total",
+        "counter",
+        "Clients at each listener, by what came of them.",
+    );
+    for door in node.doors() {
+        let address = door.address.to_string();
+        let counts = &door.counts;
+        for (result, n) in [
+            ("accepted", counts.accepted()),
+            ("not-tls", counts.not_tls()),
+            ("unlisted-refused", counts.unlisted_refused()),
+            ("tunnelled", counts.tunnelled()),
+            ("handshake-failed", counts.handshake_failed()),
+            ("handshake-timed-out", counts.handshake_timed_out()),
+            ("per-client-refused", counts.per_client_refused()),
+            ("plain-refused", counts.plain_refused()),
+            ("accept-error", counts.accept_errors()),
+        ] {
+            let labels = [("listener", address.as_str()), ("result", result)];
+            page.sample("waypost_epc_intake_clients_total", &labels, n);
+        }
+    }
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// Values of labels are words and addresses of ours: nothing in them needs escaping.
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], n: u64) {
+        let labels = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect::<Vec<_>>();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "{name}{labels} {n}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, n: u64) {
+        self.family(name, kind, help);
+        self.sample(name, &[], n);
+    }
+}

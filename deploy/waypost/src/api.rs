@@ -1,0 +1,102 @@
+//! What the admin API says, in values: the node writes them, `waypost status` and its like read them. Fields are only
+//! ever added.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /api/v1/status`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Status {
+    pub(crate) version: String,
+    pub(crate) node: String,
+    pub(crate) site: String,
+    /// `serving` or `draining`.
+    pub(crate) state: String,
+    pub(crate) uptime_s: u64,
+    pub(crate) listeners: Vec<ListenerStatus>,
+    pub(crate) sessions: u64,
+    pub(crate) sessions_opened: u64,
+    /// How sessions ended, where it is not zero.
+    pub(crate) ended: Vec<Named>,
+    /// Failures to reach a server by kind, where not zero.
+    pub(crate) origin_failures: Vec<Named>,
+    pub(crate) logins_accepted: u64,
+    pub(crate) logins_refused: u64,
+    /// FETCH commands by who answered them, where not zero.
+    pub(crate) fetches: Vec<Named>,
+    pub(crate) served_octets: u64,
+    pub(crate) filled_octets: u64,
+    pub(crate) fills_abandoned: u64,
+    pub(crate) store: StoreStatus,
+}
+
+/// A listening address.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct ListenerStatus {
+    pub(crate) address: String,
+    pub(crate) server: String,
+    pub(crate) tls: String,
+    pub(crate) accepted: u64,
+    pub(crate) handshakes_failed: u64,
+    pub(crate) refused: u64,
+}
+
+/// A count with its word.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Named {
+    pub(crate) word: String,
+    pub(crate) n: u64,
+}
+
+/// The store in short.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct StoreStatus {
+    pub(crate) path: String,
+    /// Whether stored mail is encrypted on disk.
+    pub(crate) sealed: bool,
+}
+
+/// One of `GET /api/v1/sessions`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct SessionStatus {
+    pub(crate) number: u64,
+    pub(crate) client: String,
+    pub(crate) server: String,
+    /// The user's keyed hash, once logged in.
+    pub(crate) user: Option<String>,
+    pub(crate) state: String,
+    pub(crate) age_s: u64,
+    pub(crate) from_client_octets: u64,
+    pub(crate) to_client_octets: u64,
+}
+
+/// `GET /api/v1/trace?user=…`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Trace {
+    pub(crate) user: String,
+    pub(crate) decisions: Vec<TraceLine>,
+}
+
+/// One decision.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct TraceLine {
+    pub(crate) unix_ms: i64,
+    pub(crate) session: u64,
+    pub(crate) what: String,
+    pub(crate) outcome: String,
+    pub(crate) messages: u32,
+    pub(crate) octets: u64,
+}
+
+/// What is answered when something cannot be done.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Trouble {
+    pub(crate) error: String,
+}
+
+/// `GET /readyz`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Readiness {
+    pub(crate) ready: bool,
+    /// Why not.
+    pub(crate) reasons: Vec<String>,
+}

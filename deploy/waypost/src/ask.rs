@@ -1,0 +1,114 @@
+//! Asks a running node through its admin socket.
+
+use crate::{
+    api::Trouble,
+    cli::RunningNode,
+    config::{FileUse, Surroundings},
+    exit::{Exit, Failure},
+    file,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, StatusCode, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{net::UnixStream, time::timeout};
+
+/// A node answers in milliseconds; a store that is asked to do something takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Far more than ten thousand sessions need.
+const ANSWER_OCTETS_MAX: usize = 64 << 20;
+
+/// The answer to `GET path`, as it came and as a value.
+pub(crate) fn get<T: DeserializeOwned>(node: &RunningNode, path: &str) -> Result<(Bytes, T), Failure> {
+    let socket = socket(node)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("the system gives no events", error))?;
+    let (status, octets) = runtime.block_on(async {
+        timeout(PATIENCE, request(&socket, path)).await.unwrap_or_else(|_| {
+            Err(Failure::say(
+                Exit::Unavailable,
+                format_args!("the node at {} does not answer", socket.display()),
+            ))
+        })
+    })?;
+    if status != StatusCode::OK {
+        let why = serde_json::from_slice::<Trouble>(&octets).map_or_else(|_| status.to_string(), |t| t.error);
+        return Err(Failure::say(Exit::Unavailable, why));
+    }
+    let value = serde_json::from_slice(&octets).map_err(|error| {
+        Failure::say(
+            Exit::Unavailable,
+            format_args!("the node at {} is of another version: {error}", socket.display()),
+        )
+    })?;
+    Ok((octets, value))
+}
+
+/// Text as a value in a query.
+pub(crate) fn quoted(text: &str) -> String {
+    let quote = |octet: u8| match octet {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(octet).to_string(),
+        octet => format!("%{octet:02X}"),
+    };
+    text.bytes().map(quote).collect()
+}
+
+async fn request(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+    let stream = UnixStream::connect(socket).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            return Failure::io(
+                format!("the admin socket {}; [admin] mode and group say who may", socket.display()),
+                error,
+            );
+        }
+        Failure::io(format!("no node answers at {}; is it running?", socket.display()), error)
+    })?;
+    let failed = |error: hyper::Error| Failure::new(Exit::Unavailable, error);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path)
+        .header("host", "waypost")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Failure::new(Exit::Bug, error))?;
+    let answer = sender.send_request(request).await.map_err(failed)?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_OCTETS_MAX).collect().await;
+    connection.abort();
+    let body = body.map_err(|error| Failure::say(Exit::Unavailable, error))?;
+    Ok((status, body.to_bytes()))
+}
+
+fn socket(node: &RunningNode) -> Result<PathBuf, Failure> {
+    if let Some(socket) = &node.socket {
+        return Ok(socket.clone());
+    }
+    if let Some(path) = &node.config {
+        let loaded = file::read(path, FileUse::Ignore)?;
+        return Ok(file::usable(&loaded, path)?.admin.socket.clone());
+    }
+    let surroundings = Surroundings::of_process();
+    let own = surroundings.runtime_dir.unwrap_or(surroundings.state_dir).join("admin.sock");
+    let service = PathBuf::from(SERVICE);
+    Ok(if !own.exists() && service.exists() { service } else { own })
+}
+
+/// Where the systemd unit's node has it.
+const SERVICE: &str = "/run/waypost/admin.sock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_query_is_quoted() {
+        assert_eq!(quoted("mia+x&y=ü@example.org"), "mia%2Bx%26y%3D%C3%BC%40example.org");
+    }
+}

@@ -1,0 +1,38 @@
+//! The way to the servers, exchangeable while sessions run: those that are connected stay so.
+
+use discovery_core::id::ServerId;
+use epc::origin::DirectOrigins;
+use seams::{
+    BoxFuture,
+    origin::{OpenError, OriginConnector, OriginRequest, OriginStream},
+};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The origins that are configured now.
+pub(crate) struct Origins(RwLock<Arc<DirectOrigins>>);
+
+impl Origins {
+    pub(crate) fn new(origins: DirectOrigins) -> Self {
+        Self(RwLock::new(Arc::new(origins)))
+    }
+
+    /// Reaches servers by these from the next client on.
+    pub(crate) fn replace(&self, origins: DirectOrigins) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(origins);
+    }
+
+    fn current(&self) -> Arc<DirectOrigins> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl OriginConnector for Origins {
+    fn open(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        let origins = self.current();
+        Box::pin(async move { origins.open(request).await })
+    }
+
+    fn park(&self, server: &ServerId, n: u8) {
+        self.current().park(server, n);
+    }
+}

@@ -1,0 +1,70 @@
+//! What mail programs must trust, in sentences: `branch` and `check` say the same.
+
+use crate::{
+    config::{Config, Seal, value::Encryption},
+    exit::{Exit, Failure},
+};
+use epc::tls::authority::Authority;
+use std::{fmt::Write, path::Path};
+
+/// One paragraph for each kind of certificate that clients will see.
+pub(crate) fn sentences(config: &Config) -> Result<String, Failure> {
+    let mut out = String::new();
+    let encrypted = config.listeners.iter().any(|listener| listener.tls != Encryption::Plain);
+    if encrypted {
+        match (&config.tls.operator, &config.tls.ca_dir) {
+            (Some(operator), _) => {
+                let _ = writeln!(
+                    out,
+                    "Mail programs see the certificate in {}; they must trust the authority that signed it,\nand connect by a name that stands in it.",
+                    operator.cert.display()
+                );
+            }
+            (None, Some(dir)) => {
+                let fingerprint = fingerprint(dir)?;
+                let root = dir.join("root.pem");
+                let _ = writeln!(
+                    out,
+                    "Mail programs must trust this authority, as one that may identify servers: install\n  {}\n  SHA-256 {fingerprint}\nin each of them (compare the fingerprint), and nothing else. It can sign for these names only:\n  {}\nWho gets hold of {} can be these servers towards these\nmail programs. {} is not needed here: take it offline.",
+                    root.display(),
+                    names(config).join(" "),
+                    dir.join("issuing.key").display(),
+                    dir.join("root.key").display(),
+                );
+            }
+            (None, None) => {}
+        }
+    }
+    if config.listeners.iter().any(|listener| listener.tls == Encryption::Plain) {
+        let _ =
+            writeln!(out, "A listener takes clients without TLS: passwords cross that network in the clear.");
+    }
+    if matches!(config.store.seal, Seal::Off) {
+        let _ = writeln!(
+            out,
+            "Stored mail is not encrypted on this disk ({}); [store] seal_key_file turns that on.",
+            config.store.path.display()
+        );
+    }
+    Ok(out)
+}
+
+/// The root's SHA-256 in the form that mail programs show.
+pub(crate) fn fingerprint(dir: &Path) -> Result<String, Failure> {
+    let authority = Authority::load(dir).map_err(|error| Failure::new(Exit::Usage, error))?;
+    Ok(colons(&authority.root_sha256()))
+}
+
+/// `AB:CD:…`
+pub(crate) fn colons(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02X}")).collect::<Vec<_>>().join(":")
+}
+
+fn names(config: &Config) -> Vec<&str> {
+    config
+        .servers
+        .iter()
+        .flat_map(|server| std::iter::once(&server.host).chain(&server.aliases))
+        .map(|host| host.0.as_str())
+        .collect()
+}

@@ -1,0 +1,703 @@
+//! A client's FETCH against the store: which of its messages this session may be shown, what of them is held,
+//! and what the origin must still say.
+//!
+//! ```text
+//!  FETCH ─► cacheable? ─► whose UIDs? ─► proof fresh? ─► look up ─┬─ all held, nothing else asked ─► told at once
+//!                │no          │unknown       │old                 ├─ all held, flags asked ──► origin: the rest only
+//!                ▼            ▼              ▼ ask                ├─ some held ──► origin: whole for the others
+//!             forward      forward        origin                 ├─ a piece of a large one ──► origin: all of it
+//!                                                                 └─ nothing held ──► forward
+//! ```
+
+use super::{
+    exchange::{Event, Outcome, Output, Reason},
+    underway::{Effect, Own, Underway, numbers},
+};
+use crate::{
+    catalog::{CatalogOp, CatalogReply, Held, RESOLVE_UIDS_MAX, RequestId, Row},
+    command::{Command, Fetch, FetchItem, Kind},
+    item::{ItemClass, ItemKey, SectionClass},
+    mutants,
+    sequence_set::SequenceSet,
+    uid::{Msn, Uid},
+    views::SlotId,
+};
+use bytes::{Bytes, BytesMut};
+use std::{collections::BTreeMap, time::Instant};
+
+/// A command that cannot go on yet.
+pub(super) struct Waiting {
+    pub(super) command: Command,
+    pub(super) octets: Bytes,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Not looked at.
+    Fresh,
+    /// Not to be answered by the store; goes to the origin when the origin's numbers stand still.
+    Origin,
+    /// The origin was asked whether this user may still read this mailbox.
+    Rights,
+    /// The store was asked.
+    LookUp(LookUp),
+    /// The whole message was asked of the origin; when it begins to come, the store is asked again.
+    Whole(SlotId),
+}
+
+/// A question to the store, in batches.
+struct LookUp {
+    /// The messages, in the order of the server's view.
+    messages: Vec<(SlotId, Uid)>,
+    /// The items that a store may hold; positions in the command's items.
+    wanted: Vec<usize>,
+    asked: usize,
+    request: Option<RequestId>,
+    held: Vec<Prepared>,
+    missing: Vec<(SlotId, Uid)>,
+    octets: u64,
+    /// Octets of `held` that lie in memory.
+    inline: u64,
+    /// Sizes that the store knew, of messages that it does not wholly hold too.
+    sizes: Vec<(SlotId, u64)>,
+    /// Whether this is the second time, with the whole message on its way.
+    again: bool,
+}
+
+/// Message data of one message that the store gives.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) slot: SlotId,
+    pub(super) uid: Uid,
+    /// Items as they will be told, in the client's order.
+    pub(super) items: Vec<(Told, Held)>,
+}
+
+/// How an item is told.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    label: Bytes,
+    section: bool,
+    partial: Option<(u32, u32)>,
+}
+
+/// Data of messages that will be told together with what the origin says of the same messages.
+#[derive(Default)]
+pub(super) struct Splices {
+    /// The tag whose completion ends it.
+    owner: Bytes,
+    rows: BTreeMap<SlotId, Prepared>,
+}
+
+impl Splices {
+    fn begin(&mut self, owner: Bytes, rows: Vec<Prepared>) {
+        self.owner = owner;
+        self.rows.extend(rows.into_iter().map(|row| (row.slot, row)));
+    }
+
+    /// The origin speaks of this message.
+    pub(super) fn take(&mut self, slot: SlotId) -> Option<Prepared> {
+        self.rows.remove(&slot)
+    }
+
+    /// What the origin did not mention until here is gone, and is not told.
+    pub(super) fn end(&mut self, tag: &[u8]) {
+        if self.owner == tag {
+            self.clear();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+impl Waiting {
+    pub(super) fn new(command: Command, octets: Bytes) -> Self {
+        Self { command, octets, stage: Stage::Fresh }
+    }
+
+    pub(super) fn for_origin(mut self) -> Self {
+        self.stage = Stage::Origin;
+        self
+    }
+
+    /// Whether the store or the origin owes an answer before anything can change.
+    fn is_asking(&self) -> bool {
+        match &self.stage {
+            Stage::LookUp(look_up) => look_up.request.is_some(),
+            Stage::Fresh | Stage::Origin | Stage::Rights | Stage::Whole(_) => false,
+        }
+    }
+}
+
+impl super::Session {
+    /// Takes a waiting command as far as it can go now; gives it back if it must wait on.
+    pub(super) fn advance(&mut self, mut waiting: Waiting) -> Option<Waiting> {
+        if !matches!(waiting.command.kind, Kind::Fetch(_)) {
+            return self.pass_on(waiting);
+        }
+        loop {
+            if waiting.is_asking() {
+                return Some(waiting);
+            }
+            waiting = match waiting.stage {
+                Stage::Fresh => match self.look_at_fetch(&waiting.command) {
+                    Ok(Look::Up(look_up)) => self.ask_store(look_up, waiting.command, waiting.octets),
+                    Ok(Look::RightsFirst) => {
+                        self.ask_rights();
+                        Waiting { stage: Stage::Rights, ..waiting }
+                    }
+                    Ok(Look::UidsFirst) => return Some(Waiting { stage: Stage::Fresh, ..waiting }),
+                    Err(reason) => {
+                        self.event(Event::Fetched {
+                            outcome: Outcome::Origin(reason),
+                            messages: 0,
+                            octets: 0,
+                        });
+                        waiting.for_origin()
+                    }
+                },
+                Stage::Rights => {
+                    if self.flights.owns(|own| *own == Own::Rights) {
+                        return Some(waiting);
+                    }
+                    // Proved again, or not to be proved: then the mailbox has no key any more.
+                    Waiting { stage: Stage::Fresh, ..waiting }
+                }
+                Stage::LookUp(look_up) if look_up.asked < look_up.messages.len() => {
+                    self.ask_store(look_up, waiting.command, waiting.octets)
+                }
+                Stage::LookUp(look_up) => {
+                    // What is told together with the origin's words is told one command at a time.
+                    if !self.splices.is_empty() && has_rest(&waiting.command) {
+                        return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
+                    }
+                    self.settle(look_up, waiting.command, waiting.octets)?
+                }
+                Stage::Whole(slot) => {
+                    let owned = self.flights.owns(|own| *own == Own::Whole(slot));
+                    match self.whole_begun.take_if(|begun| *begun == slot) {
+                        Some(_) => self.look_again(waiting.command, waiting.octets, slot),
+                        None if owned => return Some(Waiting { stage: Stage::Whole(slot), ..waiting }),
+                        None => Waiting { stage: Stage::Origin, ..waiting },
+                    }
+                }
+                Stage::Origin => return self.pass_on(waiting),
+            };
+        }
+    }
+
+    /// What the client's FETCH needs before the store can be asked.
+    fn look_at_fetch(&self, command: &Command) -> Result<Look, Reason> {
+        let Kind::Fetch(fetch) = &command.kind else { return Err(Reason::OriginOnly) };
+        let Some(selection) = self.selection() else { return Err(Reason::CacheOff) };
+        if selection.key.is_none() {
+            return Err(Reason::CacheOff);
+        }
+        if fetch.changed.is_some() || fetch.items.len() > ITEMS_MAX {
+            return Err(Reason::OriginOnly);
+        }
+        let wanted: Vec<usize> =
+            fetch.items.iter().enumerate().filter(|(_, i)| is_held_kind(&i.key)).map(|(n, _)| n).collect();
+        if wanted.is_empty() || !fetch.items.iter().all(is_separable) {
+            return Err(Reason::OriginOnly);
+        }
+        let messages = match self.messages_of(command.uid, fetch) {
+            Ok(messages) => messages,
+            Err(Reason::NotProved) if self.flights.owns(|own| *own == Own::Uids) => {
+                return Ok(Look::UidsFirst);
+            }
+            Err(reason) => return Err(reason),
+        };
+        if messages.is_empty() {
+            return Err(Reason::NotProved);
+        }
+        if self.is_proof_old(selection.proved) {
+            return if self.can_ask_rights() { Ok(Look::RightsFirst) } else { Err(Reason::NotProved) };
+        }
+        Ok(Look::Up(LookUp::new(messages, wanted, false)))
+    }
+
+    /// The messages meant, if the origin has shown every one of them, and every other that could be meant, to this
+    /// session.
+    fn messages_of(&self, uid_form: bool, fetch: &Fetch) -> Result<Vec<(SlotId, Uid)>, Reason> {
+        let set = fetch.set.set.as_ref().ok_or(Reason::OriginOnly)?;
+        let mut messages = Vec::new();
+        if !uid_form {
+            for number in numbers(&fetch.set, self.views.client_len()).into_iter().flatten() {
+                if messages.len() == MESSAGES_MAX {
+                    return Err(Reason::TooMany);
+                }
+                let slot = Msn::new(number).and_then(|msn| self.views.slot_of_client(msn));
+                // Beyond the client's view the origin should say what it says to that.
+                let slot = slot.ok_or(Reason::OriginOnly)?;
+                self.views.server_msn(slot).ok_or(Reason::NotProved)?;
+                messages.push((slot, self.views.uid(slot).ok_or(Reason::NotProved)?));
+            }
+            return Ok(messages);
+        }
+        if !self.views.all_uids_known() {
+            // A message whose UID is unknown could be one of those asked for; only a single known one is certain.
+            let single = set.is_single_number().then(|| set.resolve(0).next()).flatten();
+            let known = single.and_then(|range| self.views.uids_between(range).next());
+            return known.map(|found| vec![found]).ok_or(Reason::NotProved);
+        }
+        let largest = self.views.largest_uid().map_or(0, Uid::get);
+        for range in set.resolve(largest) {
+            for found in self.views.uids_between(range) {
+                if messages.len() == MESSAGES_MAX {
+                    return Err(Reason::TooMany);
+                }
+                messages.push(found);
+            }
+        }
+        Ok(messages)
+    }
+
+    fn is_proof_old(&self, proved: Instant) -> bool {
+        if mutants::on("session-proof-never-old") {
+            return false;
+        }
+        self.mono().is_none_or(|now| now.saturating_duration_since(proved) > self.config.re_proof)
+    }
+
+    fn ask_store(&mut self, mut look_up: LookUp, command: Command, octets: Bytes) -> Waiting {
+        let items = if let Kind::Fetch(fetch) = &command.kind { look_up.keys(fetch) } else { Vec::new() };
+        let end = look_up.messages.len().min(look_up.asked + RESOLVE_UIDS_MAX);
+        let batch = look_up.messages.get(look_up.asked..end).unwrap_or_default();
+        let uids: Vec<Uid> = batch.iter().map(|(_, uid)| *uid).collect();
+        look_up.asked = end;
+        if let Some(mailbox) = self.mailbox_key().cloned() {
+            let request = self.request();
+            look_up.request = Some(request);
+            self.catalog(CatalogOp::Resolve { request, mailbox, uids, items });
+        } else {
+            // Trust ended meanwhile; nothing may be shown.
+            look_up.distrust();
+        }
+        Waiting { command, octets, stage: Stage::LookUp(look_up) }
+    }
+
+    /// The store's answer.
+    pub(super) fn store_replied(&mut self, reply: CatalogReply) {
+        let CatalogReply::Resolved { request, rows } = reply else { return };
+        let Some(Waiting { command, stage: Stage::LookUp(look_up), .. }) = &mut self.waiting else { return };
+        if look_up.request != Some(request) {
+            return;
+        }
+        look_up.request = None;
+        let Kind::Fetch(fetch) = &command.kind else { return };
+        look_up.take(fetch, rows);
+    }
+
+    /// Everything is known: tells, forwards, or both.
+    fn settle(&mut self, mut look_up: LookUp, command: Command, octets: Bytes) -> Option<Waiting> {
+        let Kind::Fetch(fetch) = &command.kind else { return None };
+        for (slot, size) in std::mem::take(&mut look_up.sizes) {
+            self.learn_size(slot, size);
+        }
+        if self.mailbox_key().is_none() {
+            look_up.distrust();
+        }
+        // Gone since the question: the origin says what there is to say.
+        let (held, gone): (Vec<_>, Vec<_>) =
+            look_up.held.into_iter().partition(|row| self.views.server_msn(row.slot).is_some());
+        look_up.missing.extend(gone.into_iter().map(|row| (row.slot, row.uid)));
+        let total = u32::try_from(look_up.messages.len()).unwrap_or(u32::MAX);
+        let waiting = |stage| Waiting { command: command.clone(), octets: octets.clone(), stage };
+        if held.is_empty() {
+            if !look_up.again
+                && let [(slot, uid)] = *look_up.missing.as_slice()
+                && self.is_piece_of_large(fetch, slot)
+            {
+                if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
+                    self.ask_seen_ahead(uid);
+                }
+                self.ask_whole(slot, uid);
+                return Some(waiting(Stage::Whole(slot)));
+            }
+            let outcome = Outcome::Origin(Reason::NotHeld);
+            self.event(Event::Fetched { outcome, messages: total, octets: 0 });
+            return Some(waiting(Stage::Origin));
+        }
+
+        let rest: Vec<&FetchItem> = rest_of(fetch).collect();
+        let sets_seen = self.sets_seen(fetch);
+        let unseen: Vec<Uid> = held
+            .iter()
+            .filter(|row| sets_seen && self.views.seen(row.slot) != Some(true))
+            .map(|row| row.uid)
+            .collect();
+        let held_set = set_text(held.iter().map(|row| row.uid));
+        let missing_set = set_text(look_up.missing.iter().map(|(_, uid)| *uid));
+        if held_set.len().max(missing_set.len()) > SET_OCTETS_MAX {
+            let outcome = Outcome::Origin(Reason::TooMany);
+            self.event(Event::Fetched { outcome, messages: total, octets: 0 });
+            return Some(waiting(Stage::Origin));
+        }
+
+        let all_store = rest.is_empty() && look_up.missing.is_empty();
+        let outcome = if all_store { Outcome::Store } else { Outcome::Mixed };
+        self.event(Event::Fetched { outcome, messages: total, octets: look_up.octets });
+        if let Some(mailbox) = self.mailbox_key().cloned() {
+            self.catalog(CatalogOp::Used { mailbox, uids: held.iter().map(|row| row.uid).collect() });
+        }
+
+        let tag = Bytes::copy_from_slice(&command.tag);
+        let mut underway = Underway::new(tag.clone(), self.forbids(&command), Effect::Nothing);
+        if !unseen.is_empty() && !mutants::on("session-seen-not-stored") {
+            let own = self.flights.own(Own::Seen(tag.clone()));
+            self.send(format!("{own} UID STORE {} +FLAGS (\\Seen)\r\n", set_text(unseen)).into());
+            if !mutants::on("session-seen-not-awaited") {
+                underway.awaits += 1;
+            }
+        }
+        let rest_text = labels(&rest);
+        match (rest.is_empty(), look_up.missing.is_empty()) {
+            (true, true) => {
+                underway.prepared = held;
+                underway.completion = Some(completed(&tag, &command));
+            }
+            (true, false) => {
+                underway.prepared = held;
+                self.flights.client(tag.clone(), true);
+                self.send(rewritten(&tag, &missing_set, fetch, &octets));
+            }
+            (false, true) => {
+                self.splices.begin(tag.clone(), held);
+                self.flights.client(tag.clone(), true);
+                self.send(
+                    [&*tag, b" UID FETCH ", held_set.as_bytes(), b" ", &rest_text, b"\r\n"].concat().into(),
+                );
+            }
+            (false, false) => {
+                let own = self.flights.own(Own::Rest(tag.clone()));
+                self.splices.begin(own.clone().into(), held);
+                underway.awaits += 1;
+                self.send(
+                    [own.as_bytes(), b" UID FETCH ", held_set.as_bytes(), b" ", &rest_text, b"\r\n"]
+                        .concat()
+                        .into(),
+                );
+                self.flights.client(tag.clone(), true);
+                self.send(rewritten(&tag, &missing_set, fetch, &octets));
+            }
+        }
+        self.underway.push_back(underway);
+        None
+    }
+
+    /// Whether a client reads a message in pieces, of which this is one, that is worth fetching whole.
+    fn is_piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> bool {
+        let mut pieces = fetch.items.iter().filter_map(|item| {
+            let whole = item.key.class() == ItemClass::Section(SectionClass::Whole);
+            item.partial.filter(|_| whole)
+        });
+        let Some((_, count)) = pieces.next() else { return false };
+        let only = pieces.next().is_none()
+            && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
+        let worth = |size: u64| {
+            let count = u64::from(count);
+            size <= self.config.chunk_fill_max
+                && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
+        };
+        only && self.sizes.get(&slot).copied().is_some_and(worth)
+            && !self.flights.owns(|own| matches!(own, Own::Whole(_)))
+    }
+
+    /// Whether the origin would set `\Seen` on what it fetches.
+    fn sets_seen(&self, fetch: &Fetch) -> bool {
+        let read_only = self.selection().is_none_or(|s| s.read_only);
+        !read_only && fetch.items.iter().any(|i| !i.peek && is_held_kind(&i.key))
+    }
+
+    /// In the same flight as the whole message, so that the first piece's OK need not wait for a round trip more. The
+    /// origin's word that the flag is set comes before the message; if it does not, the piece asks again.
+    fn ask_seen_ahead(&mut self, uid: Uid) {
+        let tag = self.flights.own(Own::SeenAhead);
+        self.send(format!("{tag} UID STORE {uid} +FLAGS (\\Seen)\r\n").into());
+    }
+
+    fn ask_whole(&mut self, slot: SlotId, uid: Uid) {
+        self.whole_begun = None;
+        let tag = self.flights.own(Own::Whole(slot));
+        self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[])\r\n").into());
+    }
+
+    fn look_again(&mut self, command: Command, octets: Bytes, slot: SlotId) -> Waiting {
+        let uid = self.views.uid(slot);
+        let stage = match (&command.kind, uid) {
+            (Kind::Fetch(fetch), Some(uid)) => {
+                let wanted = (0..fetch.items.len())
+                    .filter(|n| fetch.items.get(*n).is_some_and(|i| is_held_kind(&i.key)))
+                    .collect();
+                Stage::LookUp(LookUp::new(vec![(slot, uid)], wanted, true))
+            }
+            _ => Stage::Origin,
+        };
+        Waiting { command, octets, stage }
+    }
+
+    fn can_ask_rights(&self) -> bool {
+        self.capabilities.has("ACL") && !self.idle.is_engaged()
+    }
+
+    /// RFC 4314: on servers that keep serving an open mailbox after its rights were withdrawn, only this tells.
+    fn ask_rights(&mut self) {
+        let Some(selection) = self.selection() else { return };
+        let line = [b" MYRIGHTS ", &*selection.written, b"\r\n"].concat();
+        let tag = self.flights.own(Own::Rights);
+        self.rights_seen = false;
+        self.send([tag.as_bytes(), &line].concat().into());
+    }
+
+    // ---- telling -----------------------------------------------------------------------------------------
+
+    /// Tells one message's data from the store, as a response of its own.
+    pub(super) fn tell_prepared(&mut self, row: &Prepared) {
+        let Some(msn) = self.views.client_msn(row.slot) else { return };
+        if self.views.server_msn(row.slot).is_none() && !mutants::on("session-expunged-served") {
+            return;
+        }
+        let mut out = Composer::new(format!("* {msn} FETCH ("));
+        if !row.items.iter().any(|(told, _)| &*told.label == b"UID") {
+            out.item(format!("UID {}", row.uid).as_bytes());
+        }
+        out.items(&row.items, &mut self.outputs);
+        out.text.extend_from_slice(b")\r\n");
+        out.flush(&mut self.outputs);
+    }
+
+    /// Begins a response of the origin with what the store adds to it: `payload` is what stands behind `FETCH `.
+    pub(super) fn tell_spliced(&mut self, msn: Msn, row: &Prepared, payload: &[u8]) {
+        let mut out = Composer::new(format!("* {msn} FETCH ("));
+        out.items(&row.items, &mut self.outputs);
+        let rest = payload.strip_prefix(b"(").unwrap_or(payload);
+        if !rest.starts_with(b")") {
+            out.text.extend_from_slice(b" ");
+        }
+        out.text.extend_from_slice(rest);
+        out.flush(&mut self.outputs);
+    }
+}
+
+enum Look {
+    Up(LookUp),
+    RightsFirst,
+    UidsFirst,
+}
+
+impl LookUp {
+    fn new(messages: Vec<(SlotId, Uid)>, wanted: Vec<usize>, again: bool) -> Self {
+        Self {
+            messages,
+            wanted,
+            asked: 0,
+            request: None,
+            held: Vec::new(),
+            missing: Vec::new(),
+            octets: 0,
+            inline: 0,
+            sizes: Vec::new(),
+            again,
+        }
+    }
+
+    fn keys(&self, fetch: &Fetch) -> Vec<ItemKey> {
+        self.wanted.iter().filter_map(|n| fetch.items.get(*n)).map(|i| i.key.clone()).collect()
+    }
+
+    /// One batch's rows.
+    fn take(&mut self, fetch: &Fetch, rows: Vec<Row>) {
+        let batch = self.held.len() + self.missing.len();
+        let asked = self.messages.get(batch..self.asked).unwrap_or_default().to_vec();
+        let mut rows = rows.into_iter();
+        for (slot, uid) in asked {
+            // An answer that does not fit the question is no answer.
+            let row = rows.next().filter(|row| row.uid == uid && row.values.len() == self.wanted.len());
+            if let Some(size) = row.as_ref().and_then(|row| self.size_in(fetch, row)) {
+                self.sizes.push((slot, size));
+            }
+            let values: Option<Vec<Held>> = row.and_then(|row| row.values.into_iter().collect());
+            let inline = values.iter().flatten().map(inline_octets).sum::<u64>();
+            match values {
+                Some(values) if self.inline + inline <= INLINE_TOTAL_MAX => {
+                    self.inline += inline;
+                    let row = self.prepare(fetch, slot, uid, values);
+                    self.octets += row.items.iter().map(|(_, held)| held.octets()).sum::<u64>();
+                    self.held.push(row);
+                }
+                Some(_) | None => self.missing.push((slot, uid)),
+            }
+        }
+    }
+
+    fn size_in(&self, fetch: &Fetch, row: &Row) -> Option<u64> {
+        let is_size = |n: &usize| fetch.items.get(*n).is_some_and(|i| i.key.as_str() == "RFC822.SIZE");
+        let at = self.wanted.iter().position(is_size)?;
+        let Some(Some(Held::Inline(octets))) = row.values.get(at) else { return None };
+        super::number(octets)
+    }
+
+    fn prepare(&self, fetch: &Fetch, slot: SlotId, uid: Uid, values: Vec<Held>) -> Prepared {
+        let mut values = self.wanted.iter().zip(values).peekable();
+        let mut items = Vec::with_capacity(fetch.items.len());
+        for (n, item) in fetch.items.iter().enumerate() {
+            let section = matches!(item.key.class(), ItemClass::Section(_));
+            let told = Told { label: item.label.clone(), section, partial: item.partial };
+            if let Some((_, value)) = values.next_if(|(wanted, _)| **wanted == n) {
+                items.push((told, value));
+            }
+        }
+        Prepared { slot, uid, items }
+    }
+
+    /// Nothing of what was found may be shown.
+    fn distrust(&mut self) {
+        self.request = None;
+        self.asked = self.messages.len();
+        self.held.clear();
+        self.missing.clone_from(&self.messages);
+        self.again = true;
+    }
+}
+
+/// Puts a response together: text in one piece, large bodies by reference.
+struct Composer {
+    text: BytesMut,
+    first: bool,
+}
+
+impl Composer {
+    fn new(start: String) -> Self {
+        Self { text: BytesMut::from(start.as_bytes()), first: true }
+    }
+
+    fn item(&mut self, text: &[u8]) {
+        if !self.first {
+            self.text.extend_from_slice(b" ");
+        }
+        self.first = false;
+        self.text.extend_from_slice(text);
+    }
+
+    fn items(&mut self, items: &[(Told, Held)], outputs: &mut std::collections::VecDeque<Output>) {
+        for (told, held) in items {
+            self.item(&told.label);
+            let total = held.octets();
+            let (from, octets) = match told.partial {
+                Some((first, count)) => {
+                    self.text.extend_from_slice(format!("<{first}>").as_bytes());
+                    let from = u64::from(first).min(total);
+                    (from, (total - from).min(u64::from(count)))
+                }
+                None => (0, total),
+            };
+            self.text.extend_from_slice(b" ");
+            if told.section {
+                self.text.extend_from_slice(format!("{{{octets}}}\r\n").as_bytes());
+            }
+            match held {
+                Held::Inline(value) => {
+                    let from = usize::try_from(from).unwrap_or(usize::MAX);
+                    let octets = usize::try_from(octets).unwrap_or(usize::MAX);
+                    let end = from.saturating_add(octets);
+                    self.text.extend_from_slice(value.get(from..end).unwrap_or_default());
+                }
+                Held::Stored { reader, offset, .. } => {
+                    self.body(reader, offset + from, octets, outputs);
+                }
+                Held::Filling { reader, .. } => self.body(reader, from, octets, outputs),
+            }
+        }
+    }
+
+    fn body(
+        &mut self,
+        reader: &std::sync::Arc<dyn discovery_core::seam::blob::BlobReader>,
+        offset: u64,
+        octets: u64,
+        outputs: &mut std::collections::VecDeque<Output>,
+    ) {
+        if octets > 0 {
+            self.flush(outputs);
+            outputs.push_back(Output::ToClientFrom { reader: reader.clone(), offset, octets });
+        }
+    }
+
+    fn flush(&mut self, outputs: &mut std::collections::VecDeque<Output>) {
+        if !self.text.is_empty() {
+            outputs.push_back(Output::ToClient(self.text.split().freeze()));
+        }
+    }
+}
+
+fn inline_octets(held: &Held) -> u64 {
+    match held {
+        Held::Inline(octets) => octets.len() as u64,
+        Held::Stored { .. } | Held::Filling { .. } => 0,
+    }
+}
+
+/// Whether a store may hold values of this item.
+fn is_held_kind(key: &ItemKey) -> bool {
+    matches!(key.class(), ItemClass::Fixed | ItemClass::Section(_))
+}
+
+/// Items of which only the origin knows the value now.
+fn rest_of(fetch: &Fetch) -> impl Iterator<Item = &FetchItem> {
+    fetch.items.iter().filter(|i| !is_held_kind(&i.key) && i.key.class() != ItemClass::Uid)
+}
+
+fn has_rest(command: &Command) -> bool {
+    matches!(&command.kind, Kind::Fetch(fetch) if rest_of(fetch).next().is_some())
+}
+
+/// Whether an item can be asked of the origin apart from the others: its label is all that the client wrote.
+fn is_separable(item: &FetchItem) -> bool {
+    let simple = ["FLAGS", "MODSEQ", "X-GM-LABELS", "X-GM-THRID", "THREADID"];
+    item.key.class() != ItemClass::Dynamic || simple.contains(&item.key.as_str())
+}
+
+fn set_text(uids: impl IntoIterator<Item = Uid>) -> String {
+    SequenceSet::from_sorted(uids.into_iter().map(Uid::get)).to_string()
+}
+
+/// Items that only the origin answers for, as the client wrote them.
+fn labels(items: &[&FetchItem]) -> Vec<u8> {
+    [b"(", items.iter().map(|i| &*i.label).collect::<Vec<_>>().join(&b' ').as_slice(), b")"].concat()
+}
+
+/// The client's FETCH for fewer messages, in the UID form, items as the client wrote them.
+fn rewritten(tag: &[u8], set: &str, fetch: &Fetch, octets: &[u8]) -> Bytes {
+    let items = octets.get(fetch.items_span.clone()).unwrap_or_default();
+    [tag, b" UID FETCH ", set.as_bytes(), b" ", items, b"\r\n"].concat().into()
+}
+
+fn completed(tag: &[u8], command: &Command) -> Bytes {
+    let uid: &[u8] = if command.uid { b"UID " } else { b"" };
+    [tag, b" OK ", uid, b"FETCH completed\r\n"].concat().into()
+}
+
+/// A client that asks for pieces of this length reads all of them, one after the other (Thunderbird: 64 KiB).
+const PIECE_OCTETS_MIN: u64 = 64 * 1024;
+
+/// A shorter piece is a preview, unless the message is at most this many times as long.
+const PREVIEW: u64 = 8;
+
+/// A FETCH of more items goes to the origin: no client asks that many.
+const ITEMS_MAX: usize = 32;
+
+/// A FETCH of more messages goes to the origin: looking them up would hold the session longer than the wire does.
+const MESSAGES_MAX: usize = 20_000;
+
+/// Values that one FETCH may hold in memory until they are told; what is beyond comes from the origin.
+const INLINE_TOTAL_MAX: u64 = 8 * 1024 * 1024;
+
+/// A set of UIDs in a command of ours: half of what servers take in a line, with room for the items.
+const SET_OCTETS_MAX: usize = 32 * 1024;

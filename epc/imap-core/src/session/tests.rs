@@ -1,0 +1,613 @@
+//! Dialogues: what each side says, and what the other must hear.
+
+use super::*;
+use crate::{
+    catalog::{Held, Row},
+    item::ItemKey,
+    uid::Uid,
+};
+use discovery_core::{
+    id::{ServerId, UserKey, UserKeying},
+    now::UnixMillis,
+    seam::blob::{BlobReader, Length, StoreError},
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+struct PlainKeys;
+
+impl UserKeying for PlainKeys {
+    fn user_key(&self, identity: &[u8]) -> UserKey {
+        let mut hash = [0; 16];
+        for (to, from) in hash.iter_mut().zip(identity) {
+            *to = *from;
+        }
+        UserKey { version: 1, hash }
+    }
+}
+
+/// A store as simple as can be: one value a mailbox, UID and item.
+#[derive(Clone, Default)]
+struct Shelf(Arc<Mutex<ShelfState>>);
+
+#[derive(Default)]
+struct ShelfState {
+    values: BTreeMap<(MailboxKey, Uid, ItemKey), Bytes>,
+    fills: BTreeMap<FillId, Stream>,
+}
+
+/// Where it belongs, how long it will be, what there is of it.
+type Stream = (MailboxKey, Option<Uid>, ItemKey, u64, Arc<Body>);
+
+struct Body(Mutex<Vec<u8>>);
+
+impl BlobReader for Body {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
+        let octets = self.0.lock().unwrap();
+        let rest = octets.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+
+    fn len(&self) -> Length {
+        Length::Growing(self.0.lock().unwrap().len() as u64)
+    }
+
+    fn wait(&self, _: u64, _: Duration) -> Result<Length, StoreError> {
+        Ok(self.len())
+    }
+}
+
+impl Shelf {
+    fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
+        let mut state = self.0.lock().unwrap();
+        match op {
+            CatalogOp::Record { mailbox, uid, items, .. } => {
+                for (key, value) in items {
+                    state.values.insert((mailbox.clone(), uid, key), value);
+                }
+            }
+            CatalogOp::FillOpen { fill, mailbox, uid, item, octets } => {
+                state.fills.insert(fill, (mailbox, uid, item, octets, Arc::new(Body(Mutex::default()))));
+            }
+            CatalogOp::FillData { fill, octets } => {
+                state.fills[&fill].4.0.lock().unwrap().extend_from_slice(&octets);
+            }
+            CatalogOp::FillCommit { fill, uid, .. } => {
+                let (mailbox, _, item, octets, body) = state.fills.remove(&fill).unwrap();
+                let body = body.0.lock().unwrap().clone();
+                assert_eq!(body.len() as u64, octets);
+                state.values.insert((mailbox, uid, item), body.into());
+            }
+            CatalogOp::FillAbort { fill } => {
+                state.fills.remove(&fill);
+            }
+            CatalogOp::Resolve { request, mailbox, uids, items } => {
+                let held = |uid: Uid, key: &ItemKey| {
+                    let value = state.values.get(&(mailbox.clone(), uid, key.clone())).cloned();
+                    let filling = state.fills.values().find(|f| f.1 == Some(uid) && f.2 == *key);
+                    value
+                        .map(Held::Inline)
+                        .or_else(|| filling.map(|f| Held::Filling { reader: f.4.clone(), octets: f.3 }))
+                };
+                let rows = uids
+                    .iter()
+                    .map(|&uid| Row { uid, values: items.iter().map(|key| held(uid, key)).collect() })
+                    .collect();
+                return Some(CatalogReply::Resolved { request, rows });
+            }
+            CatalogOp::Account { .. }
+            | CatalogOp::Selected { .. }
+            | CatalogOp::Count { .. }
+            | CatalogOp::Expunged { .. }
+            | CatalogOp::Forget { .. }
+            | CatalogOp::Used { .. }
+            | CatalogOp::ShadowWanted { .. } => {}
+        }
+        None
+    }
+}
+
+struct Dialogue {
+    session: Session,
+    shelf: Shelf,
+    client: Vec<u8>,
+    server: Vec<u8>,
+    events: Vec<Event>,
+    closed: Option<Closing>,
+    clock: Instant,
+}
+
+#[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
+fn any_time() -> Instant {
+    Instant::now()
+}
+
+fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -> Dialogue {
+    let mut config = SessionConfig {
+        number: 1,
+        nonce: [1, 2, 3, 4, 5, 6],
+        server: ServerId::new("mail.example.org").unwrap(),
+        keying: Arc::new(PlainKeys),
+        road: Road::Tls,
+        compress: Compress::Off,
+        cache: true,
+        re_proof: Duration::from_secs(300),
+        chunk_fill_max: 1 << 20,
+    };
+    change(&mut config);
+    let mut dialogue = Dialogue {
+        session: Session::new(config),
+        shelf: shelf.clone(),
+        client: Vec::new(),
+        server: Vec::new(),
+        events: Vec::new(),
+        closed: None,
+        clock: any_time(),
+    };
+    let now = dialogue.now();
+    dialogue.session.handle_greeting(now, &Bytes::from_static(b"* OK [CAPABILITY IMAP4rev1] ready\r\n"));
+    dialogue.drain();
+    dialogue.hears("* OK [CAPABILITY IMAP4rev1] ready\r\n");
+    dialogue
+}
+
+impl Dialogue {
+    fn now(&self) -> Now {
+        Now { mono: self.clock, wall: UnixMillis(0) }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::ToClient(octets) => self.client.extend_from_slice(&octets),
+                Output::ToClientFrom { reader, offset, octets } => {
+                    let mut buf = vec![0; usize::try_from(octets).unwrap()];
+                    let n = reader.read_at(offset, &mut buf).unwrap();
+                    buf.truncate(n);
+                    self.client.extend_from_slice(&buf);
+                }
+                Output::ToServer(octets) => self.server.extend_from_slice(&octets),
+                Output::Catalog(op) => {
+                    if let Some(reply) = self.shelf.handle(op) {
+                        self.session.handle_store(self.now(), reply);
+                    }
+                }
+                Output::Event(event) => self.events.push(event),
+                Output::Close(why) => self.closed = Some(why),
+                Output::StartTls | Output::CompressServer { .. } => {}
+            }
+        }
+    }
+
+    fn client(&mut self, text: &str) -> &mut Self {
+        let now = self.now();
+        self.session.handle_client(now, Bytes::copy_from_slice(text.as_bytes()));
+        self.drain();
+        self
+    }
+
+    fn server(&mut self, text: &str) -> &mut Self {
+        let now = self.now();
+        self.session.handle_server(now, Bytes::copy_from_slice(text.as_bytes()));
+        self.drain();
+        self
+    }
+
+    /// What the client heard since the last look.
+    #[track_caller]
+    fn hears(&mut self, text: &str) -> &mut Self {
+        assert_eq!(String::from_utf8_lossy(&std::mem::take(&mut self.client)), text);
+        self
+    }
+
+    /// What the origin heard since the last look.
+    #[track_caller]
+    fn gets(&mut self, text: &str) -> &mut Self {
+        assert_eq!(String::from_utf8_lossy(&std::mem::take(&mut self.server)), text);
+        self
+    }
+
+    fn log_in(&mut self, user: &str) -> &mut Self {
+        let login = format!("a1 LOGIN {user} secret\r\n");
+        let ok = "a1 OK [CAPABILITY IMAP4rev1 ESEARCH IDLE] in\r\n";
+        self.client(&login).gets(&login).server(ok).hears(ok)
+    }
+
+    /// Three messages with UIDs 11, 12 and 13.
+    fn select(&mut self) -> &mut Self {
+        self.client("a2 SELECT INBOX\r\n")
+            .gets("a2 SELECT INBOX\r\nEPC0102030405061 UID SEARCH RETURN (ALL) ALL\r\n");
+        let opening = "* 3 EXISTS\r\n* OK [UIDVALIDITY 7] v\r\na2 OK [READ-WRITE] open\r\n";
+        self.server(opening).hears(opening);
+        self.server("* ESEARCH (TAG \"EPC0102030405061\") UID ALL 11:13\r\nEPC0102030405061 OK found\r\n")
+            .hears("")
+    }
+
+    /// Message 11 as fetched by a client before.
+    fn fill(&mut self) -> &mut Self {
+        self.client("f UID FETCH 11 (RFC822.SIZE BODY.PEEK[])\r\n")
+            .gets("f UID FETCH 11 (RFC822.SIZE BODY.PEEK[])\r\n");
+        let answer = "* 1 FETCH (UID 11 RFC822.SIZE 5 BODY[] {5}\r\nhello)\r\nf OK done\r\n";
+        self.server(answer).hears(answer)
+    }
+}
+
+const SECOND: &str = "* 1 FETCH (UID 11 RFC822.SIZE 5 BODY[] {5}\r\nhello)\r\n";
+
+#[test]
+fn what_was_fetched_once_comes_from_the_store_the_second_time() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b UID FETCH 11 (RFC822.SIZE BODY.PEEK[])\r\n")
+        .gets("")
+        .hears(&format!("{SECOND}b OK UID FETCH completed\r\n"));
+    assert!(
+        d.events.contains(&Event::Fetched { outcome: Outcome::Store, messages: 1, octets: 6 }),
+        "{:?}",
+        d.events
+    );
+}
+
+#[test]
+fn pieces_and_numbers_are_cut_from_the_store() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b FETCH 1 BODY.PEEK[]<1.3>\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[]<1> {3}\r\nell)\r\nb OK FETCH completed\r\n");
+    d.client("c FETCH 1 BODY.PEEK[]<9.3>\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[]<9> {0}\r\n)\r\nc OK FETCH completed\r\n");
+}
+
+#[test]
+fn nobody_else_is_served_what_one_user_fetched() {
+    let shelf = Shelf::default();
+    dialogue(&shelf, |_| ()).log_in("alice").select().fill();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("bob").select();
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("b UID FETCH 11 (BODY.PEEK[])\r\n");
+}
+
+#[test]
+fn nothing_is_served_of_a_message_that_the_origin_has_not_shown_to_this_session() {
+    let shelf = Shelf::default();
+    dialogue(&shelf, |_| ()).log_in("alice").select().fill();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice");
+    d.client("a2 SELECT INBOX\r\n").server("* 1 EXISTS\r\n* OK [UIDVALIDITY 7] v\r\na2 OK open\r\n");
+    d.server("EPC0102030405061 NO search is off\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("b UID FETCH 11 (BODY.PEEK[])\r\n");
+}
+
+#[test]
+fn another_generation_of_the_mailbox_is_other_mail() {
+    let shelf = Shelf::default();
+    dialogue(&shelf, |_| ()).log_in("alice").select().fill();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice");
+    d.client("a2 SELECT INBOX\r\n").server("* 1 EXISTS\r\n* OK [UIDVALIDITY 8] v\r\na2 OK open\r\n");
+    d.server("* ESEARCH (TAG \"EPC0102030405061\") UID ALL 11\r\nEPC0102030405061 OK found\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("b UID FETCH 11 (BODY.PEEK[])\r\n");
+}
+
+#[test]
+fn a_refused_login_leads_to_no_store() {
+    let shelf = Shelf::default();
+    dialogue(&shelf, |_| ()).log_in("alice").select().fill();
+    let mut d = dialogue(&shelf, |_| ());
+    d.client("a1 LOGIN alice wrong\r\n").server("a1 NO no\r\n").hears("a1 NO no\r\n");
+    assert_eq!(d.session.account(), None);
+    assert!(d.events.contains(&Event::LoginRefused));
+}
+
+#[test]
+fn flags_come_from_the_origin_into_the_same_response() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b UID FETCH 11 (UID RFC822.SIZE FLAGS BODY.PEEK[])\r\n")
+        .gets("b UID FETCH 11 (FLAGS)\r\n")
+        .hears("");
+    d.server("* 1 FETCH (UID 11 FLAGS (\\Seen))\r\nb OK done\r\n")
+        .hears("* 1 FETCH (RFC822.SIZE 5 BODY[] {5}\r\nhello UID 11 FLAGS (\\Seen))\r\nb OK done\r\n");
+}
+
+#[test]
+fn what_is_held_and_what_is_not_are_answered_together() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b UID FETCH 11:12 (RFC822.SIZE BODY.PEEK[])\r\n")
+        .gets("b UID FETCH 12 (RFC822.SIZE BODY.PEEK[])\r\n");
+    d.hears(SECOND);
+    let rest = "* 2 FETCH (UID 12 RFC822.SIZE 2 BODY[] {2}\r\nhi)\r\nb OK done\r\n";
+    d.server(rest).hears(rest);
+}
+
+#[test]
+fn seen_is_honest() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b UID FETCH 11 (BODY[])\r\n").gets("EPC0102030405062 UID STORE 11 +FLAGS (\\Seen)\r\n");
+    d.hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\n");
+    d.server("* 1 FETCH (UID 11 FLAGS (\\Seen))\r\n").hears("* 1 FETCH (UID 11 FLAGS (\\Seen))\r\n");
+    d.server("EPC0102030405062 OK stored\r\n").hears("b OK UID FETCH completed\r\n");
+    // Now that it is known to be seen, nothing is asked.
+    d.client("c UID FETCH 11 (BODY[])\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nc OK UID FETCH completed\r\n");
+    // The client takes it away without the origin saying so.
+    d.client("d UID STORE 11 -FLAGS.SILENT (\\Seen)\r\n").server("d OK stored\r\n");
+    d.server.clear();
+    d.client("e UID FETCH 11 (BODY[])\r\n").gets("EPC0102030405063 UID STORE 11 +FLAGS (\\Seen)\r\n");
+}
+
+#[test]
+fn answers_keep_the_order_of_the_questions() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b UID FETCH 12 (BODY.PEEK[])\r\nc UID FETCH 11 (BODY.PEEK[])\r\nd NOOP\r\n");
+    d.gets("b UID FETCH 12 (BODY.PEEK[])\r\nd NOOP\r\n").hears("");
+    let second = "* 2 FETCH (UID 12 BODY[] {2}\r\nhi)\r\n";
+    d.server(second).hears(second);
+    d.server("b OK done\r\n")
+        .hears("b OK done\r\n* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nc OK UID FETCH completed\r\n");
+    d.server("d OK done\r\n").hears("d OK done\r\n");
+}
+
+#[test]
+fn nothing_is_said_in_the_middle_of_a_response() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client(
+        "b UID FETCH 12 (BODY.PEEK[])\r\nc UID FETCH 11 (BODY.PEEK[])\r\nd UID FETCH 13 (BODY.PEEK[])\r\n",
+    );
+    // The end of one answer and the beginning of another come together; one from the store lies between them.
+    d.server("* 2 FETCH (UID 12 BODY[] {2}\r\nhi)\r\nb OK done\r\n* 3 FETCH (UID 13 BODY[] {4}\r\nwo").hears(
+        "* 2 FETCH (UID 12 BODY[] {2}\r\nhi)\r\nb OK done\r\n\
+         * 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nc OK UID FETCH completed\r\n\
+         * 3 FETCH (UID 13 BODY[] {4}\r\nwo",
+    );
+    // Nor does a command that comes meanwhile.
+    d.client("e UID FETCH 11 (BODY.PEEK[])\r\nf COMPRESS DEFLATE\r\n\r\n").hears("");
+    d.server("rd)\r\nd OK done\r\n").hears(
+        "rd)\r\nd OK done\r\n* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\ne OK UID FETCH completed\r\n\
+         f NO [CANNOT] Compression is not offered here\r\n* BAD A command begins with a tag and a name\r\n",
+    );
+}
+
+#[test]
+fn what_nobody_asked_for_is_not_cut_in_two() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.server("* 2 FETCH (UID 12 BODY[] {4}\r\nwo").hears("* 2 FETCH (UID 12 BODY[] {4}\r\nwo");
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").hears("");
+    d.server("rd)\r\n")
+        .hears("rd)\r\n* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+}
+
+#[test]
+fn done_is_answered_at_once_and_the_next_command_follows_it() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("i IDLE\r\n").gets("i IDLE\r\n").server("+ idling\r\n").hears("+ idling\r\n");
+    d.server("* 4 EXISTS\r\n").hears("* 4 EXISTS\r\n");
+    d.client("DONE\r\n").gets("DONE\r\n").hears("i OK Idle completed\r\n");
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+    // Between commands nobody hears EXPUNGE.
+    d.server("* 1 EXPUNGE\r\ni OK done\r\n").hears("");
+    d.client("n NOOP\r\n").gets("n NOOP\r\n").hears("* 1 EXPUNGE\r\n").server("n OK\r\n").hears("n OK\r\n");
+}
+
+#[test]
+fn an_expunged_message_is_not_served() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("n NOOP\r\n").server("* 1 EXPUNGE\r\nn OK\r\n").hears("* 1 EXPUNGE\r\nn OK\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("b UID FETCH 11 (BODY.PEEK[])\r\n");
+}
+
+#[test]
+fn numbers_are_translated_while_an_expunge_waits() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    // The client's FETCH by number becomes one by UID, during which the origin may tell EXPUNGE; the client may not
+    // hear it now.
+    d.client("b FETCH 1 (FLAGS BODY.PEEK[])\r\n").gets("b UID FETCH 11 (FLAGS)\r\n");
+    d.server("* 2 EXPUNGE\r\n* 1 FETCH (UID 11 FLAGS ())\r\nb OK done\r\n")
+        .hears("* 1 FETCH (BODY[] {5}\r\nhello UID 11 FLAGS ())\r\nb OK done\r\n");
+    // Message 3 of the client is message 2 of the origin.
+    d.client("c FETCH 3 (FLAGS)\r\n").gets("c FETCH 2 (FLAGS)\r\n");
+    d.server("* 2 FETCH (FLAGS (\\Draft))\r\nc OK\r\n").hears("* 3 FETCH (FLAGS (\\Draft))\r\nc OK\r\n");
+    d.client("d SEARCH 3\r\n")
+        .gets("d SEARCH 2\r\n")
+        .server("* SEARCH 2\r\nd OK\r\n")
+        .hears("* SEARCH 3\r\nd OK\r\n");
+    d.client("e STORE 2 +FLAGS (\\Seen)\r\n")
+        .gets("")
+        .hears("e NO [EXPUNGEISSUED] Some of these messages were expunged; say NOOP\r\n");
+    d.client("n NOOP\r\n").hears("* 2 EXPUNGE\r\n").server("n OK\r\n").hears("n OK\r\n");
+}
+
+#[test]
+fn a_piece_of_a_large_message_brings_all_of_it() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 10)\r\ns OK\r\n");
+    d.server.clear();
+    d.client.clear();
+    d.client("b UID FETCH 12 (BODY.PEEK[]<0.4>)\r\n").gets("EPC0102030405062 UID FETCH 12 (BODY.PEEK[])\r\n");
+    d.server("* 2 FETCH (UID 12 BODY[] {10}\r\n01234")
+        .hears("* 2 FETCH (UID 12 BODY[]<0> {4}\r\n0123)\r\nb OK UID FETCH completed\r\n");
+    d.server("56789)\r\nEPC0102030405062 OK done\r\n").hears("");
+    d.client("c UID FETCH 12 (BODY.PEEK[]<4.100>)\r\n")
+        .gets("")
+        .hears("* 2 FETCH (UID 12 BODY[]<4> {6}\r\n456789)\r\nc OK UID FETCH completed\r\n");
+}
+
+#[test]
+fn a_preview_of_a_large_message_does_not_bring_all_of_it() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 1000000)\r\ns OK\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 12 (BODY.PEEK[]<0.2048>)\r\n").gets("b UID FETCH 12 (BODY.PEEK[]<0.2048>)\r\n");
+}
+
+#[test]
+fn the_first_piece_of_an_unread_message_costs_one_flight() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 10)\r\ns OK\r\n");
+    d.server.clear();
+    d.client.clear();
+    d.client("b UID FETCH 12 (BODY[]<0.4>)\r\n").gets(
+        "EPC0102030405062 UID STORE 12 +FLAGS (\\Seen)\r\nEPC0102030405063 UID FETCH 12 (BODY.PEEK[])\r\n",
+    );
+    d.server("* 2 FETCH (UID 12 FLAGS (\\Seen))\r\nEPC0102030405062 OK\r\n* 2 FETCH (UID 12 BODY[] {10}\r\n0123")
+        .hears("* 2 FETCH (UID 12 FLAGS (\\Seen))\r\n* 2 FETCH (UID 12 BODY[]<0> {4}\r\n0123)\r\nb OK UID FETCH completed\r\n")
+        .gets("");
+}
+
+#[test]
+fn rights_are_asked_again_before_old_proof_serves() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    let ok = "a1 OK [CAPABILITY IMAP4rev1 ESEARCH ACL] in\r\n";
+    d.client("a1 LOGIN alice secret\r\n").server(ok).hears(ok);
+    d.server.clear();
+    d.select().fill();
+    d.clock += Duration::from_secs(301);
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("EPC0102030405062 MYRIGHTS INBOX\r\n").hears("");
+    d.server("* MYRIGHTS INBOX lrs\r\nEPC0102030405062 OK\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+    d.clock += Duration::from_secs(301);
+    d.client("c UID FETCH 11 (BODY.PEEK[])\r\n").gets("EPC0102030405063 MYRIGHTS INBOX\r\n");
+    d.server("EPC0102030405063 NO Mailbox does not exist\r\n").gets("c UID FETCH 11 (BODY.PEEK[])\r\n");
+}
+
+#[test]
+fn nothing_may_wait_behind_starttls() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |c| c.road = Road::Tls);
+    d.client("s STARTTLS\r\n").gets("").hears("s BAD TLS is already active, or not offered here\r\n");
+    let mut session = Session::new(SessionConfig { road: Road::StartTlsRequired, ..config() });
+    let now = Now { mono: any_time(), wall: UnixMillis(0) };
+    session.handle_greeting(now, &Bytes::from_static(b"* OK ready\r\n"));
+    session.handle_client(now, Bytes::from_static(b"l LOGIN a b\r\ns STARTTLS\r\nx NOOP\r\n"));
+    let said: Vec<String> = std::iter::from_fn(|| session.poll_output()).map(|o| format!("{o:?}")).collect();
+    assert!(said.iter().any(|o| o.contains("PRIVACYREQUIRED")), "{said:?}");
+    assert!(!said.iter().any(|o| o.contains("ToServer")), "{said:?}");
+    assert_eq!(said.last().map(String::as_str), Some("Close(StartTlsSurplus)"));
+}
+
+fn config() -> SessionConfig {
+    SessionConfig {
+        number: 1,
+        nonce: [0; 6],
+        server: ServerId::new("s").unwrap(),
+        keying: Arc::new(PlainKeys),
+        road: Road::Tls,
+        compress: Compress::Off,
+        cache: true,
+        re_proof: Duration::from_secs(300),
+        chunk_fill_max: 0,
+    }
+}
+
+#[test]
+fn compression_is_asked_behind_the_login_and_never_of_the_client() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |c| c.compress = Compress::WhenOffered);
+    d.client("c COMPRESS DEFLATE\r\n").gets("").hears("c NO [CANNOT] Compression is not offered here\r\n");
+    d.client("a LOGIN alice secret\r\n").gets("a LOGIN alice secret\r\n");
+    d.server("a OK [CAPABILITY IMAP4rev1 COMPRESS=DEFLATE] in\r\n")
+        .hears("a OK [CAPABILITY IMAP4rev1] in\r\n");
+    d.client("n NOOP\r\n").gets("EPC0102030405061 COMPRESS DEFLATE\r\n");
+    d.server("EPC0102030405061 OK go\r\n").hears("").gets("n NOOP\r\n");
+    assert!(d.events.contains(&Event::Compressing));
+}
+
+#[test]
+fn a_known_server_is_asked_for_compression_together_with_the_login() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |c| c.compress = Compress::Known);
+    d.client("a LOGIN alice wrong\r\n").gets("a LOGIN alice wrong\r\nEPC0102030405061 COMPRESS DEFLATE\r\n");
+    d.server("a NO no\r\nEPC0102030405061 BAD first log in\r\n").hears("a NO no\r\n");
+    // The second time it is asked only when the login is good.
+    d.client("b AUTHENTICATE PLAIN AGEAYg==\r\n").gets("b AUTHENTICATE PLAIN AGEAYg==\r\n");
+    d.server("b OK [CAPABILITY COMPRESS=DEFLATE] in\r\n").gets("EPC0102030405062 COMPRESS DEFLATE\r\n");
+}
+
+#[test]
+fn a_session_that_cannot_be_followed_passes_untouched() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("q ENABLE QRESYNC\r\n").gets("q ENABLE QRESYNC\r\n").server("* ENABLED QRESYNC\r\nq OK\r\n");
+    d.hears("* ENABLED QRESYNC\r\nq OK\r\n");
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("b UID FETCH 11 (BODY.PEEK[])\r\n");
+    assert_eq!(d.session.state_word(), "tunnel");
+}
+
+#[test]
+fn a_server_that_contradicts_itself_ends_trust() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b NOOP\r\n").server("* 1 EXISTS\r\n");
+    assert!(d.events.iter().any(|e| matches!(e, Event::Desync(_))), "{:?}", d.events);
+    d.server("b OK\r\n").hears("* 1 EXISTS\r\nb OK\r\n");
+    d.server.clear();
+    d.client("c UID FETCH 11 (BODY.PEEK[])\r\n").gets("c UID FETCH 11 (BODY.PEEK[])\r\n");
+}
+
+#[test]
+fn the_end_of_the_origin_is_the_end_of_the_session() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    let now = d.now();
+    d.session.handle_closed(now, Side::Server);
+    d.drain();
+    assert_eq!(d.closed, Some(Closing::OriginLost));
+}
+
+#[test]
+fn login_by_literals_is_known_too() {
+    let shelf = Shelf::default();
+    dialogue(&shelf, |_| ()).log_in("alice").select().fill();
+    let mut d = dialogue(&shelf, |_| ());
+    d.client("a1 LOGIN {5}\r\n").gets("a1 LOGIN {5}\r\n").server("+ go\r\n").hears("+ go\r\n");
+    d.client("alice {6}\r\n").server("+ go\r\n").client("secret\r\n").gets("alice {6}\r\nsecret\r\n");
+    d.hears("+ go\r\n");
+    d.server("a1 OK [CAPABILITY IMAP4rev1 ESEARCH] in\r\n")
+        .hears("a1 OK [CAPABILITY IMAP4rev1 ESEARCH] in\r\n");
+    d.select();
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+}

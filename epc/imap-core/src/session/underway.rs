@@ -1,0 +1,172 @@
+//! Commands that are not completed: the client's in their order, and which tags the origin owes us an answer for.
+
+use super::{fetch::Prepared, login::Login};
+use crate::{command::SetRef, uid::UidValidity, views::SlotId};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// A client's command from its arrival to its tagged reply. Replies leave in the order of arrival, so a command
+/// that the store answers never overtakes one that the origin is still at.
+pub(super) struct Underway {
+    pub(super) tag: Bytes,
+    /// Names messages by number: no EXPUNGE may be told while it is the oldest.
+    pub(super) by_number: bool,
+    /// What its success changes.
+    pub(super) effect: Effect,
+    /// Message data that the store gives, told when it is the oldest.
+    pub(super) prepared: Vec<Prepared>,
+    /// Commands of ours that must be done before it may be completed.
+    pub(super) awaits: usize,
+    /// Its tagged reply, once known.
+    pub(super) completion: Option<Bytes>,
+}
+
+/// What changes when the origin says OK.
+pub(super) enum Effect {
+    Nothing,
+    Login(Login),
+    Select(Selecting),
+    Deselect,
+    /// The mailbox's rows are history.
+    Forget(Bytes),
+    Idle,
+    /// A SEARCH whose response has the origin's numbers where the client's must stand.
+    Renumber,
+    /// Nothing can be followed afterwards.
+    Tunnel(&'static str),
+}
+
+/// A mailbox being opened.
+pub(super) struct Selecting {
+    pub(super) mailbox: Bytes,
+    /// As the client wrote it, quotes and all.
+    pub(super) written: Bytes,
+    pub(super) examine: bool,
+    pub(super) uid_validity: Option<UidValidity>,
+}
+
+impl Underway {
+    /// A command that the origin completes.
+    pub(super) fn new(tag: Bytes, by_number: bool, effect: Effect) -> Self {
+        Self { tag, by_number, effect, prepared: Vec::new(), awaits: 0, completion: None }
+    }
+}
+
+/// What a command of ours is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    /// COMPRESS.
+    Compress,
+    /// Which UIDs there are.
+    Uids,
+    /// Whether this user may still read this mailbox.
+    Rights,
+    /// `\Seen`, for the client's command of this tag.
+    Seen(Bytes),
+    /// `\Seen`, for a client's command that is not yet under way.
+    SeenAhead,
+    /// What only the origin knows of messages that the store holds, for the client's command of this tag.
+    Rest(Bytes),
+    /// A whole message, because the client reads it in pieces.
+    Whole(SlotId),
+    /// The end of an IDLE whose client has its answer already.
+    IdleEnd,
+}
+
+/// Whose command a tag is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    Client,
+    Own(Own),
+}
+
+struct Flight {
+    tag: Bytes,
+    owner: Owner,
+    /// In a form during which the origin may tell EXPUNGE although the client's own command forbids it.
+    may_expunge: bool,
+}
+
+/// What the origin has been sent and has not completed. Tags may come back in any order (Dovecot).
+pub(super) struct Flights {
+    prefix: String,
+    counter: u64,
+    flights: VecDeque<Flight>,
+}
+
+impl Flights {
+    /// Tags of ours begin with `nonce`, which no client can know.
+    pub(super) fn new(nonce: [u8; 6]) -> Self {
+        let nonce: String = nonce.iter().map(|o| format!("{o:02X}")).collect();
+        Self { prefix: format!("EPC{nonce}"), counter: 0, flights: VecDeque::new() }
+    }
+
+    /// A client's command was sent. `rewritten`: into a form that lets the origin tell EXPUNGE.
+    pub(super) fn client(&mut self, tag: Bytes, rewritten: bool) {
+        self.flights.push_back(Flight { tag, owner: Owner::Client, may_expunge: rewritten });
+    }
+
+    /// A tag for a command of ours that is sent now.
+    pub(super) fn own(&mut self, own: Own) -> String {
+        self.counter += 1;
+        let tag = format!("{}{}", self.prefix, self.counter);
+        self.flights.push_back(Flight {
+            tag: tag.clone().into(),
+            may_expunge: !matches!(own, Own::Compress),
+            owner: Owner::Own(own),
+        });
+        tag
+    }
+
+    /// The client has its answer to IDLE; what the origin still says to that tag is nobody's.
+    pub(super) fn disown_idle(&mut self, tag: &[u8]) {
+        if let Some(flight) = self.flights.iter_mut().find(|f| f.tag == tag) {
+            flight.owner = Owner::Own(Own::IdleEnd);
+            flight.may_expunge = true;
+        }
+    }
+
+    /// The origin completed a tag.
+    pub(super) fn completed(&mut self, tag: &[u8]) -> Option<Owner> {
+        let at = self.flights.iter().position(|f| f.tag == tag)?;
+        self.flights.remove(at).map(|f| f.owner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// Whether the origin may tell EXPUNGE in answer to something that the client did not ask.
+    pub(super) fn may_expunge(&self) -> bool {
+        self.flights.iter().any(|f| f.may_expunge)
+    }
+
+    pub(super) fn has_own(&self) -> bool {
+        self.flights.iter().any(|f| f.owner != Owner::Client)
+    }
+
+    pub(super) fn owns(&self, what: impl Fn(&Own) -> bool) -> bool {
+        self.flights.iter().any(|f| matches!(&f.owner, Owner::Own(own) if what(own)))
+    }
+
+    /// The tag of our question for UIDs, as an ESEARCH response names it.
+    pub(super) fn uids_tag(&self) -> Option<&Bytes> {
+        self.flights.iter().find(|f| f.owner == Owner::Own(Own::Uids)).map(|f| &f.tag)
+    }
+}
+
+/// Whether a verb without `UID` names messages by number, so that EXPUNGE must wait (RFC 9051 §7.5.1, RFC 5256,
+/// RFC 6851; COPY and MOVE may be told EXPUNGE, but their numbers must still be the client's).
+pub(super) fn is_by_number(uid: bool, verb: &[u8]) -> bool {
+    !uid && [&b"FETCH"[..], b"STORE", b"SEARCH", b"SORT", b"THREAD", b"COPY", b"MOVE"].contains(&verb)
+}
+
+/// Whether EXPUNGE must wait while it runs.
+pub(super) fn forbids_expunge(uid: bool, verb: &[u8]) -> bool {
+    !uid && [&b"FETCH"[..], b"STORE", b"SEARCH", b"SORT", b"THREAD"].contains(&verb)
+}
+
+/// The numbers of a set as the client wrote it, `*` being `largest`; `None` for `$`.
+pub(super) fn numbers(set: &SetRef, largest: u32) -> Option<impl Iterator<Item = u32> + use<>> {
+    Some(set.set.as_ref()?.resolve(largest).flatten())
+}
