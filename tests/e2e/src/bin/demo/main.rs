@@ -205,9 +205,8 @@ impl Run {
         if self.wants(Client::Scripted) {
             rows.extend(scripted::all(&ground, Counts::of(self.quick), self.tamper, &progress)?);
         }
-        let counts = clients::Counts::of(self.quick);
         if self.wants(Client::Mutt) {
-            clients::all::<Mutt>(&ground, counts, &progress, &mut rows)?;
+            clients::all::<Mutt>(&ground, self.quick, &progress, &mut rows)?;
         }
         if self.wants(Client::Mbsync) {
             rows.push(sync::again(&ground, if self.quick { 1 } else { 3 }, &progress)?);
@@ -215,7 +214,7 @@ impl Run {
         let mut left_out = Vec::new();
         // A graphical program can fail in ways of its own; its rows are then missing, and it is said.
         if self.wants(Client::Thunderbird)
-            && let Err(error) = clients::all::<Thunderbird>(&ground, counts, &progress, &mut rows)
+            && let Err(error) = clients::all::<Thunderbird>(&ground, self.quick, &progress, &mut rows)
         {
             left_out.push(format!("Thunderbird, from here on: {error:#}"));
         }

@@ -21,6 +21,7 @@ pub(crate) struct Mutt {
 
 impl Program for Mutt {
     const NAME: &'static str = "mutt";
+    const STARTS_SLOWLY: bool = false;
 
     fn start(ground: &Ground, arm: Arm, port: u16, mailbox: &str) -> anyhow::Result<Self> {
         let profile = ground.lab.directory().join(format!("mutt-{}", arm.name()));

@@ -1,7 +1,7 @@
 //! What the run is doing: a bar on a terminal, lines elsewhere.
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
+    start: Instant,
 }
 
 impl Progress {
@@ -21,7 +22,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar }
+        Self { bar, start: Instant::now() }
     }
 
     /// Begins a part of the run with so many steps.
@@ -32,7 +33,7 @@ impl Progress {
                 bar.set_position(0);
                 bar.set_message(what.to_owned());
             }
-            None => eprintln!("{what}"),
+            None => eprintln!("{:>5} s  {what}", self.start.elapsed().as_secs()),
         }
     }
 

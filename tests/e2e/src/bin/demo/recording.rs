@@ -128,6 +128,16 @@ impl Command {
         self.text.split(' ').take(2).any(|part| part.eq_ignore_ascii_case(word))
     }
 
+    /// Whether it fetches what a list shows: flags, with header lines or alone.
+    pub(crate) fn lists(&self) -> bool {
+        self.is("FETCH") && self.text.to_ascii_uppercase().contains("FLAGS") && !self.opens()
+    }
+
+    /// Whether it fetches header lines.
+    pub(crate) fn reads_headers(&self) -> bool {
+        self.text.to_ascii_uppercase().contains("HEADER")
+    }
+
     /// Whether it fetches a body or a part of one, not only header lines.
     pub(crate) fn opens(&self) -> bool {
         let upper = self.text.to_ascii_uppercase();

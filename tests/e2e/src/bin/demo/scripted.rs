@@ -50,7 +50,7 @@ pub(crate) fn all(
     let cold_small: Vec<Mail> = cold.iter().filter(small).copied().collect();
     let chunked = |mail: &&Mail| (200_000..700_000).contains(&mail.octets);
     let cold_large: Vec<Mail> = cold.iter().filter(chunked).copied().collect();
-    let attached = |mail: &&Mail| mail.attachment && (300_000..4_000_000).contains(&mail.octets);
+    let attached = |mail: &&Mail| mail.attachment && (300_000..2_000_000).contains(&mail.octets);
     let attached: Vec<Mail> = inbox.iter().filter(attached).copied().collect();
 
     let mut rows = Vec::new();
@@ -271,10 +271,8 @@ impl Deed<Mail> for OpenUnread {
 
     fn before(&mut self, session: &mut Session, mail: &Mail) -> anyhow::Result<()> {
         self.control.command(&format!("UID STORE {} -FLAGS (\\Seen)", mail.uid))?;
-        // The client knows that it is unread, as one does who sees it in bold.
-        session.command("NOOP")?;
-        session.command(&format!("UID FETCH {} (FLAGS)", mail.uid))?;
-        Ok(())
+        // The client hears that it is unread, as one does who sees it in bold.
+        session.command("NOOP").map(drop)
     }
 
     fn perform(&mut self, session: &mut Session, mail: &Mail) -> anyhow::Result<Vec<Reply>> {

@@ -25,6 +25,7 @@ pub(crate) struct Thunderbird {
 
 impl Program for Thunderbird {
     const NAME: &'static str = "Thunderbird";
+    const STARTS_SLOWLY: bool = true;
 
     fn start(ground: &Ground, arm: Arm, port: u16, mailbox: &str) -> anyhow::Result<Self> {
         let profile = ground.lab.directory().join(format!("thunderbird-{}", arm.name()));
@@ -97,24 +98,25 @@ impl Thunderbird {
             let server = MailServices.accounts.accounts.find(one => one.incomingServer.type == 'imap').incomingServer; \
             server.password = arguments[0]; \
             let folder = server.rootFolder.descendants.find(one => one.name.toUpperCase() == arguments[1].toUpperCase()); \
-            if (!folder) { server.performExpand(null); return 0; } \
-            if (pane.gFolder != folder) { pane.displayFolder(folder); return 0; } \
-            return pane.gDBView ? folder.getTotalMessages(false) : 0;";
-        self.wait(show, &json!([password, mailbox]), messages)
-    }
-
-    fn wait(&mut self, script: &str, arguments: &Value, enough: usize) -> anyhow::Result<()> {
-        let (start, enough) = (Instant::now(), u64::try_from(enough)?);
-        loop {
-            let got = self.remote.run(script, arguments.clone())?;
-            if got.as_u64().is_some_and(|got| got >= enough) {
-                return Ok(());
+            let now_and_then = arguments[2] % 25 == 0; \
+            if (!folder) { if (now_and_then) server.performExpand(null); return -1; } \
+            if (pane.gFolder != folder) { pane.displayFolder(folder); return -2; } \
+            if (now_and_then && arguments[2] > 0) folder.updateFolder(null); \
+            return pane.gDBView ? folder.getTotalMessages(false) : -3;";
+        let (start, messages) = (Instant::now(), i64::try_from(messages)?);
+        for attempt in 0u32.. {
+            let got = self.remote.run(show, json!([password, mailbox, attempt]))?;
+            if got.as_i64().is_some_and(|got| got >= messages) {
+                break;
             }
             if start.elapsed() > PATIENCE {
-                bail!("Thunderbird came to {got} instead of {enough} within {PATIENCE:?}");
+                bail!(
+                    "Thunderbird came to {got} instead of {messages} messages of {mailbox} within {PATIENCE:?}"
+                );
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        Ok(())
     }
 }
 
