@@ -23,6 +23,10 @@ pub(crate) trait Program: Sized {
     const STARTS_SLOWLY: bool;
     /// Starts it with an empty profile; its mail is behind this port of its own machine.
     fn start(ground: &Ground, arm: Arm, port: u16, mailbox: &str) -> anyhow::Result<Self>;
+    /// What it shows in its list, by UID, where it can be asked.
+    fn shown(&mut self) -> anyhow::Result<Vec<(u32, String)>> {
+        Ok(Vec::new())
+    }
     /// Makes it open a message.
     fn open(&mut self, mail: &Mail) -> anyhow::Result<()>;
     /// Ends it as a person does.
@@ -210,7 +214,8 @@ impl<P: Program> Desk<P> {
             let mut commands = self.dialogue()?.commands;
             commands.retain(|command| command.reply.start >= since);
             let ours: Vec<&Command> = commands.iter().filter(|command| part(command)).collect();
-            if let Some(act) = act_of(&ours) {
+            let unfinished = ours.last().is_some_and(|command| command.asks_for_more());
+            if let Some(act) = act_of(&ours).filter(|_| !unfinished || since.elapsed() > ACT_PATIENCE) {
                 let counted =
                     Act { round_trips: counters.round_trips(), wan_octets: counters.octets(), ..act };
                 return Ok((counters.late_max() <= LATE_MAX).then_some(counted));
@@ -277,7 +282,7 @@ fn start_all<P: Program>(
         let arm = *Arm::ALL.get((round + turn) % Arm::ALL.len()).context("three arms")?;
         wan.reset()?;
         let name = format!("{}-{mailbox}-{round}", P::NAME);
-        let (desk, since) = Desk::<P>::start(ground, arm, mailbox, name)?;
+        let (mut desk, since) = Desk::<P>::start(ground, arm, mailbox, name)?;
         let counters = wan.read()?;
         let dialogue = desk.dialogue()?;
         let lists =
@@ -294,6 +299,13 @@ fn start_all<P: Program>(
             );
         }
         given(row, arm, dialogue.values, &|key| key.contains("HEADER.FIELDS (") && key.contains("SUBJECT"));
+        // Right octets in an order that the program does not understand are no right list.
+        let program = desk.program.as_mut().context("the program has ended")?;
+        let mut shown = Values::default();
+        for (uid, line) in program.shown()? {
+            shown.insert(format!("{mailbox}/{uid}/shown"), line);
+        }
+        row.given.entry(arm).or_default().merge(shown);
         desks.push(desk);
     }
     keep(row, acts);

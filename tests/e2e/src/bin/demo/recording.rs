@@ -93,11 +93,14 @@ impl Recording {
         }
     }
 
-    /// Writes each connection's two directions into a directory, and forgets everything.
+    /// Writes each connection's two directions into a directory, and when which octets passed; forgets everything.
     pub(crate) fn finish(&self, directory: Option<&Path>, name: &str) -> anyhow::Result<Vec<Connection>> {
         let connections = std::mem::take(&mut *self.locked());
         if let Some(directory) = directory {
             for (nth, connection) in connections.iter().enumerate() {
+                let times = directory.join(format!("{name}-{nth}.times"));
+                fs::write(&times, connection.times_text())
+                    .with_context(|| format!("cannot write {}", times.display()))?;
                 for (side, ending) in [(Side::Client, "client"), (Side::Server, "server")] {
                     let file = directory.join(format!("{name}-{nth}.{ending}"));
                     fs::write(&file, connection.octets(side))
@@ -136,6 +139,14 @@ impl Command {
     /// Whether it fetches header lines.
     pub(crate) fn reads_headers(&self) -> bool {
         self.text.to_ascii_uppercase().contains("HEADER")
+    }
+
+    /// Whether it asked for a chunk and got all of it: another one is to come.
+    pub(crate) fn asks_for_more(&self) -> bool {
+        let chunk = self.text.rsplit_once('<').and_then(|(_, chunk)| chunk.split('>').next());
+        let octets =
+            chunk.and_then(|chunk| chunk.split_once('.')).and_then(|(_, octets)| octets.parse().ok());
+        octets.is_some_and(|octets: usize| self.reply.literal_octets >= octets)
     }
 
     /// Whether it fetches a body or a part of one, not only header lines.
@@ -194,6 +205,17 @@ impl Connection {
             .flat_map(|chunk| &chunk.octets)
             .copied()
             .collect()
+    }
+
+    /// A line for each chunk: seconds since the first, who sent it, octets.
+    fn times_text(&self) -> String {
+        let Some(first) = self.chunks.first() else { return String::new() };
+        let line = |chunk: &Chunk| {
+            let seconds = (chunk.at - first.at).as_secs_f64();
+            let side = if chunk.side == Side::Client { "client" } else { "server" };
+            format!("{seconds:.6} {side} {}\n", chunk.octets.len())
+        };
+        self.chunks.iter().map(line).collect()
     }
 
     /// First octet of the client's and last octet of the server's, for dialogues that are timed as one act.
@@ -357,6 +379,18 @@ mod tests {
         .read()
         .unwrap();
         assert!(dialogue.commands.is_empty());
+    }
+
+    #[test]
+    fn a_full_chunk_is_not_the_last_one() {
+        let now = Instant::now();
+        let chunk = |text: &str, literal_octets| {
+            let reply = Reply { start: now, literal: None, end: now, literal_octets };
+            Command { text: text.to_owned(), reply }.asks_for_more()
+        };
+        assert!(chunk("UID fetch 7 (UID RFC822.SIZE BODY[]<0.65536>)", 65_536));
+        assert!(!chunk("UID fetch 7 (UID RFC822.SIZE BODY[]<65536.65536>)", 9));
+        assert!(!chunk("UID fetch 7 (UID RFC822.SIZE BODY[])", 65_536));
     }
 
     #[test]

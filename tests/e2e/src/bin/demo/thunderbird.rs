@@ -73,6 +73,18 @@ impl Program for Thunderbird {
         }
     }
 
+    fn shown(&mut self) -> anyhow::Result<Vec<(u32, String)>> {
+        let script = "\
+            let lines = []; \
+            for (let header of pane.gFolder.messages) { \
+                lines.push([header.messageKey, [header.mime2DecodedSubject, header.mime2DecodedAuthor, \
+                    header.messageSize, header.dateInSeconds, header.messageId].join(' | ')]); \
+            } \
+            return lines;";
+        serde_json::from_value(self.remote.run(script, json!([]))?)
+            .context("Thunderbird's list cannot be read")
+    }
+
     fn open(&mut self, mail: &Mail) -> anyhow::Result<()> {
         let script = "\
             let header = pane.gFolder.msgDatabase.getMsgHdrForKey(arguments[0]); \
