@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lab::{Authority, Lab, LabSpec, Place, sys};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -21,6 +21,7 @@ use crate::origin::{ORIGIN, Origin, Sink};
 use crate::process::{peak_octets, rested_cpu_seconds};
 use crate::progress::Progress;
 use crate::stats::{self, Paired};
+use crate::tamper;
 use crate::waypost::{Store, Waypost};
 
 /// A lab without mail: the scripted server is in the branch.
@@ -160,14 +161,25 @@ fn carry(bench: &Bench, executable: &Path, kind: Kind, octets: u64) -> anyhow::R
         }
         Kind::Waypost { sealed, size_max } => {
             let node = bench.node(executable, "relay", sealed, size_max)?;
-            let carried = measure(bench, Arm::Waypost.address(), node.pid(), octets);
+            let carried = measure(bench, Arm::Waypost.address(), node.pid(), octets)?;
+            let stored_octets = octets_below(&node.store())?;
             let directory = node.directory().to_owned();
             drop(node);
             // A cold store each time, and the disk's room back.
             fs::remove_dir_all(directory)?;
-            carried
+            let tee = size_max == ROOMY;
+            ensure!(
+                tee == (stored_octets >= octets),
+                "{stored_octets} of {octets} octets were stored: that is not the row that it should be"
+            );
+            Ok(carried)
         }
     }
+}
+
+fn octets_below(directory: &Path) -> anyhow::Result<u64> {
+    let files = tamper::files_below(directory)?;
+    Ok(files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum())
 }
 
 fn measure(bench: &Bench, address: SocketAddr, pid: u32, octets: u64) -> anyhow::Result<Carried> {
@@ -176,7 +188,7 @@ fn measure(bench: &Bench, address: SocketAddr, pid: u32, octets: u64) -> anyhow:
     let start = Instant::now();
     let came = sink.command("UID FETCH 1 (UID BODY.PEEK[])")?;
     let took = start.elapsed().as_secs_f64();
-    anyhow::ensure!(came > octets, "{came} octets came of {octets}");
+    ensure!(came > octets, "{came} octets came of {octets}");
     let cpu = rested_cpu_seconds(pid)? - before;
     #[expect(clippy::cast_precision_loss, reason = "a gigabyte")]
     let octets = octets as f64;
@@ -307,7 +319,7 @@ fn at_once(bench: &Bench, pid: u32, sessions: usize) -> anyhow::Result<u64> {
             .collect();
         for one in running {
             match one.join() {
-                Ok(came) => anyhow::ensure!(came? > LARGE_OCTETS, "a message came short"),
+                Ok(came) => ensure!(came? > LARGE_OCTETS, "a message came short"),
                 Err(_) => bail!("a client's thread panicked"),
             }
         }

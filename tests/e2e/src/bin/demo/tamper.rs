@@ -41,7 +41,8 @@ pub(crate) fn quarantined(store: &Path) -> usize {
     files_below(&store.join("quarantine")).map_or(0, |files| files.len())
 }
 
-fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// Every file below a directory, in order of its name.
+pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let (mut files, mut left) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(directory) = left.pop() {
         let entries =
