@@ -19,9 +19,10 @@ pub(crate) fn open(config: &Config) -> Result<Store, Failure> {
         shadow: config.servers.iter().map(|server| (server.name.clone(), server.shadow)).collect(),
     });
     opened.map_err(|error| {
-        let exit = match &error {
-            StoreOpenError::Io { source, .. } => Exit::of(source, Exit::Unavailable),
-            _ => Exit::Unavailable,
+        let exit = if let StoreOpenError::Io { source, .. } = &error {
+            Exit::of(source, Exit::Unavailable)
+        } else {
+            Exit::Unavailable
         };
         Failure::new(exit, error)
     })

@@ -269,8 +269,10 @@ impl Session {
     /// One side closed its stream, in whatever way.
     pub fn handle_closed(&mut self, now: Now, side: Side) {
         self.now = Some(now);
-        let orderly = side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel);
-        self.close(if orderly { Closing::Done } else { Closing::OriginLost });
+        if side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel) {
+            return self.close(Closing::Done);
+        }
+        self.bye(Closing::OriginLost, "the connection to the mail server was lost");
     }
 
     /// The deadline of [`Session::poll_timeout`] has come.

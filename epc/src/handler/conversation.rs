@@ -4,7 +4,7 @@
 use super::{
     Drain, Handler, Limits, ServerTerms, Upgrade,
     body::{Body, BodyLost},
-    errands::Errands,
+    errands::{Errands, Pause},
     metrics::{Ended, Metrics},
     now,
     roster::{Card, Decision},
@@ -106,7 +106,8 @@ impl<'a> Conversation<'a> {
             }
             self.report();
             let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
-            let from_origin = self.reading(self.origin_open && self.session.wants_server(), &self.client);
+            let origin_wanted = self.origin_open && self.session.wants_server() && !self.is_store_behind();
+            let from_origin = self.reading(origin_wanted, &self.client);
             let deadline = self.deadline();
             tokio::select! {
                 happened = self.client.turn(from_client) => {
@@ -119,7 +120,11 @@ impl<'a> Conversation<'a> {
                         return how;
                     }
                 }
-                reply = self.errands.reply() => self.session.handle_store(now(), reply),
+                reply = self.errands.progress() => {
+                    if let Some(reply) = reply {
+                        self.session.handle_store(now(), reply);
+                    }
+                }
                 () = until(timer.as_mut(), deadline) => {
                     if let Some(how) = self.due() {
                         return how;
@@ -137,6 +142,15 @@ impl<'a> Conversation<'a> {
     fn reading(&self, wanted: bool, other: &Wire) -> Reading {
         let room = other.waiting() < self.limits().window_octets || mutants::on("handler-window-unbounded");
         if wanted && room { Reading::Yes { secret: self.session.is_secret() } } else { Reading::No }
+    }
+
+    /// Whether the store should first take what it has been given.
+    fn is_store_behind(&self) -> bool {
+        match self.errands.pause() {
+            Pause::No => false,
+            Pause::UntilProgress => true,
+            Pause::Until(moment) => Instant::now() < moment,
+        }
     }
 
     /// Tells the session what happened on one side.
@@ -298,7 +312,11 @@ impl<'a> Conversation<'a> {
             Drain::By(_) | Drain::Serving | Drain::Now => None,
         };
         let session = self.session.poll_timeout().map(Instant::from_std);
-        [login, drained, session, stuck(&self.client), stuck(&self.origin)]
+        let store = match self.errands.pause() {
+            Pause::Until(moment) if moment > Instant::now() => Some(moment),
+            Pause::Until(_) | Pause::No | Pause::UntilProgress => None,
+        };
+        [login, drained, session, store, stuck(&self.client), stuck(&self.origin)]
             .into_iter()
             .flatten()
             .min()

@@ -12,11 +12,18 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
 };
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::{Duration, Instant},
+};
 
 /// Octets of bodies that may wait for the store, per session: at 10 Mbit/s most of a second, and half of what a session
 /// may cost in memory.
 const FILL_OCTETS_MAX: usize = 1024 * 1024;
+/// When so much waits, the origin is not read on for a while: a disk that is only late catches up.
+const CROWDED: usize = FILL_OCTETS_MAX / 2;
+/// For how long a disk that takes nothing at all may slow a session down.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// Told the store in one go.
 const BATCH_MAX: usize = 64;
 /// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
@@ -28,6 +35,10 @@ pub(super) struct Errands {
     catalog: Arc<dyn Catalog>,
     waiting: VecDeque<CatalogOp>,
     fill_octets: usize,
+    /// Fills that others may wait for; they are never given up.
+    awaited: BTreeSet<FillId>,
+    /// Since when the store has taken nothing although much waits.
+    crowded_since: Option<Instant>,
     /// Fills of which the store must hear nothing more.
     given_up: BTreeSet<FillId>,
     running: Option<JoinHandle<Vec<CatalogReply>>>,
@@ -44,6 +55,8 @@ impl Errands {
             catalog,
             waiting: VecDeque::new(),
             fill_octets: 0,
+            awaited: BTreeSet::new(),
+            crowded_since: None,
             given_up: BTreeSet::new(),
             running: None,
             fallback: None,
@@ -62,6 +75,7 @@ impl Errands {
                     return;
                 }
                 if self.fill_octets.saturating_add(octets.len()) > FILL_OCTETS_MAX
+                    && !self.awaited.contains(&fill)
                     && !mutants::on("handler-slow-store-unbounded")
                 {
                     self.give_up(fill);
@@ -69,7 +83,13 @@ impl Errands {
                 }
                 self.fill_octets += octets.len();
             }
+            CatalogOp::FillOpen { fill, uid, .. } => {
+                if uid.is_some() {
+                    self.awaited.insert(*fill);
+                }
+            }
             CatalogOp::FillCommit { fill, .. } | CatalogOp::FillAbort { fill } => {
+                self.awaited.remove(fill);
                 if self.given_up.remove(fill) {
                     return;
                 }
@@ -80,7 +100,6 @@ impl Errands {
             | CatalogOp::Resolve { .. }
             | CatalogOp::Count { .. }
             | CatalogOp::Record { .. }
-            | CatalogOp::FillOpen { .. }
             | CatalogOp::Expunged { .. }
             | CatalogOp::Forget { .. }
             | CatalogOp::Used { .. }
@@ -88,22 +107,28 @@ impl Errands {
         }
         self.waiting.push_back(op);
         self.start();
+        if self.fill_octets >= CROWDED {
+            self.crowded_since.get_or_insert_with(Instant::now);
+        }
     }
 
-    /// The next answer; pending while none is due. Cancel-safe.
-    pub(super) async fn reply(&mut self) -> CatalogReply {
-        loop {
-            if let Some(reply) = self.replies.pop_front() {
-                return reply;
-            }
-            match &mut self.running {
-                None => std::future::pending().await,
-                Some(running) => {
-                    let done = running.await;
-                    self.finished(done);
-                }
-            }
+    /// Whether the origin should not be read on, and until when at the most.
+    pub(super) fn pause(&self) -> Pause {
+        match self.crowded_since {
+            None => Pause::No,
+            Some(_) if !self.awaited.is_empty() => Pause::UntilProgress,
+            Some(since) => Pause::Until(since + PATIENCE),
         }
+    }
+
+    /// The next answer, or `None` when the store got on; pending while it has nothing to do. Cancel-safe.
+    pub(super) async fn progress(&mut self) -> Option<CatalogReply> {
+        if self.replies.is_empty() {
+            let Some(running) = &mut self.running else { return std::future::pending().await };
+            let done = running.await;
+            self.finished(done);
+        }
+        self.replies.pop_front()
     }
 
     /// Does all that waits, answers or not: what a client fetched last shall not be lost because it left.
@@ -171,7 +196,20 @@ impl Errands {
             }
         }
         self.start();
+        // It got on: the patience begins anew.
+        self.crowded_since = (self.fill_octets >= CROWDED).then(Instant::now);
     }
+}
+
+/// Whether more octets for the store should come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// Yes.
+    No,
+    /// Not before this moment, unless the store gets on.
+    Until(Instant),
+    /// Not before the store gets on: somebody reads what it is to keep.
+    UntilProgress,
 }
 
 /// The answer of a store that holds nothing, for the ops that are questions: a session must never wait for good.
@@ -286,7 +324,15 @@ mod tests {
 
     fn open(n: u64) -> CatalogOp {
         let item = ItemKey::whole();
-        CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: Some(uid(1)), item, octets: 1 }
+        CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: None, item, octets: 1 }
+    }
+
+    async fn reply(errands: &mut Errands) -> CatalogReply {
+        loop {
+            if let Some(reply) = errands.progress().await {
+                return reply;
+            }
+        }
     }
 
     fn data(n: u64, octets: usize) -> CatalogOp {
@@ -319,7 +365,7 @@ mod tests {
         errands.push(resolve(9));
         errands.push(commit(1));
         wanted.extend(["resolve 9".to_owned(), "commit 1".to_owned()]);
-        assert!(matches!(errands.reply().await, CatalogReply::Resolved { request: RequestId(9), .. }));
+        assert!(matches!(reply(&mut errands).await, CatalogReply::Resolved { request: RequestId(9), .. }));
         errands.finish().await;
         assert_eq!(catalog.told(), wanted);
         assert_eq!(errands.take_troubles(), (0, 0));
@@ -334,7 +380,7 @@ mod tests {
         errands.push(resolve(1));
         errands.push(used());
         catalog.open();
-        errands.reply().await;
+        reply(&mut errands).await;
         assert_eq!(catalog.told()[..2], ["other", "resolve 1"]);
         errands.finish().await;
         assert_eq!(catalog.told().len(), 3);
@@ -371,6 +417,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_somebody_waits_for_is_never_given_up() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        catalog.close();
+        let item = ItemKey::whole();
+        errands.push(CatalogOp::FillOpen {
+            fill: fill(1),
+            mailbox: mailbox(),
+            uid: Some(uid(1)),
+            item,
+            octets: 1,
+        });
+        assert_eq!(errands.pause(), Pause::No);
+        for _ in 0..3 {
+            errands.push(data(1, FILL_OCTETS_MAX));
+        }
+        assert_eq!(errands.pause(), Pause::UntilProgress);
+        errands.push(commit(1));
+        assert!(matches!(errands.pause(), Pause::Until(_)), "only as long as it is open");
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(errands.take_troubles(), (0, 0));
+        assert_eq!(catalog.told().last().map(String::as_str), Some("commit 1"));
+        assert_eq!(errands.pause(), Pause::No);
+    }
+
+    #[tokio::test]
     async fn a_store_that_panics_answers_not_held_and_goes_on() {
         struct Broken;
         impl Catalog for Broken {
@@ -381,7 +454,7 @@ mod tests {
         let mut errands = Errands::new(Arc::new(Broken));
         for n in 1..=2 {
             errands.push(resolve(n));
-            let CatalogReply::Resolved { request, rows } = errands.reply().await else {
+            let CatalogReply::Resolved { request, rows } = reply(&mut errands).await else {
                 panic!("another answer")
             };
             assert_eq!(request, RequestId(n));
@@ -399,10 +472,10 @@ mod tests {
         errands.push(resolve(4));
         tokio::select! {
             biased;
-            _ = errands.reply() => panic!("the store is closed"),
+            _ = reply(&mut errands) => panic!("the store is closed"),
             () = std::future::ready(()) => {}
         }
         catalog.open();
-        assert!(matches!(errands.reply().await, CatalogReply::Resolved { request: RequestId(4), .. }));
+        assert!(matches!(reply(&mut errands).await, CatalogReply::Resolved { request: RequestId(4), .. }));
     }
 }

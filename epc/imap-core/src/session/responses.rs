@@ -46,6 +46,8 @@ impl super::Session {
                 self.tell();
             }
             Response::Exists(n) if matches!(self.phase, Phase::Selecting) => {
+                // Until the tag, it may be said of the mailbox that is being left; the last one is of the new one.
+                self.views.reset();
                 if self.views.handle_exists(n).is_err() {
                     return self.desync("EXISTS cannot be while the mailbox is opened", frame);
                 }
@@ -63,6 +65,12 @@ impl super::Session {
                 }
                 Err(_) => self.desync("EXPUNGE of a message that is not there", frame),
             },
+            Response::Expunge(msn) if matches!(self.phase, Phase::Selecting) => {
+                // Likewise; where it is none of the new mailbox's, the next EXISTS makes it forgotten.
+                let _other_mailbox = self.views.handle_expunge(msn);
+                self.views.deliver(Window::All, &mut |_| ());
+                self.say(piece);
+            }
             // Only a client that asked for QRESYNC hears VANISHED, and its session is not followed.
             Response::Vanished { .. } if self.is_selected() => self.desync("VANISHED", frame),
             Response::Status { status, code } => self.untagged_status(status, code, &piece, frame),
@@ -156,7 +164,8 @@ impl super::Session {
             // An answer to nothing that we sent: the client may know.
             None => self.forward_filtered(piece),
             Some(Owner::Own(own)) => {
-                self.splices.end(tag);
+                let ended = self.splices.end(tag);
+                self.tell_mentioned(ended);
                 self.own_completed(own, status);
             }
             Some(Owner::Client) => self.client_completed(tag, status, code, piece),
@@ -171,10 +180,13 @@ impl super::Session {
         };
         underway.completion = Some(Bytes::copy_from_slice(piece));
         let effect = std::mem::replace(&mut underway.effect, Effect::Nothing);
-        self.splices.end(tag);
+        let ended = self.splices.end(tag);
+        self.tell_mentioned(ended);
         let ok = status == Status::Ok;
         match effect {
             Effect::Nothing | Effect::Renumber => {}
+            // What the origin said of them meanwhile may be older than this.
+            Effect::Store(slots) => slots.into_iter().for_each(|slot| self.views.set_seen(slot, false)),
             Effect::Login(login) => {
                 self.client.set_raw_lines(false);
                 if ok {

@@ -4,7 +4,6 @@ use super::{
     exchange::{Event, Output},
     fetch::Prepared,
     number,
-    underway::Own,
 };
 use crate::{
     catalog::{CatalogOp, FillId, INLINE_OCTETS_MAX},
@@ -73,15 +72,20 @@ impl super::Session {
         let reader = FetchReader::start(piece);
         let payload = piece.slice(payload_at.min(piece.len())..);
         if let Frame::End { .. } = frame {
-            match reader.and_then(FetchReader::finish) {
-                Ok(said) => {
-                    if !self.learn(msn, &said, &[]) {
-                        return self.desync("a UID that cannot be", frame);
-                    }
+            let said = reader.and_then(FetchReader::finish).ok();
+            match &said {
+                Some(said) if !self.learn(msn, said, &[]) => {
+                    return self.desync("a UID that cannot be", frame);
                 }
-                Err(_) => self.count_unread(),
+                Some(_) => {}
+                None => self.count_unread(),
             }
-            if let Some(row) = self.splices.take(slot) {
+            let has_whole = |said: &FetchResponse| said.items.iter().any(|i| i.key == ItemKey::whole());
+            if self.comes_whole(slot) && said.as_ref().is_some_and(has_whole) {
+                // Ours, although it is no literal: NIL, or a string. The client's own command will say it.
+                return;
+            }
+            if let Some(row) = self.splices.take(slot, said.as_ref()) {
                 self.splice(slot, &row, &payload);
             } else {
                 self.views.log_fetch(slot, copied(&payload));
@@ -106,15 +110,13 @@ impl super::Session {
         if self.views.handle_fetch(msn, reader.uid(), None).is_err() {
             return self.desync("a UID that cannot be", frame);
         }
-        let ours = is_whole_literal(&payload) && self.flights.owns(|own| *own == Own::Whole(slot));
-        let told = !ours
-            && match self.splices.take(slot) {
-                Some(row) => self.splice(slot, &row, &payload),
-                None => {
-                    self.tell_before_data();
-                    self.tell_start(slot, &payload)
-                }
-            };
+        let ours = is_whole_literal(&payload) && self.comes_whole(slot);
+        let told = !ours && {
+            // It says more than flags: nothing is put into it.
+            let _none = self.splices.take(slot, None);
+            self.tell_before_data();
+            self.tell_start(slot, &payload)
+        };
         let mut fetching = Box::new(Fetching {
             reader,
             msn,

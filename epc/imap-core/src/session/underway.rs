@@ -11,6 +11,8 @@ pub(super) struct Underway {
     pub(super) tag: Bytes,
     /// Names messages by number: no EXPUNGE may be told while it is the oldest.
     pub(super) by_number: bool,
+    /// The origin may answer it with data of messages.
+    pub(super) fetches: bool,
     /// What its success changes.
     pub(super) effect: Effect,
     /// Message data that the store gives, told when it is the oldest.
@@ -32,6 +34,8 @@ pub(super) enum Effect {
     Idle,
     /// A SEARCH whose response has the origin's numbers where the client's must stand.
     Renumber,
+    /// These may lose `\Seen` without a word of the origin.
+    Store(Vec<SlotId>),
     /// Nothing can be followed afterwards.
     Tunnel(&'static str),
 }
@@ -48,7 +52,7 @@ pub(super) struct Selecting {
 impl Underway {
     /// A command that the origin completes.
     pub(super) fn new(tag: Bytes, by_number: bool, effect: Effect) -> Self {
-        Self { tag, by_number, effect, prepared: Vec::new(), awaits: 0, completion: None }
+        Self { tag, by_number, fetches: false, effect, prepared: Vec::new(), awaits: 0, completion: None }
     }
 }
 
@@ -147,6 +151,13 @@ impl Flights {
 
     pub(super) fn owns(&self, what: impl Fn(&Own) -> bool) -> bool {
         self.flights.iter().any(|f| matches!(&f.owner, Owner::Own(own) if what(own)))
+    }
+
+    /// The message that was asked whole.
+    pub(super) fn whole(&self) -> Option<SlotId> {
+        self.flights
+            .iter()
+            .find_map(|f| if let Owner::Own(Own::Whole(slot)) = f.owner { Some(slot) } else { None })
     }
 
     /// The tag of our question for UIDs, as an ESEARCH response names it.
