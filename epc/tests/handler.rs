@@ -343,14 +343,18 @@ struct Recording(Mutex<Vec<String>>);
 
 impl Catalog for Recording {
     fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
-        let told = match &op {
-            CatalogOp::Account { identity, .. } => format!("account {}", String::from_utf8_lossy(identity)),
-            CatalogOp::Selected { .. } => "selected".to_owned(),
-            CatalogOp::FillOpen { octets, .. } => format!("open {octets}"),
-            CatalogOp::FillData { octets, .. } => format!("data {}", String::from_utf8_lossy(octets)),
-            CatalogOp::FillCommit { uid, .. } => format!("commit {}", uid.get()),
-            CatalogOp::FillAbort { .. } => "abort".to_owned(),
-            _ => return epc::handler::NoCatalog.handle(op),
+        let told = if let CatalogOp::Account { identity, .. } = &op {
+            format!("account {}", String::from_utf8_lossy(identity))
+        } else if let CatalogOp::Selected { .. } = &op {
+            "selected".to_owned()
+        } else if let CatalogOp::FillOpen { octets, .. } = &op {
+            format!("open {octets}")
+        } else if let CatalogOp::FillData { octets, .. } = &op {
+            format!("data {}", String::from_utf8_lossy(octets))
+        } else if let CatalogOp::FillCommit { uid, .. } = &op {
+            format!("commit {}", uid.get())
+        } else {
+            return epc::handler::NoCatalog.handle(op);
         };
         self.0.lock().expect("not poisoned").push(told);
         None

@@ -106,8 +106,10 @@ impl<'a> Conversation<'a> {
             }
             self.report();
             let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
-            let from_origin = self.reading(self.origin_open && self.session.wants_server(), &self.client);
-            let deadline = self.deadline();
+            let pause = self.errands.pause(Instant::now());
+            let wanted = self.origin_open && pause.is_none() && self.session.wants_server();
+            let from_origin = self.reading(wanted, &self.client);
+            let deadline = pause.into_iter().chain([self.deadline()]).min().unwrap_or_else(Instant::now);
             tokio::select! {
                 happened = self.client.turn(from_client) => {
                     if let Some(how) = self.happened(Side::Client, happened) {
@@ -119,7 +121,11 @@ impl<'a> Conversation<'a> {
                         return how;
                     }
                 }
-                reply = self.errands.reply() => self.session.handle_store(now(), reply),
+                reply = self.errands.turn() => {
+                    if let Some(reply) = reply {
+                        self.session.handle_store(now(), reply);
+                    }
+                }
                 () = until(timer.as_mut(), deadline) => {
                     if let Some(how) = self.due() {
                         return how;

@@ -1,7 +1,8 @@
 //! What a session asks of and tells the store: in order, one after the other, on threads that may block.
 //!
-//! A disk slower than the wire must not slow mail: when more than [`FILL_OCTETS_MAX`] of bodies wait for it, the body
-//! that grows is given up (and counted); the client has its octets anyway, and the store learns it another time.
+//! A disk slower than the wire must not slow mail. When [`FILL_OCTETS_SOFT`] of bodies wait for it the origin is not
+//! read for a moment ([`Errands::pause`]); when the moments of one body add up to [`PAUSE_MAX`], that body is given up
+//! and counted: the client gets its octets anyway, and the store learns them another time.
 
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
@@ -11,14 +12,21 @@ use imap_core::{
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::Instant,
+};
 
-/// Octets of bodies that may wait for the store, per session: at 10 Mbit/s most of a second, and half of what a session
-/// may cost in memory.
+/// Octets of bodies with the store or on their way to it, per session, beyond which it is waited for.
+const FILL_OCTETS_SOFT: usize = 512 * 1024;
+/// Beyond which nothing is waited for: half of what a session may cost in memory.
 const FILL_OCTETS_MAX: usize = 1024 * 1024;
+/// For how long one body may hold up its own reader on the whole. A person who opens it does not notice more easily.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Told the store in one go.
-const BATCH_MAX: usize = 64;
+const BATCH_MAX: usize = 16;
 /// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
 /// forgotten rather than kept.
 const OPS_MAX: usize = 16 * 1024;
@@ -27,7 +35,14 @@ const OPS_MAX: usize = 16 * 1024;
 pub(super) struct Errands {
     catalog: Arc<dyn Catalog>,
     waiting: VecDeque<CatalogOp>,
+    /// Of bodies: waiting, and with the store.
     fill_octets: usize,
+    running_octets: usize,
+    /// The body that grows.
+    growing: Option<FillId>,
+    paused_since: Option<Instant>,
+    /// What the growing body has cost its reader before.
+    paused: Duration,
     /// Fills of which the store must hear nothing more.
     given_up: BTreeSet<FillId>,
     running: Option<JoinHandle<Vec<CatalogReply>>>,
@@ -44,6 +59,10 @@ impl Errands {
             catalog,
             waiting: VecDeque::new(),
             fill_octets: 0,
+            running_octets: 0,
+            growing: None,
+            paused_since: None,
+            paused: Duration::ZERO,
             given_up: BTreeSet::new(),
             running: None,
             fallback: None,
@@ -68,7 +87,9 @@ impl Errands {
                     return;
                 }
                 self.fill_octets += octets.len();
+                self.growing = Some(fill);
             }
+            CatalogOp::FillOpen { .. } => self.paused = Duration::ZERO,
             CatalogOp::FillCommit { fill, .. } | CatalogOp::FillAbort { fill } => {
                 if self.given_up.remove(fill) {
                     return;
@@ -80,7 +101,6 @@ impl Errands {
             | CatalogOp::Resolve { .. }
             | CatalogOp::Count { .. }
             | CatalogOp::Record { .. }
-            | CatalogOp::FillOpen { .. }
             | CatalogOp::Expunged { .. }
             | CatalogOp::Forget { .. }
             | CatalogOp::Used { .. }
@@ -90,12 +110,9 @@ impl Errands {
         self.start();
     }
 
-    /// The next answer; pending while none is due. Cancel-safe.
-    pub(super) async fn reply(&mut self) -> CatalogReply {
-        loop {
-            if let Some(reply) = self.replies.pop_front() {
-                return reply;
-            }
+    /// The next answer, or `None` when the store has got on without one; pending while it does nothing. Cancel-safe.
+    pub(super) async fn turn(&mut self) -> Option<CatalogReply> {
+        if self.replies.is_empty() {
             match &mut self.running {
                 None => std::future::pending().await,
                 Some(running) => {
@@ -104,6 +121,28 @@ impl Errands {
                 }
             }
         }
+        self.replies.pop_front()
+    }
+
+    /// Whether the origin should not be read now, so that the store can keep up, and until when at most. A body that
+    /// has used up its patience is given up here.
+    pub(super) fn pause(&mut self, now: Instant) -> Option<Instant> {
+        let behind = self.fill_octets > FILL_OCTETS_SOFT;
+        let growing = self.growing.filter(|fill| behind && !self.given_up.contains(fill));
+        let Some(fill) = growing else {
+            if let Some(since) = self.paused_since.take() {
+                self.paused += now.saturating_duration_since(since);
+            }
+            return None;
+        };
+        let since = *self.paused_since.get_or_insert(now);
+        let until = since + PAUSE_MAX.saturating_sub(self.paused);
+        if until <= now {
+            self.paused_since = None;
+            self.give_up(fill);
+            return None;
+        }
+        Some(until)
     }
 
     /// Does all that waits, answers or not: what a client fetched last shall not be lost because it left.
@@ -143,7 +182,7 @@ impl Errands {
         let mut batch = Vec::new();
         while let Some(op) = self.waiting.pop_front() {
             if let CatalogOp::FillData { octets, .. } = &op {
-                self.fill_octets = self.fill_octets.saturating_sub(octets.len());
+                self.running_octets += octets.len();
             }
             self.fallback = not_held(&op);
             batch.push(op);
@@ -159,6 +198,7 @@ impl Errands {
 
     fn finished(&mut self, done: Result<Vec<CatalogReply>, JoinError>) {
         self.running = None;
+        self.fill_octets = self.fill_octets.saturating_sub(std::mem::take(&mut self.running_octets));
         let fallback = self.fallback.take();
         match done {
             Ok(replies) if !replies.is_empty() => self.replies.extend(replies),
@@ -269,6 +309,14 @@ mod tests {
         }
     }
 
+    async fn reply(errands: &mut Errands) -> CatalogReply {
+        loop {
+            if let Some(reply) = errands.turn().await {
+                return reply;
+            }
+        }
+    }
+
     fn mailbox() -> MailboxKey {
         let server = ServerId::new("mail.lab.test").expect("a name");
         let account = AccountKey { server, user: UserKey { version: 1, hash: [7; 16] } };
@@ -319,7 +367,7 @@ mod tests {
         errands.push(resolve(9));
         errands.push(commit(1));
         wanted.extend(["resolve 9".to_owned(), "commit 1".to_owned()]);
-        assert!(matches!(errands.reply().await, CatalogReply::Resolved { request: RequestId(9), .. }));
+        assert!(matches!(reply(&mut errands).await, CatalogReply::Resolved { request: RequestId(9), .. }));
         errands.finish().await;
         assert_eq!(catalog.told(), wanted);
         assert_eq!(errands.take_troubles(), (0, 0));
@@ -334,7 +382,7 @@ mod tests {
         errands.push(resolve(1));
         errands.push(used());
         catalog.open();
-        errands.reply().await;
+        reply(&mut errands).await;
         assert_eq!(catalog.told()[..2], ["other", "resolve 1"]);
         errands.finish().await;
         assert_eq!(catalog.told().len(), 3);
@@ -370,6 +418,41 @@ mod tests {
         assert_eq!(catalog.told()[6..], ["open 1", "data 1 7"]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_is_waited_for_a_moment_and_no_longer() {
+        let catalog = Arc::new(Recording::default());
+        let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let mut now = Instant::now();
+        catalog.close();
+        errands.push(open(1));
+        while errands.pause(now).is_none() {
+            errands.push(data(1, 64 * 1024));
+        }
+        // It gets on in time: nothing is given up, but the moment is spent.
+        now += PAUSE_MAX / 2;
+        assert_eq!(errands.pause(now), Some(now + PAUSE_MAX / 2));
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(errands.pause(now), None);
+        catalog.close();
+        while errands.pause(now).is_none() {
+            errands.push(data(1, 64 * 1024));
+        }
+        assert_eq!(errands.pause(now), Some(now + PAUSE_MAX / 2), "half of it was spent before");
+        now += PAUSE_MAX / 2;
+        assert_eq!(errands.pause(now), None);
+        assert_eq!(errands.take_troubles(), (1, 0));
+        // The next body has its own patience.
+        errands.push(open(2));
+        while errands.pause(now).is_none() {
+            errands.push(data(2, 64 * 1024));
+        }
+        assert_eq!(errands.pause(now), Some(now + PAUSE_MAX));
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(catalog.told().last().map(String::as_str), Some("data 2 65536"));
+    }
+
     #[tokio::test]
     async fn a_store_that_panics_answers_not_held_and_goes_on() {
         struct Broken;
@@ -381,7 +464,7 @@ mod tests {
         let mut errands = Errands::new(Arc::new(Broken));
         for n in 1..=2 {
             errands.push(resolve(n));
-            let CatalogReply::Resolved { request, rows } = errands.reply().await else {
+            let CatalogReply::Resolved { request, rows } = reply(&mut errands).await else {
                 panic!("another answer")
             };
             assert_eq!(request, RequestId(n));
@@ -399,10 +482,10 @@ mod tests {
         errands.push(resolve(4));
         tokio::select! {
             biased;
-            _ = errands.reply() => panic!("the store is closed"),
+            _ = errands.turn() => panic!("the store is closed"),
             () = std::future::ready(()) => {}
         }
         catalog.open();
-        assert!(matches!(errands.reply().await, CatalogReply::Resolved { request: RequestId(4), .. }));
+        assert!(matches!(reply(&mut errands).await, CatalogReply::Resolved { request: RequestId(4), .. }));
     }
 }
