@@ -1,13 +1,16 @@
 //! The handler between pipes in memory, in virtual time: what slow, absent and ill-behaved sides cost.
 
-mod handler_support;
+#[path = "../origin_support/mod.rs"]
+#[allow(dead_code, reason = "the tests of TLS use more of it")]
+mod origin_support;
+mod support;
+mod three_commands;
 
 use bytes::Bytes;
 use epc::{
     compress::Deflated,
     handler::{Drain, Upgrade, metrics::Ended},
 };
-use handler_support::{GREETING, Office, Talk, server};
 use imap_core::catalog::{Catalog, CatalogOp, CatalogReply};
 use seams::{
     AsyncIo, BoxFuture,
@@ -22,6 +25,7 @@ use std::{
     },
     time::Duration,
 };
+use support::{GREETING, Office, Talk, server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep, timeout},
