@@ -30,6 +30,8 @@ mod head;
 mod index;
 mod item_keys;
 mod lock_file;
+#[cfg(test)]
+mod model_tests;
 mod resolve;
 mod schema;
 mod scope;
@@ -71,6 +73,7 @@ use seal::{AesGcm, CheckOnly, NoRandom};
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -342,7 +345,9 @@ impl Catalog for Store {
                 self.record(&mailbox, uid, items, proof);
             }
             CatalogOp::FillOpen { fill, mailbox, uid, item, octets } => {
-                self.fills.begin(fill, mailbox, uid, item, octets, index::now());
+                if !self.fills.begin(fill, mailbox, uid, item, octets, index::now()) {
+                    self.chores.press();
+                }
             }
             CatalogOp::FillData { fill, octets } => self.fills.data(fill, &octets, index::now()),
             CatalogOp::FillCommit { fill, uid, proof } => self.fill_commit(fill, uid, proof),
@@ -402,18 +407,19 @@ fn open_index(
         schema::open(path, suspect).and_then(|db| Ok((schema::is_of_key(&db, &key_check(sealer))?, db)))
     };
     let suspect = store.join(SUSPECT).exists();
+    make_private(path).map_err(io_error)?;
     let opened = match open(suspect) {
         Err(SchemaError::Damaged) => {
             tracing::warn!(
                 "the store's index is damaged; it was moved to quarantine/, and the store begins empty"
             );
-            set_aside(store, path).map_err(io_error)?;
+            set_aside(store, path).and_then(|()| make_private(path)).map_err(io_error)?;
             open(false)
         }
         Ok((false, db)) => {
             drop(db);
             tracing::warn!("the store was written under another key, or under none; it is emptied");
-            empty(store).map_err(io_error)?;
+            empty(store).and_then(|()| make_private(path)).map_err(io_error)?;
             open(false)
         }
         opened => opened,
@@ -434,6 +440,13 @@ fn open_index(
             Err(StoreOpenError::Index { path: path.to_owned(), why: error.to_string() })
         }
     }
+}
+
+/// SQLite gives its other files the mode of the first, and would make that one as the umask says.
+fn make_private(index: &Path) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.append(true).create(true).mode(0o600).open(index)?;
+    fs::set_permissions(index, fs::Permissions::from_mode(0o600))
 }
 
 /// Tells one key from another, and from none, and neither from the other.

@@ -140,7 +140,8 @@ pub enum CatalogOp {
         fill: FillId,
         /// Where.
         mailbox: MailboxKey,
-        /// Of which message, when already known; others can then join.
+        /// Of which message, where others may join: its octets come at the origin's pace, and it must not be given up
+        /// because the disk is slow, since clients may be waiting for it.
         uid: Option<Uid>,
         /// Which section.
         item: ItemKey,

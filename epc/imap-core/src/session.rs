@@ -232,6 +232,8 @@ impl Session {
             match self.server.next(&mut octets) {
                 Ok(Some(frame)) => {
                     self.server_frame(frame);
+                    // At once: what the next frame brings is told behind it.
+                    self.release();
                     if std::mem::take(&mut self.compress_begins) {
                         self.outputs.push_back(Output::CompressServer { surplus: octets });
                         self.event(Event::Compressing);
@@ -364,8 +366,14 @@ impl Session {
         }
     }
 
+    /// Whether the client is in the middle of a response: nothing else may be said to it.
+    fn is_mid_response(&self) -> bool {
+        self.reading.is_told() && !mutants::on("session-speaks-within-a-response")
+    }
+
     fn tell(&mut self) {
         if self.views.has_log()
+            && !self.is_mid_response()
             && self.is_selected()
             && let Some(window) = self.window()
         {
@@ -375,7 +383,7 @@ impl Session {
 
     /// Before message data: the client must know of the message first.
     fn tell_before_data(&mut self) {
-        if self.views.has_log() && self.is_selected() {
+        if self.views.has_log() && self.is_selected() && !self.is_mid_response() {
             self.tell_in(Window::NoExpunge);
         }
     }
@@ -399,7 +407,7 @@ impl Session {
 
     /// Completes what can be completed, oldest first.
     fn release(&mut self) {
-        loop {
+        while !self.is_mid_response() {
             let Some(front) = self.underway.front_mut() else { return };
             let rows = std::mem::take(&mut front.prepared);
             if !rows.is_empty() {

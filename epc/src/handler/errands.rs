@@ -2,7 +2,8 @@
 //!
 //! A disk slower than the wire must not slow mail. When [`FILL_OCTETS_SOFT`] of bodies wait for it the origin is not
 //! read for a moment ([`Errands::pause`]); when the moments of one body add up to [`PAUSE_MAX`], that body is given up
-//! and counted: the client gets its octets anyway, and the store learns them another time.
+//! and counted: the client gets its octets anyway, and the store learns them another time. A body that another session
+//! may be following has longer: giving it up ends that session's answer in the middle.
 
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
@@ -25,6 +26,8 @@ const FILL_OCTETS_SOFT: usize = 512 * 1024;
 const FILL_OCTETS_MAX: usize = 1024 * 1024;
 /// For how long one body may hold up its own reader on the whole. A person who opens it does not notice more easily.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The same for a body that others may be following; below their own patience.
+const PAUSE_AWAITED_MAX: Duration = Duration::from_secs(10);
 /// Told the store in one go.
 const BATCH_MAX: usize = 16;
 /// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
@@ -40,6 +43,8 @@ pub(super) struct Errands {
     running_octets: usize,
     /// The body that grows.
     growing: Option<FillId>,
+    /// Whether it was announced with its UID, so that other sessions can find it.
+    awaited: bool,
     paused_since: Option<Instant>,
     /// What the growing body has cost its reader before.
     paused: Duration,
@@ -61,6 +66,7 @@ impl Errands {
             fill_octets: 0,
             running_octets: 0,
             growing: None,
+            awaited: false,
             paused_since: None,
             paused: Duration::ZERO,
             given_up: BTreeSet::new(),
@@ -89,7 +95,10 @@ impl Errands {
                 self.fill_octets += octets.len();
                 self.growing = Some(fill);
             }
-            CatalogOp::FillOpen { .. } => self.paused = Duration::ZERO,
+            CatalogOp::FillOpen { uid, .. } => {
+                self.paused = Duration::ZERO;
+                self.awaited = uid.is_some();
+            }
             CatalogOp::FillCommit { fill, .. } | CatalogOp::FillAbort { fill } => {
                 if self.given_up.remove(fill) {
                     return;
@@ -136,7 +145,8 @@ impl Errands {
             return None;
         };
         let since = *self.paused_since.get_or_insert(now);
-        let until = since + PAUSE_MAX.saturating_sub(self.paused);
+        let all = if self.awaited { PAUSE_AWAITED_MAX } else { PAUSE_MAX };
+        let until = since + all.saturating_sub(self.paused);
         if until <= now {
             self.paused_since = None;
             self.give_up(fill);
@@ -334,6 +344,11 @@ mod tests {
 
     fn open(n: u64) -> CatalogOp {
         let item = ItemKey::whole();
+        CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: None, item, octets: 1 }
+    }
+
+    fn open_for_all(n: u64) -> CatalogOp {
+        let item = ItemKey::whole();
         CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: Some(uid(1)), item, octets: 1 }
     }
 
@@ -448,9 +463,13 @@ mod tests {
             errands.push(data(2, 64 * 1024));
         }
         assert_eq!(errands.pause(now), Some(now + PAUSE_MAX));
+        // One that others follow has more of it.
+        errands.push(open_for_all(3));
+        errands.push(data(3, 1));
+        assert_eq!(errands.pause(now), Some(now + PAUSE_AWAITED_MAX));
         catalog.open();
         errands.finish().await;
-        assert_eq!(catalog.told().last().map(String::as_str), Some("data 2 65536"));
+        assert_eq!(catalog.told().last().map(String::as_str), Some("data 3 1"));
     }
 
     #[tokio::test]

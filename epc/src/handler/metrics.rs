@@ -81,7 +81,6 @@ pub const OUTCOMES: &[Outcome] = &[
     Outcome::Origin(Reason::NotProved),
     Outcome::Origin(Reason::CacheOff),
     Outcome::Origin(Reason::TooMany),
-    Outcome::Origin(Reason::Busy),
 ];
 
 /// A counter that only goes up.

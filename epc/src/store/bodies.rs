@@ -79,6 +79,11 @@ impl Room {
         self.used().saturating_add(self.index.load(Ordering::Relaxed))
     }
 
+    /// Whether it is time to make room: 95 % of the cap.
+    pub(super) fn is_tight(&self) -> bool {
+        self.all() > self.size_max - self.size_max / 20
+    }
+
     pub(super) fn set_index(&self, octets: u64) {
         self.index.store(octets, Ordering::Relaxed);
     }
@@ -392,8 +397,14 @@ impl Inner {
         let live = lock(&self.live);
         let wanted = live.get(id).is_some_and(|there| std::ptr::eq(there.as_ptr(), Arc::as_ptr(body)));
         if wanted {
-            self.disk.create_dir(&dir_of(id))?;
-            body.rename(&path_of(id))?;
+            let renamed = body.rename(&path_of(id));
+            if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                // The first one in its directory.
+                self.disk.create_dir(&dir_of(id))?;
+                body.rename(&path_of(id))?;
+            } else {
+                renamed?;
+            }
         }
         Ok(wanted)
     }
@@ -434,7 +445,12 @@ impl Owner for Inner {
         let mut live = lock(&self.live);
         live.remove(id);
         let octets = self.disk.open(path).and_then(|file| file.len());
-        let moved = self.disk.rename(path, &format!("{QUARANTINE}/{id}"));
+        let kept = self.disk.list(QUARANTINE).map_or(usize::MAX, |names| names.len());
+        let moved = if kept < QUARANTINED_MAX {
+            self.disk.rename(path, &format!("{QUARANTINE}/{id}"))
+        } else {
+            self.disk.remove(path)
+        };
         let waiting = self.take_unsynced(id);
         drop(live);
         drop(waiting);
@@ -442,7 +458,7 @@ impl Owner for Inner {
             Ok(()) => {
                 self.counters.corrupt.one();
                 self.room.remove_used(octets.unwrap_or(0));
-                tracing::warn!(blob = %id, "a stored body is damaged; it was moved to quarantine/");
+                tracing::warn!(blob = %id, "a stored body is damaged; it was taken away");
             }
             // Another reader was faster.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -582,6 +598,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const TMP: &str = "tmp";
 const BLOBS: &str = "blobs";
 const QUARANTINE: &str = "quarantine";
+
+/// Damaged files kept for somebody to look at; further ones are removed.
+const QUARANTINED_MAX: usize = 32;
 
 fn dir_of(id: &BlobId) -> String {
     let [first, ..] = id.0;

@@ -2,7 +2,7 @@
 
 use super::{
     bodies::{Bodies, Room, lock},
-    index::{Comparable, Index},
+    index::{Comparable, Index, now},
     resolve::Resolver,
     write::Write,
 };
@@ -29,7 +29,20 @@ struct Todo {
     /// Rounds that were asked for, and how many of them are done.
     asked: u64,
     done: u64,
+    /// Room is wanted now.
+    pressed: bool,
     stopping: bool,
+    ended: bool,
+}
+
+/// However the thread ends, nobody may wait for it.
+struct Ended<'a>(&'a Chores);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.todo).ended = true;
+        self.0.changed.notify_all();
+    }
 }
 
 /// What a collection found.
@@ -73,7 +86,7 @@ impl Chores {
         todo.asked += 1;
         let target = todo.asked;
         self.changed.notify_all();
-        while todo.done < target && !todo.stopping {
+        while todo.done < target && !todo.stopping && !todo.ended {
             todo = self.changed.wait(todo).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -83,13 +96,23 @@ impl Chores {
         self.changed.notify_all();
     }
 
+    /// Something was refused for want of room.
+    pub(super) fn press(&self) {
+        lock(&self.todo).pressed = true;
+        self.changed.notify_all();
+    }
+
     /// Works until [`Chores::stop`].
     pub(super) fn run(&self) {
-        loop {
-            let idle = |todo: &mut Todo| todo.compare.is_empty() && todo.asked == todo.done && !todo.stopping;
+        let _ended = Ended(self);
+        for tick in 0_u64.. {
+            let idle = |todo: &mut Todo| {
+                todo.compare.is_empty() && todo.asked == todo.done && !todo.pressed && !todo.stopping
+            };
             let waited = self.changed.wait_timeout_while(lock(&self.todo), TICK, idle);
             let (mut todo, _) = waited.unwrap_or_else(PoisonError::into_inner);
             let (compare, asked, stopping) = (std::mem::take(&mut todo.compare), todo.asked, todo.stopping);
+            let wanted = std::mem::take(&mut todo.pressed) || asked != todo.done;
             drop(todo);
             if self.bodies.unsynced() > 0 {
                 self.bodies.sync();
@@ -97,8 +120,9 @@ impl Chores {
             for (scope, uid) in compare {
                 self.resolver.compare(&scope, uid);
             }
-            if !stopping {
+            if !stopping && (wanted || tick % TIDY_TICKS == 0 || self.room.is_tight()) {
                 self.clear_retired(RETIRED_SLICE);
+                self.forget_unnamed();
                 self.make_room();
             }
             lock(&self.todo).done = asked;
@@ -109,15 +133,32 @@ impl Chores {
         }
     }
 
+    /// Removes some bodies that no row has named for a while: a message that was moved comes back soon.
+    fn forget_unnamed(&self) {
+        let before = now() - UNNAMED_SECONDS;
+        let sql =
+            "SELECT id FROM blob WHERE used < ? AND NOT EXISTS(SELECT 1 FROM msg WHERE msg.blob = blob.id)
+            AND NOT EXISTS(SELECT 1 FROM item WHERE item.blob = blob.id) LIMIT ?";
+        let ids = self.index.read(|db| {
+            let mut statement = db.prepare_cached(sql)?;
+            let ids = statement.query_map(params![before, EVICT_SLICE], |row| row.get(0).map(BlobId))?;
+            ids.collect::<rusqlite::Result<Vec<BlobId>>>()
+        });
+        for id in ids.unwrap_or_default() {
+            if self.bodies.forget_unread(&id).unwrap_or(false) {
+                self.index.put(Write::BlobGone { id });
+            }
+        }
+    }
+
     /// Removes bodies, those first that nobody ever used, until there is room; and old rows likewise.
     pub(super) fn make_room(&self) -> u64 {
         let Some(index_octets) = self.index.read(index_octets) else { return 0 };
         self.room.set_index(index_octets);
-        let high = self.room.size_max - self.room.size_max / 20;
         if index_octets > self.room.size_max / INDEX_SHARE {
             self.index.put(Write::EvictRows { rows: ROWS_SLICE });
         }
-        if self.room.all() <= high {
+        if !self.room.is_tight() {
             return 0;
         }
         let low = self.room.size_max - self.room.size_max / 10;
@@ -217,8 +258,14 @@ fn count_rows(db: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(rows).unwrap_or(0))
 }
 
-/// How long a body waits for its sync, and the size cap for a look.
-const TICK: Duration = Duration::from_millis(200);
+/// How long a body waits for its sync.
+const TICK: Duration = Duration::from_millis(500);
+
+/// So often there is a look at everything else.
+const TIDY_TICKS: u64 = 20;
+
+/// How long a body that no row names is kept.
+const UNNAMED_SECONDS: i64 = 3600;
 
 /// Messages that wait for a comparison.
 const COMPARE_MAX: usize = 4096;

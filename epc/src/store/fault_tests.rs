@@ -377,6 +377,38 @@ fn rows_that_changed_places_are_never_served() {
     }
     assert!(one(&store, &inbox, 1, "ENVELOPE").is_none() && one(&store, &inbox, 1, "RFC822.SIZE").is_none());
     assert_eq!(text(&store, &inbox, 2, "ENVELOPE").as_deref(), Some("(envelope 2)"));
+    // Counted once and dropped.
+    let corrupt = store.stats().corrupt;
+    assert!(one(&store, &inbox, 1, "ENVELOPE").is_none());
+    assert_eq!((corrupt, store.stats().corrupt, store.stats().messages), (2, 2, 10));
+}
+
+#[test]
+fn files_are_the_owners_only() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(config(root.path())).unwrap();
+    fill_with_canaries(&store);
+    for (path, _) in files(root.path()) {
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
+    }
+    assert!(files(root.path()).keys().any(|path| path.ends_with("index.sqlite-wal")));
+}
+
+#[test]
+fn a_store_whose_writer_is_gone_answers_nothing_and_holds_nobody_up() {
+    let (_root, store) = fresh();
+    let inbox = mailbox(1, "INBOX", 5);
+    record(&store, &inbox, 1, &[("ENVELOPE", "(e)")]);
+    assert!(one(&store, &inbox, 1, "ENVELOPE").is_some());
+    store.index.stop();
+    while !store.threads[0].is_finished() {
+        thread::yield_now();
+    }
+    for _ in 0..10_000 {
+        record(&store, &inbox, 1, &[("ENVELOPE", "(e)")]);
+    }
+    assert!(one(&store, &inbox, 1, "ENVELOPE").is_none());
+    store.flush();
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Fills {
         Self { bodies, counters, open: Mutex::default(), not_before: AtomicI64::new(0) }
     }
 
-    /// Begins; what cannot be kept is counted and let go by.
+    /// Begins; what cannot be kept is counted and let go by. `false` where there was no room.
     pub(super) fn begin(
         &self,
         id: FillId,
@@ -93,7 +93,7 @@ impl Fills {
         item: ItemKey,
         octets: u64,
         now: i64,
-    ) {
+    ) -> bool {
         let whole = item == ItemKey::whole();
         let into = if item.section_spec().is_none() || lock(&self.open).fills.len() >= FILLS_MAX {
             Err(StoreError::Full)
@@ -110,7 +110,7 @@ impl Fills {
             Err(error) => {
                 self.counters.fills_refused.one();
                 self.report(&error);
-                return;
+                return !matches!(error, StoreError::Full);
             }
         };
         let mut open = lock(&self.open);
@@ -124,6 +124,7 @@ impl Fills {
         if before.is_some() {
             self.counters.fills_aborted.one();
         }
+        true
     }
 
     fn report(&self, error: &StoreError) {

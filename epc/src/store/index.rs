@@ -48,6 +48,8 @@ struct Queue {
     shunned: HashSet<NameScope>,
     hurry: bool,
     stopping: bool,
+    /// The writer's thread has ended: nothing waits for it, and nothing is served.
+    ended: bool,
 }
 
 /// A message whose sections can be compared with cuts of it.
@@ -79,10 +81,13 @@ impl Index {
     /// Hands over a change; waits only while too many wait already.
     pub(super) fn put(&self, write: Write) {
         let mut queue = lock(&self.queue);
-        while (queue.waiting.len() >= WAITING_MAX || queue.octets >= WAITING_OCTETS_MAX) && !queue.stopping {
+        while (queue.waiting.len() >= WAITING_MAX || queue.octets >= WAITING_OCTETS_MAX) && !queue.ended {
             queue.hurry = true;
             self.moved.notify_all();
             queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        if queue.ended {
+            return;
         }
         queue.put += 1;
         if let Some(mailbox) = write.mailbox() {
@@ -112,7 +117,7 @@ impl Index {
             Some(target) => self.wait_for(queue, target),
             None => queue,
         };
-        !queue.shunned.contains(mailbox)
+        !queue.ended && !queue.shunned.contains(mailbox)
     }
 
     fn wait_for<'a>(
@@ -120,7 +125,7 @@ impl Index {
         mut queue: std::sync::MutexGuard<'a, Queue>,
         target: u64,
     ) -> std::sync::MutexGuard<'a, Queue> {
-        while queue.done < target {
+        while queue.done < target && !queue.ended {
             queue.hurry = true;
             self.moved.notify_all();
             queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -136,6 +141,7 @@ impl Index {
 
     /// Writes until [`Index::stop`]; `done` hears what can be compared after each batch.
     pub(super) fn run(&self, mut db: Connection, mut done: impl FnMut(Vec<Comparable>)) {
+        let _ended = Ended(self);
         while let Some((batch, last)) = self.next_batch() {
             let mut lost = Vec::new();
             match self.write(&mut db, &batch) {
@@ -243,6 +249,16 @@ impl Index {
                 None
             }
         }
+    }
+}
+
+/// However the writer ends, nobody may wait for it.
+struct Ended<'a>(&'a Index);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.queue).ended = true;
+        self.0.moved.notify_all();
     }
 }
 

@@ -14,7 +14,7 @@ use discovery_core::{
     id::ServerId,
     seam::{
         blob::{BlobId, StoreError},
-        sealer::SealContext,
+        sealer::{SealContext, Tampered},
     },
     value::Proof,
 };
@@ -44,6 +44,8 @@ pub(super) struct Resolver {
 pub(super) struct Stored {
     pub(super) values: HashMap<ItemKey, StoredValue>,
     pub(super) whole: Option<Whole>,
+    /// Something of it is not what was written for it.
+    damaged: bool,
 }
 
 pub(super) enum StoredValue {
@@ -53,7 +55,6 @@ pub(super) enum StoredValue {
 
 pub(super) struct Whole {
     pub(super) id: BlobId,
-    pub(super) octets: u64,
     pub(super) head: Option<Head>,
 }
 
@@ -78,6 +79,16 @@ impl Resolver {
         let Some(Some(mut stored)) = self.index.read(|db| self.look_up(db, scope, asked, items)) else {
             return nothing();
         };
+        let damaged: Vec<Uid> =
+            stored.iter().filter(|(_, stored)| stored.damaged).map(|(uid, _)| *uid).collect();
+        if !damaged.is_empty() {
+            self.index.counters.corrupt.add(damaged.len() as u64);
+            tracing::warn!(
+                messages = damaged.len(),
+                "rows of the store's index are damaged; they are removed"
+            );
+            self.index.put(Write::Expunged { scope: scope.clone(), uids: damaged });
+        }
         let mut budget = Budget { inline: RESOLVE_INLINE_OCTETS_MAX };
         let mut cuts = HashMap::new();
         let answer = uids
@@ -189,10 +200,11 @@ impl Resolver {
         {
             return Some(Held::Inline(fields));
         }
-        let Whole { id, octets, head } = stored.whole.as_ref()?;
+        let Whole { id, head } = stored.whole.as_ref()?;
         if class == SectionClass::Whole {
             let body = self.body(id)?;
-            return self.give(id, body, 0, *octets, budget);
+            let octets = body.octets();
+            return self.give(id, body, 0, octets, budget);
         }
         match head.as_ref()?.cut(item)? {
             Piece::Octets(octets) => Some(Held::Inline(octets)),
@@ -312,16 +324,18 @@ impl Resolver {
         while let Some(row) = rows.next()? {
             let key: i64 = row.get(1)?;
             let (Some(uid), Some(item)) = (Uid::new(row.get(0)?), keys.get(&key)) else { continue };
-            let value = self.value(&place, uid, item, row.get(2)?, row.get(3)?, row.get(4)?);
-            if let Some(value) = value {
-                all.entry(uid).or_default().values.insert((*item).clone(), value);
+            let stored = all.entry(uid).or_default();
+            match self.value(&place, uid, item, row.get(2)?, row.get(3)?, row.get(4)?) {
+                Ok(Some(value)) => drop(stored.values.insert((*item).clone(), value)),
+                Ok(None) => {}
+                Err(Tampered) => stored.damaged = true,
             }
         }
 
         if items.iter().any(|item| item.section_spec().is_some()) {
             let whole = ItemKey::whole();
             let heads = items.iter().any(|item| item.section_spec().is_some() && *item != whole);
-            let sql = "SELECT m.uid, m.proof, m.seal, b.octets, CASE WHEN ?3 THEN b.head END
+            let sql = "SELECT m.uid, m.proof, m.seal, CASE WHEN ?3 THEN b.head END
                 FROM msg m JOIN blob b ON b.id = m.blob
                 WHERE m.mailbox = ?1 AND m.uid IN (SELECT value FROM json_each(?2)) AND m.blob IS NOT NULL";
             let mut statement = db.prepare_cached(sql)?;
@@ -329,18 +343,24 @@ impl Resolver {
             while let Some(row) = rows.next()? {
                 let Some(uid) = Uid::new(row.get(0)?) else { continue };
                 let place = place.of(uid, &whole);
-                let Some(id) = self.bound(&place, row.get(1)?, row.get(2)?) else { continue };
-                let octets = u64::try_from(row.get::<_, i64>(3)?).unwrap_or(0);
-                let head: Option<Vec<u8>> = row.get(4)?;
-                let head = head.and_then(|head| Head::unseal(&*self.index.sealer, &id, head));
-                all.entry(uid).or_default().whole = Some(Whole { id, octets, head });
+                let stored = all.entry(uid).or_default();
+                let seal: Option<Vec<u8>> = row.get(2)?;
+                match self.bound(&place, row.get(1)?, seal.unwrap_or_default()) {
+                    Ok(Some(id)) => {
+                        let head: Option<Vec<u8>> = row.get(3)?;
+                        let head = head.and_then(|head| Head::unseal(&*self.index.sealer, &id, head));
+                        stored.whole = Some(Whole { id, head });
+                    }
+                    Ok(None) => {}
+                    Err(Tampered) => stored.damaged = true,
+                }
             }
         }
         Ok(Some(all))
     }
 
-    /// A row's value, if the origin vouched for it and it is what was written for this row.
-    pub(super) fn value(
+    /// A row's value, if the origin vouched for it.
+    fn value(
         &self,
         place: &Place,
         uid: Uid,
@@ -348,34 +368,33 @@ impl Resolver {
         proof: u8,
         is_blob: bool,
         mut value: Vec<u8>,
-    ) -> Option<StoredValue> {
+    ) -> Result<Option<StoredValue>, Tampered> {
         let place = place.of(uid, item);
         if is_blob {
-            return self.bound(&place, proof, value).map(StoredValue::Blob);
+            return Ok(self.bound(&place, proof, value)?.map(StoredValue::Blob));
         }
-        self.check_proof(proof)?;
-        let context = SealContext { kind: ITEM, place: &place, block: proof.into() };
-        if self.index.sealer.unseal(context, &mut value).is_err() {
-            self.index.counters.corrupt.one();
-            return None;
+        if !is_servable(proof) {
+            return Ok(None);
         }
-        Some(StoredValue::Octets(value.into()))
+        self.index
+            .sealer
+            .unseal(SealContext { kind: ITEM, place: &place, block: proof.into() }, &mut value)?;
+        Ok(Some(StoredValue::Octets(value.into())))
     }
 
-    pub(super) fn bound(&self, place: &[u8], proof: u8, mut seal: Vec<u8>) -> Option<BlobId> {
-        self.check_proof(proof)?;
-        let context = SealContext { kind: BINDING, place, block: proof.into() };
-        let id = self.index.sealer.unseal(context, &mut seal).ok().and_then(|()| seal.try_into().ok());
-        if id.is_none() {
-            self.index.counters.corrupt.one();
+    /// The body that a row names, if the origin vouched for it.
+    fn bound(&self, place: &[u8], proof: u8, mut seal: Vec<u8>) -> Result<Option<BlobId>, Tampered> {
+        if !is_servable(proof) {
+            return Ok(None);
         }
-        id.map(BlobId)
+        self.index.sealer.unseal(SealContext { kind: BINDING, place, block: proof.into() }, &mut seal)?;
+        seal.try_into().map(|id| Some(BlobId(id))).map_err(|_| Tampered)
     }
+}
 
-    fn check_proof(&self, proof: u8) -> Option<()> {
-        let good = proof == proof_number(Proof::Origin) || mutants::on("store-push-served");
-        good.then_some(())
-    }
+/// Whether a row with this proof may be answered from: the origin said it to a session of this very account.
+fn is_servable(proof: u8) -> bool {
+    proof == proof_number(Proof::Origin) || mutants::on("store-push-served")
 }
 
 struct Budget {

@@ -552,6 +552,28 @@ fn comparisons_are_asked_for_until_they_are_enough() {
     assert!(stats.trust.values().filter(|tally| tally.is_trusted()).count() == 5, "{:?}", stats.trust);
     assert_eq!(stats.compared_different, 0);
     assert_eq!(text(&store, &inbox, 1, "BODY[1]").as_deref(), Some("text 1"));
+
+    // One in a thousand is compared from then on.
+    fill(&store, &inbox, 999, "BODY[]", message(999, 0).as_bytes());
+    let uids: Vec<u32> = (1..=250).collect();
+    for _ in 0..4 {
+        assert_eq!(wanted(&inbox), None);
+        resolve(&store, &inbox, &uids, &["BODY[HEADER.FIELDS (X-ID)]"]);
+    }
+    let (of, sections) = wanted(&inbox).unwrap();
+    assert_eq!(of, uid(999));
+    assert!(
+        sections.iter().all(|section| section.as_str().starts_with("BODY[HEADER.FIELDS")),
+        "{sections:?}"
+    );
+    record(
+        &store,
+        &inbox,
+        999,
+        &[("BODY[HEADER.FIELDS (SUBJECT)]", &expected(999, "BODY[HEADER.FIELDS (SUBJECT)]"))],
+    );
+    store.flush();
+    assert_eq!(wanted(&inbox), None);
 }
 
 #[test]

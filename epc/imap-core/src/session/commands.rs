@@ -106,7 +106,13 @@ impl super::Session {
         match command::parse(&octets) {
             Ok(command) => self.waiting = Some(Waiting::new(command, octets)),
             // RFC 9051 §7.1.3. Servers differ in their words for it, and the framing is sound.
-            Err(_) => self.say(Bytes::from_static(b"* BAD A command begins with a tag and a name\r\n")),
+            Err(_) => {
+                self.answer(
+                    &Bytes::new(),
+                    false,
+                    Bytes::from_static(b"* BAD A command begins with a tag and a name\r\n"),
+                );
+            }
         }
     }
 
@@ -114,19 +120,21 @@ impl super::Session {
     pub(super) fn pass_on(&mut self, waiting: Waiting) -> Option<Waiting> {
         let Waiting { command, octets, .. } = &waiting;
         if let Some(line) = self.local_answer(command) {
-            // Answers keep the order of the commands.
-            if !self.underway.is_empty() {
+            let starts_tls =
+                matches!(command.kind, Kind::StartTls) && self.config.road == Road::StartTlsRequired;
+            if starts_tls && !self.underway.is_empty() {
                 return Some(waiting);
             }
-            self.say(line);
-            if matches!(command.kind, Kind::StartTls) && self.config.road == Road::StartTlsRequired {
+            self.answer(&command.tag, false, line);
+            if starts_tls {
+                self.release();
                 self.start_tls();
             }
             return None;
         }
         let tunnel = self.tunnel_reason(command);
         if needs_silence(command) || tunnel.is_some() {
-            if !self.flights.is_empty() || !self.underway.is_empty() {
+            if !self.flights.is_empty() || !self.underway.is_empty() || self.is_mid_response() {
                 return Some(waiting);
             }
             if tunnel.is_some() && !self.views.is_settled() && self.is_selected() {
@@ -139,7 +147,7 @@ impl super::Session {
         let mut effect = self.effect_of(command, octets);
         if by_number {
             // The origin's numbers must stand still from here until it has read ours.
-            if self.flights.may_expunge() {
+            if self.flights.may_expunge() || self.views.has_log() && self.is_mid_response() {
                 return Some(waiting);
             }
             self.tell_before_data();
@@ -301,12 +309,13 @@ impl super::Session {
     fn refuse_expunged(&mut self, command: &Command) {
         let mut line = command.tag.to_vec();
         line.extend_from_slice(b" NO [EXPUNGEISSUED] Some of these messages were expunged; say NOOP\r\n");
-        let mut underway = Underway::new(
-            Bytes::copy_from_slice(&command.tag),
-            forbids_expunge(command.uid, &command.verb),
-            Effect::Nothing,
-        );
-        underway.completion = Some(line.into());
+        self.answer(&command.tag, forbids_expunge(command.uid, &command.verb), line.into());
+    }
+
+    /// Our own answer to a command, in its turn.
+    fn answer(&mut self, tag: &Bytes, forbids_expunge: bool, line: Bytes) {
+        let mut underway = Underway::new(Bytes::copy_from_slice(tag), forbids_expunge, Effect::Nothing);
+        underway.completion = Some(line);
         self.underway.push_back(underway);
     }
 

@@ -32,8 +32,6 @@ pub enum Reason {
     CacheOff,
     /// More messages or items at once than are worth asking the store about.
     TooMany,
-    /// Commands before it are not done, and answers must keep their order.
-    Busy,
 }
 
 impl Outcome {
@@ -48,7 +46,6 @@ impl Outcome {
             Self::Origin(Reason::NotProved) => "not-proved",
             Self::Origin(Reason::CacheOff) => "cache-off",
             Self::Origin(Reason::TooMany) => "too-many",
-            Self::Origin(Reason::Busy) => "busy",
         }
     }
 }

@@ -138,6 +138,9 @@ impl Waiting {
 impl super::Session {
     /// Takes a waiting command as far as it can go now; gives it back if it must wait on.
     pub(super) fn advance(&mut self, mut waiting: Waiting) -> Option<Waiting> {
+        if !matches!(waiting.command.kind, Kind::Fetch(_)) {
+            return self.pass_on(waiting);
+        }
         loop {
             if waiting.is_asking() {
                 return Some(waiting);
@@ -312,6 +315,9 @@ impl super::Session {
                 && let [(slot, uid)] = *look_up.missing.as_slice()
                 && self.is_piece_of_large(fetch, slot)
             {
+                if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
+                    self.ask_seen_ahead(uid);
+                }
                 self.ask_whole(slot, uid);
                 return Some(waiting(Stage::Whole(slot)));
             }
@@ -321,8 +327,7 @@ impl super::Session {
         }
 
         let rest: Vec<&FetchItem> = rest_of(fetch).collect();
-        let read_only = self.selection().is_none_or(|s| s.read_only);
-        let sets_seen = !read_only && fetch.items.iter().any(|i| !i.peek && is_held_kind(&i.key));
+        let sets_seen = self.sets_seen(fetch);
         let unseen: Vec<Uid> = held
             .iter()
             .filter(|row| sets_seen && self.views.seen(row.slot) != Some(true))
@@ -396,9 +401,26 @@ impl super::Session {
         let Some((_, count)) = pieces.next() else { return false };
         let only = pieces.next().is_none()
             && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
-        let size = self.sizes.get(&slot).copied();
-        only && size.is_some_and(|size| size > u64::from(count) && size <= self.config.chunk_fill_max)
+        let worth = |size: u64| {
+            let count = u64::from(count);
+            size <= self.config.chunk_fill_max
+                && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
+        };
+        only && self.sizes.get(&slot).copied().is_some_and(worth)
             && !self.flights.owns(|own| matches!(own, Own::Whole(_)))
+    }
+
+    /// Whether the origin would set `\Seen` on what it fetches.
+    fn sets_seen(&self, fetch: &Fetch) -> bool {
+        let read_only = self.selection().is_none_or(|s| s.read_only);
+        !read_only && fetch.items.iter().any(|i| !i.peek && is_held_kind(&i.key))
+    }
+
+    /// In the same flight as the whole message, so that the first piece's OK need not wait for a round trip more. The
+    /// origin's word that the flag is set comes before the message; if it does not, the piece asks again.
+    fn ask_seen_ahead(&mut self, uid: Uid) {
+        let tag = self.flights.own(Own::SeenAhead);
+        self.send(format!("{tag} UID STORE {uid} +FLAGS (\\Seen)\r\n").into());
     }
 
     fn ask_whole(&mut self, slot: SlotId, uid: Uid) {
@@ -661,6 +683,12 @@ fn completed(tag: &[u8], command: &Command) -> Bytes {
     let uid: &[u8] = if command.uid { b"UID " } else { b"" };
     [tag, b" OK ", uid, b"FETCH completed\r\n"].concat().into()
 }
+
+/// A client that asks for pieces of this length reads all of them, one after the other (Thunderbird: 64 KiB).
+const PIECE_OCTETS_MIN: u64 = 64 * 1024;
+
+/// A shorter piece is a preview, unless the message is at most this many times as long.
+const PREVIEW: u64 = 8;
 
 /// A FETCH of more items goes to the origin: no client asks that many.
 const ITEMS_MAX: usize = 32;

@@ -283,7 +283,7 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
-            Own::Uids | Own::IdleEnd | Own::Whole(_) => {}
+            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(_) => {}
             Own::Rights => {
                 let proved = self.mono().filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {

@@ -27,6 +27,17 @@ pub(super) enum Reading {
     Fetch(Box<Fetching>),
 }
 
+impl Reading {
+    /// Whether the client is getting it.
+    pub(super) fn is_told(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Opaque { told } => *told,
+            Self::Fetch(fetching) => fetching.told,
+        }
+    }
+}
+
 /// A FETCH response that is being read.
 pub(super) struct Fetching {
     reader: FetchReader,
@@ -200,7 +211,8 @@ impl super::Session {
             return;
         }
         let fill = self.fill_id();
-        let uid = self.views.uid(fetching.slot);
+        // Nobody may join what comes at the pace of a client: it may stand still for as long as that client likes.
+        let uid = self.views.uid(fetching.slot).filter(|_| ours);
         self.catalog(CatalogOp::FillOpen { fill, mailbox, uid, item: key, octets });
         fetching.literal = Keep::Fill(fill);
         fetching.fills.push(fill);

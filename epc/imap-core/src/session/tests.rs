@@ -367,6 +367,39 @@ fn answers_keep_the_order_of_the_questions() {
 }
 
 #[test]
+fn nothing_is_said_in_the_middle_of_a_response() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client(
+        "b UID FETCH 12 (BODY.PEEK[])\r\nc UID FETCH 11 (BODY.PEEK[])\r\nd UID FETCH 13 (BODY.PEEK[])\r\n",
+    );
+    // The end of one answer and the beginning of another come together; one from the store lies between them.
+    d.server("* 2 FETCH (UID 12 BODY[] {2}\r\nhi)\r\nb OK done\r\n* 3 FETCH (UID 13 BODY[] {4}\r\nwo").hears(
+        "* 2 FETCH (UID 12 BODY[] {2}\r\nhi)\r\nb OK done\r\n\
+         * 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nc OK UID FETCH completed\r\n\
+         * 3 FETCH (UID 13 BODY[] {4}\r\nwo",
+    );
+    // Nor does a command that comes meanwhile.
+    d.client("e UID FETCH 11 (BODY.PEEK[])\r\nf COMPRESS DEFLATE\r\n\r\n").hears("");
+    d.server("rd)\r\nd OK done\r\n").hears(
+        "rd)\r\nd OK done\r\n* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\ne OK UID FETCH completed\r\n\
+         f NO [CANNOT] Compression is not offered here\r\n* BAD A command begins with a tag and a name\r\n",
+    );
+}
+
+#[test]
+fn what_nobody_asked_for_is_not_cut_in_two() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.server("* 2 FETCH (UID 12 BODY[] {4}\r\nwo").hears("* 2 FETCH (UID 12 BODY[] {4}\r\nwo");
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").hears("");
+    d.server("rd)\r\n")
+        .hears("rd)\r\n* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+}
+
+#[test]
 fn done_is_answered_at_once_and_the_next_command_follows_it() {
     let shelf = Shelf::default();
     let mut d = dialogue(&shelf, |_| ());
@@ -430,6 +463,32 @@ fn a_piece_of_a_large_message_brings_all_of_it() {
     d.client("c UID FETCH 12 (BODY.PEEK[]<4.100>)\r\n")
         .gets("")
         .hears("* 2 FETCH (UID 12 BODY[]<4> {6}\r\n456789)\r\nc OK UID FETCH completed\r\n");
+}
+
+#[test]
+fn a_preview_of_a_large_message_does_not_bring_all_of_it() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 1000000)\r\ns OK\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 12 (BODY.PEEK[]<0.2048>)\r\n").gets("b UID FETCH 12 (BODY.PEEK[]<0.2048>)\r\n");
+}
+
+#[test]
+fn the_first_piece_of_an_unread_message_costs_one_flight() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 10)\r\ns OK\r\n");
+    d.server.clear();
+    d.client.clear();
+    d.client("b UID FETCH 12 (BODY[]<0.4>)\r\n").gets(
+        "EPC0102030405062 UID STORE 12 +FLAGS (\\Seen)\r\nEPC0102030405063 UID FETCH 12 (BODY.PEEK[])\r\n",
+    );
+    d.server("* 2 FETCH (UID 12 FLAGS (\\Seen))\r\nEPC0102030405062 OK\r\n* 2 FETCH (UID 12 BODY[] {10}\r\n0123")
+        .hears("* 2 FETCH (UID 12 FLAGS (\\Seen))\r\n* 2 FETCH (UID 12 BODY[]<0> {4}\r\n0123)\r\nb OK UID FETCH completed\r\n")
+        .gets("");
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub(super) enum Own {
     Rights,
     /// `\Seen`, for the client's command of this tag.
     Seen(Bytes),
+    /// `\Seen`, for a client's command that is not yet under way.
+    SeenAhead,
     /// What only the origin knows of messages that the store holds, for the client's command of this tag.
     Rest(Bytes),
     /// A whole message, because the client reads it in pieces.
