@@ -37,8 +37,8 @@ pub(super) struct Fills {
 #[derive(Default)]
 struct Open {
     fills: HashMap<FillId, Arc<Mutex<Fill>>>,
-    /// Whole messages that others can join.
-    joinable: HashMap<(MailboxKey, Uid), Joinable>,
+    /// Bodies that others can join.
+    joinable: HashMap<(MailboxKey, Uid, ItemKey), Joinable>,
 }
 
 struct Joinable {
@@ -114,9 +114,9 @@ impl Fills {
             }
         };
         let mut open = lock(&self.open);
-        if let (Into::Body { writer, message: Some(_) }, Some(uid)) = (&into, uid) {
+        if let (Into::Body { writer, .. }, Some(uid)) = (&into, uid) {
             let joinable = Joinable { fill: id, reader: writer.reader(), octets };
-            open.joinable.entry((mailbox.clone(), uid)).or_insert(joinable);
+            open.joinable.entry((mailbox.clone(), uid, item.clone())).or_insert(joinable);
         }
         let fill = Fill { mailbox, item, announced: octets, came: 0, into };
         let before = open.fills.insert(id, Arc::new(Mutex::new(fill)));
@@ -254,16 +254,24 @@ impl Fills {
         self.let_go(&mut lock(&fill), id);
     }
 
-    /// A whole message that is on its way; its announced length.
-    pub(super) fn join(&self, mailbox: &MailboxKey, uid: Uid) -> Option<(Arc<dyn BlobReader>, u64)> {
+    /// A large section that is on its way; its announced length.
+    pub(super) fn join(
+        &self,
+        mailbox: &MailboxKey,
+        uid: Uid,
+        item: &ItemKey,
+    ) -> Option<(Arc<dyn BlobReader>, u64)> {
         let open = lock(&self.open);
-        let joinable = open.joinable.get(&(mailbox.clone(), uid))?;
+        if open.joinable.is_empty() {
+            return None;
+        }
+        let joinable = open.joinable.get(&(mailbox.clone(), uid, item.clone()))?;
         Some((Arc::clone(&joinable.reader), joinable.octets))
     }
 
     /// Nobody joins these from here on.
     pub(super) fn part(&self, gone: impl Fn(&MailboxKey, Uid) -> bool) {
-        lock(&self.open).joinable.retain(|(mailbox, uid), _| !gone(mailbox, *uid));
+        lock(&self.open).joinable.retain(|(mailbox, uid, _), _| !gone(mailbox, *uid));
     }
 
     pub(super) fn part_mailbox(&self, account: &AccountKey, name: &[u8], but: Option<&MailboxKey>) {
