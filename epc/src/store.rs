@@ -400,11 +400,9 @@ impl Opened {
         let (keys, trust) = (ItemKeys::default(), Trust::new(shadow.clone()));
         keys.load(&db)?;
         trust.load(&db, sealer)?;
-        let octets: i64 =
-            db.query_row("SELECT CAST(total(file_octets) AS INTEGER) FROM blob", [], |row| row.get(0))?;
         Ok(Self {
             is_ours: schema::is_of_key(&db, &key_check(sealer))?,
-            octets: u64::try_from(octets).unwrap_or(0),
+            octets: chores::body_octets(&db)?,
             index_octets: chores::index_octets(&db)?,
             db,
             keys,
