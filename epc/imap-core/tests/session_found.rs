@@ -1,6 +1,8 @@
 //! What the model of everything around a session (`session_model`) has found, each as the shortest dialogue that
 //! shows it. Seeds change their meaning with the model; these do not.
 
+#![allow(clippy::unwrap_used, reason = "all of it is a test, and a test reports by panicking")]
+
 use bytes::Bytes;
 use discovery_core::{
     id::{ServerId, UserKey, UserKeying},

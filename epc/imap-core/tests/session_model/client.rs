@@ -209,6 +209,27 @@ impl Client {
                 false
             }
         };
+        // Behind SELECT some clients ask at once for what is there.
+        let opens = matches!(self.asked.back(), Some(Asked { what: What::Select { .. }, .. }));
+        if opens && random.once_in(4) {
+            let items: Vec<String> = ["UID", "FLAGS"].map(str::to_owned).into();
+            let (items, set) = match random.below(3) {
+                0 => (vec!["BODY.PEEK[]".to_owned()], format!("{}", random.below(20) + 1)),
+                1 => (vec!["BODY[TEXT]".to_owned(), "FLAGS".to_owned()], "1:9".to_owned()),
+                _ => (items, "1:*".to_owned()),
+            };
+            let written = items.join(" ");
+            let numbers = numbers(&set, 1_000_000);
+            let fetch = Fetch {
+                uid_form: true,
+                numbers,
+                items,
+                known: Vec::new(),
+                got: BTreeMap::new(),
+                alone: true,
+            };
+            return Some(self.ask(What::Fetch(fetch), truth, &format!("UID FETCH {set} ({written})")));
+        }
         if self.asked.len() >= 5 || self.asked.iter().any(holds) {
             return None;
         }
