@@ -17,7 +17,7 @@ use std::{
 #[derive(Default)]
 pub(crate) struct Reached {
     named: BTreeSet<MessageId>,
-    expunged: BTreeSet<MessageId>,
+    expunged: BTreeMap<MessageId, u64>,
     /// When the origin itself last gave sections of it.
     sections: BTreeMap<MessageId, Duration>,
     completed: BTreeMap<String, bool>,
@@ -42,7 +42,7 @@ impl Reached {
                 self.named.insert(id);
             }
             Mark::Named(id) => drop(self.named.insert(id)),
-            Mark::Expunged(id) => drop(self.expunged.insert(id)),
+            Mark::Expunged(id) => drop(self.expunged.insert(id, tick)),
             Mark::Completed { tag, ok } => drop(self.completed.insert(tag, ok)),
             Mark::Nothing => {}
         }
@@ -58,6 +58,8 @@ pub(crate) struct Truth<'a> {
     pub(crate) re_proof: Duration,
     /// When this user lost the shared mailbox.
     pub(crate) revoked: Option<Duration>,
+    /// When the session said what the client hears now: a body that comes slowly comes later.
+    pub(crate) said: u64,
 }
 
 #[derive(Debug)]
@@ -627,7 +629,7 @@ impl Client {
             if !truth.reached.named.contains(&id) {
                 return Err(format!("{name} of UID {uid}, which the origin has not shown to this session"));
             }
-            if truth.reached.expunged.contains(&id) {
+            if truth.reached.expunged.get(&id).is_some_and(|at| *at < truth.said) {
                 return Err(format!("{name} of UID {uid}, which the origin said was expunged"));
             }
             let mut wanted = false;
@@ -882,7 +884,7 @@ fn which(open: &Open, at: usize, items: &[(String, &Value)]) -> Result<u32, Lie>
     let bound = open.view[at];
     let mut said = value("UID").and_then(|uid| uid.parse::<u32>().ok());
     if let Some(flags) = value("FLAGS") {
-        let prefix = identity_flag(open.validity, 0);
+        let prefix = identity_flag(&open.name, open.validity, 0);
         let prefix = prefix.trim_end_matches('0');
         let by_flags = flags
             .trim_matches(['(', ')'])
