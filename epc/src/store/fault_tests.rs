@@ -1,16 +1,26 @@
 //! What the store does when something is wrong: damage, a full disk, a crash, another key, a second opener.
 
 use super::{
+    counters::Counters,
     fault_disk::{Dice, Fault, FaultDisk},
+    item_keys::ItemKeys,
     store_tests::{
         begin, config, data, fill, fresh, item, mailbox, message, octets, one, record, resolve, text,
         try_octets, uid,
     },
+    trust::Trust,
     *,
 };
 use imap_core::catalog::RequestId;
-use std::{collections::BTreeMap, io::ErrorKind};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 use tempfile::TempDir;
+use zeroize::Zeroizing;
 
 const CANARY: &str = "CANARY-0815";
 

@@ -3,7 +3,7 @@
 use super::{fault_disk::FaultDisk, trust::SAME_MIN, *};
 use bytes::Bytes;
 use discovery_core::{
-    id::{AccountKey, UserKey},
+    id::{AccountKey, ServerId, UserKey},
     seam::blob::{BlobReader, Length, StoreError},
 };
 use imap_core::{
@@ -11,6 +11,9 @@ use imap_core::{
     uid::UidValidity,
 };
 use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
