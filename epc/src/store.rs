@@ -219,7 +219,7 @@ impl Store {
     }
 
     fn fill_commit(&self, fill: imap_core::catalog::FillId, uid: Uid, proof: Proof) {
-        if let Some(Filled { mailbox, item, value }) = self.fills.commit(fill, index::now()) {
+        if let Some(Filled { mailbox, item, value }) = self.fills.commit(fill, uid, index::now()) {
             self.record(&mailbox, uid, vec![(item, value)], proof);
         }
         self.fills.done(fill);

@@ -572,7 +572,7 @@ fn fills_that_nobody_ends_do_not_stop_others() {
     store.fills.data(fill_id(7), &bytes::Bytes::from_static(b"01234"), 1500);
     store.fills.begin(fill_id(9000), inbox.clone(), None, header, 10, 1700);
     store.fills.data(fill_id(9000), &bytes::Bytes::from_static(b"0123456789"), 1700);
-    assert!(store.fills.commit(fill_id(9000), 1700).is_some());
+    assert!(store.fills.commit(fill_id(9000), uid(1), 1700).is_some());
     assert_eq!(store.stats().fills.aborted, 4095, "all but the one that moved");
 }
 

@@ -381,6 +381,18 @@ fn a_body_on_its_way_is_joined_and_ends_well_or_badly() {
 }
 
 #[test]
+fn a_body_that_turns_out_to_be_another_message_never_ends_for_who_joined() {
+    let (_root, store) = fresh();
+    let inbox = mailbox(1, "INBOX", 5);
+    let id = begin(&store, &inbox, Some(1), "BODY[]", 5);
+    let joined = one(&store, &inbox, 1, "BODY[]").unwrap();
+    data(&store, id, b"other");
+    commit(&store, id, 2, Proof::Origin);
+    assert!(matches!(try_octets(&joined), Err(StoreError::Abandoned)));
+    assert!(one(&store, &inbox, 1, "BODY[]").is_none() && one(&store, &inbox, 2, "BODY[]").is_none());
+}
+
+#[test]
 fn what_is_gone_at_the_origin_is_gone_here() {
     let (_root, store) = fresh();
     let (inbox, other) = (mailbox(1, "INBOX", 5), mailbox(1, "Other", 5));
