@@ -17,6 +17,9 @@ const ADDRESSES_MAX: usize = 8;
 /// How long a silent connection stays unprobed. Below the usual 5 minutes after which middleboxes forget a flow.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// How long the server may leave octets of ours unacknowledged.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
 /// The first connection that stands; the others are given up.
 pub(super) async fn dial(addresses: Vec<SocketAddr>, each: Duration) -> Result<TcpStream, OpenError> {
     let mut waiting = order(addresses).into_iter();
@@ -48,7 +51,7 @@ async fn connect(address: SocketAddr, each: Duration) -> Result<TcpStream, OpenE
         Ok(Err(e)) => return Err(network(&e)),
         Ok(Ok(stream)) => stream,
     };
-    tune(&stream).map_err(|e| network(&e))?;
+    tune(&stream).and_then(|()| give_up_on_silence(&stream)).map_err(|e| network(&e))?;
     Ok(stream)
 }
 
@@ -57,6 +60,12 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(15));
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// A client whose command the server does not even acknowledge must hear so, before its reader gives up by itself (one to
+/// two minutes).
+fn give_up_on_silence(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))
 }
 
 fn network(error: &io::Error) -> OpenError {

@@ -13,6 +13,7 @@ use crate::{
     framer::{Direction, Frame, FrameError, Framer},
     mutants,
     uid::Msn,
+    views::SlotId,
 };
 use bytes::{Bytes, BytesMut};
 
@@ -142,7 +143,10 @@ impl super::Session {
                 self.tell_in(crate::views::Window::All);
             }
         }
-        let by_number = self.is_selected() && is_by_number(command.uid, &command.verb);
+        if self.fetches_what_comes_whole(command) {
+            return Some(waiting);
+        }
+        let by_number = self.is_selected() && is_by_number(command);
         let mut sent = octets.clone();
         let mut effect = self.effect_of(command, octets);
         if by_number {
@@ -159,7 +163,7 @@ impl super::Session {
                         return None;
                     }
                 }
-                if let Kind::Search { .. } = command.kind {
+                if matches!(command.kind, Kind::Search { .. }) && !command.uid {
                     if !self.underway.is_empty() {
                         return Some(waiting);
                     }
@@ -172,7 +176,9 @@ impl super::Session {
             self.tunnel(why);
             return None;
         }
-        self.forget_seen(command);
+        if let Some(slots) = self.forget_seen(command, octets) {
+            effect = Effect::Store(slots);
+        }
         self.forward(command, sent, effect);
         None
     }
@@ -186,7 +192,9 @@ impl super::Session {
         if let Effect::Idle = effect {
             self.idle = Idle::Asked(tag.clone());
         }
-        self.underway.push_back(Underway::new(tag.clone(), forbids, effect));
+        let mut underway = Underway::new(tag.clone(), forbids, effect);
+        underway.fetches = *command.verb == *b"FETCH";
+        self.underway.push_back(underway);
         self.flights.client(tag, false);
         self.send(octets);
         if dialogue || self.idle.is_engaged() {
@@ -264,6 +272,7 @@ impl super::Session {
                 written: written_argument(octets).unwrap_or_default(),
                 examine: *examine,
                 uid_validity: None,
+                asked: self.mono(),
             });
         }
         if let Kind::Delete { mailbox } | Kind::Rename { from: mailbox, .. } = &command.kind {
@@ -276,9 +285,9 @@ impl super::Session {
         }
     }
 
-    /// The messages of a STORE may lose `\Seen` without the origin telling us.
-    fn forget_seen(&mut self, command: &Command) {
-        let Kind::Store { set } = &command.kind else { return };
+    /// The messages of a STORE may lose `\Seen`. Gives them where the origin will not say so (SILENT).
+    fn forget_seen(&mut self, command: &Command, octets: &[u8]) -> Option<Vec<SlotId>> {
+        let Kind::Store { set } = &command.kind else { return None };
         let largest = if command.uid {
             self.views.largest_uid().map_or(0, crate::uid::Uid::get)
         } else {
@@ -300,9 +309,11 @@ impl super::Session {
                 .filter_map(|n| self.views.slot_of_client(Msn::new(n)?))
                 .collect(),
         };
-        for slot in slots {
-            self.views.set_seen(slot, false);
+        for slot in &slots {
+            self.views.set_seen(*slot, false);
         }
+        let silent = octets.to_ascii_uppercase().windows(7).any(|w| w == b".SILENT");
+        silent.then_some(slots)
     }
 
     /// RFC 5530: its messages are gone, and the client will hear of it when it may.
@@ -379,10 +390,14 @@ impl super::Session {
             self.bye(Closing::ClientGarbled, "a login needs STARTTLS first");
             return false;
         }
-        let by_number = self.is_selected() && is_by_number(uid, &verb);
+        // Of a search by UID too: its criteria have not all come.
+        let searches = matches!(&*verb, b"SEARCH" | b"SORT" | b"THREAD");
+        let by_number = self.is_selected()
+            && (searches || !uid && matches!(&*verb, b"FETCH" | b"STORE" | b"COPY" | b"MOVE"));
         let quiet = self.flights.is_empty() && self.underway.is_empty();
         // Its end has not come, so it cannot wait, be translated or be taken back.
-        let unfollowable = by_number && (self.flights.may_expunge() || !self.views.agree())
+        let unfollowable = *verb == *b"FETCH" && self.flights.whole().is_some()
+            || by_number && (self.flights.may_expunge() || !self.views.agree())
             || matches!(&*verb, b"SELECT" | b"EXAMINE") && !quiet;
         if unfollowable {
             self.bye(Closing::ClientGarbled, "the mailbox must be opened again");
@@ -390,7 +405,9 @@ impl super::Session {
         }
         let tag = Bytes::copy_from_slice(&tag);
         let upload = matches!(&*verb, b"APPEND" | b"REPLACE");
-        self.underway.push_back(Underway::new(tag.clone(), forbids_expunge(uid, &verb), Effect::Nothing));
+        let mut underway = Underway::new(tag.clone(), forbids_expunge(uid, &verb), Effect::Nothing);
+        underway.fetches = *verb == *b"FETCH";
+        self.underway.push_back(underway);
         self.flights.client(tag.clone(), false);
         self.passing =
             Some(Passing { tag, octets: BytesMut::new(), kept: true, upload, awaits_leave: false });
@@ -424,8 +441,10 @@ impl super::Session {
         if !passing.kept {
             return;
         }
-        let effect = self.effect_of(&command, &octets);
-        self.forget_seen(&command);
+        let mut effect = self.effect_of(&command, &octets);
+        if let Some(slots) = self.forget_seen(&command, &octets) {
+            effect = Effect::Store(slots);
+        }
         if self.tunnel_reason(&command).is_some() {
             self.set_effect(&passing.tag, Effect::Tunnel("a command that cannot be followed"));
             return;

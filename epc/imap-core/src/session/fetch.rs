@@ -16,6 +16,7 @@ use super::{
 use crate::{
     catalog::{CatalogOp, CatalogReply, Held, RESOLVE_UIDS_MAX, RequestId, Row},
     command::{Command, Fetch, FetchItem, Kind},
+    fetch_response::FetchResponse,
     item::{ItemClass, ItemKey, SectionClass},
     mutants,
     sequence_set::SequenceSet,
@@ -23,7 +24,10 @@ use crate::{
     views::SlotId,
 };
 use bytes::{Bytes, BytesMut};
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 /// A command that cannot go on yet.
 pub(super) struct Waiting {
@@ -86,34 +90,62 @@ pub(super) struct Told {
 pub(super) struct Splices {
     /// The tag whose completion ends it.
     owner: Bytes,
+    asked: Rest,
+    /// Of which the origin said something else.
+    mentioned: BTreeSet<SlotId>,
     rows: BTreeMap<SlotId, Prepared>,
 }
 
 impl Splices {
-    fn begin(&mut self, owner: Bytes, rows: Vec<Prepared>) {
+    fn begin(&mut self, owner: Bytes, asked: Rest, rows: Vec<Prepared>) {
         self.owner = owner;
+        self.asked = asked;
         self.rows.extend(rows.into_iter().map(|row| (row.slot, row)));
     }
 
-    /// The origin speaks of this message.
-    pub(super) fn take(&mut self, slot: SlotId) -> Option<Prepared> {
-        self.rows.remove(&slot)
+    /// The origin speaks of this message and says `said`, no more and no less than was asked; with anything else the
+    /// response may be another command's, and the message is told by itself at the end.
+    pub(super) fn take(&mut self, slot: SlotId, said: Option<&FetchResponse>) -> Option<Prepared> {
+        let exact = said.is_some_and(|said| {
+            said.items.is_empty()
+                && said.flags.is_some() == self.asked.flags
+                && said.modseq.is_some() >= self.asked.modseq
+        });
+        if exact {
+            return self.rows.remove(&slot);
+        }
+        if self.rows.contains_key(&slot) {
+            self.mentioned.insert(slot);
+        }
+        None
     }
 
-    /// What the origin did not mention until here is gone, and is not told.
-    pub(super) fn end(&mut self, tag: &[u8]) {
-        if self.owner == tag {
-            self.clear();
+    /// What the origin did not mention until here is gone, and is not told. Gives the rest.
+    #[must_use]
+    pub(super) fn end(&mut self, tag: &[u8]) -> Vec<Prepared> {
+        if self.owner != tag {
+            return Vec::new();
         }
+        let mentioned = std::mem::take(&mut self.mentioned);
+        let rows = std::mem::take(&mut self.rows);
+        rows.into_values().filter(|row| mentioned.contains(&row.slot)).collect()
     }
 
     pub(super) fn clear(&mut self) {
+        self.mentioned.clear();
         self.rows.clear();
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
+}
+
+/// What is asked of the origin of messages that the store holds.
+#[derive(Clone, Copy, Default)]
+struct Rest {
+    flags: bool,
+    modseq: bool,
 }
 
 impl Waiting {
@@ -173,14 +205,16 @@ impl super::Session {
                     self.ask_store(look_up, waiting.command, waiting.octets)
                 }
                 Stage::LookUp(look_up) => {
-                    // What is told together with the origin's words is told one command at a time.
-                    if !self.splices.is_empty() && has_rest(&waiting.command) {
+                    // What is told together with the origin's words is told one command at a time; and of a message
+                    // that is on its way whole, no other answer may be asked.
+                    let busy = !self.splices.is_empty() && has_rest(&waiting.command);
+                    if busy || look_up.missing.iter().any(|(slot, _)| self.comes_whole(*slot)) {
                         return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
                     }
                     self.settle(look_up, waiting.command, waiting.octets)?
                 }
                 Stage::Whole(slot) => {
-                    let owned = self.flights.owns(|own| *own == Own::Whole(slot));
+                    let owned = self.comes_whole(slot);
                     match self.whole_begun.take_if(|begun| *begun == slot) {
                         Some(_) => self.look_again(waiting.command, waiting.octets, slot),
                         None if owned => return Some(Waiting { stage: Stage::Whole(slot), ..waiting }),
@@ -313,12 +347,12 @@ impl super::Session {
         if held.is_empty() {
             if !look_up.again
                 && let [(slot, uid)] = *look_up.missing.as_slice()
-                && self.is_piece_of_large(fetch, slot)
+                && let Some(key) = self.piece_of_large(fetch, slot)
             {
                 if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
                     self.ask_seen_ahead(uid);
                 }
-                self.ask_whole(slot, uid);
+                self.ask_whole(slot, uid, key);
                 return Some(waiting(Stage::Whole(slot)));
             }
             let outcome = Outcome::Origin(Reason::NotHeld);
@@ -328,9 +362,10 @@ impl super::Session {
 
         let rest: Vec<&FetchItem> = rest_of(fetch).collect();
         let sets_seen = self.sets_seen(fetch);
+        let certain = !self.underway.iter().any(|u| matches!(u.effect, Effect::Store(_)));
         let unseen: Vec<Uid> = held
             .iter()
-            .filter(|row| sets_seen && self.views.seen(row.slot) != Some(true))
+            .filter(|row| sets_seen && !(certain && self.views.seen(row.slot) == Some(true)))
             .map(|row| row.uid)
             .collect();
         let held_set = set_text(held.iter().map(|row| row.uid));
@@ -350,6 +385,7 @@ impl super::Session {
 
         let tag = Bytes::copy_from_slice(&command.tag);
         let mut underway = Underway::new(tag.clone(), self.forbids(&command), Effect::Nothing);
+        underway.fetches = !look_up.missing.is_empty();
         if !unseen.is_empty() && !mutants::on("session-seen-not-stored") {
             let own = self.flights.own(Own::Seen(tag.clone()));
             self.send(format!("{own} UID STORE {} +FLAGS (\\Seen)\r\n", set_text(unseen)).into());
@@ -358,6 +394,8 @@ impl super::Session {
             }
         }
         let rest_text = labels(&rest);
+        let asks = |name: &str| rest.iter().any(|item| item.key.as_str() == name);
+        let asked = Rest { flags: asks("FLAGS"), modseq: asks("MODSEQ") };
         match (rest.is_empty(), look_up.missing.is_empty()) {
             (true, true) => {
                 underway.prepared = held;
@@ -369,7 +407,7 @@ impl super::Session {
                 self.send(rewritten(&tag, &missing_set, fetch, &octets));
             }
             (false, true) => {
-                self.splices.begin(tag.clone(), held);
+                self.splices.begin(tag.clone(), asked, held);
                 self.flights.client(tag.clone(), true);
                 self.send(
                     [&*tag, b" UID FETCH ", held_set.as_bytes(), b" ", &rest_text, b"\r\n"].concat().into(),
@@ -377,7 +415,7 @@ impl super::Session {
             }
             (false, false) => {
                 let own = self.flights.own(Own::Rest(tag.clone()));
-                self.splices.begin(own.clone().into(), held);
+                self.splices.begin(own.clone().into(), asked, held);
                 underway.awaits += 1;
                 self.send(
                     [own.as_bytes(), b" UID FETCH ", held_set.as_bytes(), b" ", &rest_text, b"\r\n"]
@@ -392,22 +430,46 @@ impl super::Session {
         None
     }
 
-    /// Whether a client reads a message in pieces, of which this is one, that is worth fetching whole.
-    fn is_piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> bool {
-        let mut pieces = fetch.items.iter().filter_map(|item| {
-            let whole = item.key.class() == ItemClass::Section(SectionClass::Whole);
-            item.partial.filter(|_| whole)
-        });
-        let Some((_, count)) = pieces.next() else { return false };
+    /// The section that a client reads in pieces, of which this is one, if it is worth fetching whole.
+    fn piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> Option<ItemKey> {
+        let mut pieces = fetch.items.iter().filter_map(|item| Some((&item.key, item.partial?.1)));
+        let (key, count) = pieces.next()?;
         let only = pieces.next().is_none()
+            && matches!(key.class(), ItemClass::Section(_))
             && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
         let worth = |size: u64| {
             let count = u64::from(count);
             size <= self.config.chunk_fill_max
                 && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
         };
-        only && self.sizes.get(&slot).copied().is_some_and(worth)
-            && !self.flights.owns(|own| matches!(own, Own::Whole(_)))
+        let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        // A part's length is not known; it is no longer than its message, and its preview is no preview of that.
+        let size = self.sizes.get(&slot).copied();
+        let worth = size.is_some_and(|size| worth(size) && (whole || u64::from(count) >= PIECE_OCTETS_MIN));
+        let fits = worth && only
+            && self.flights.whole().is_none()
+            // An answer to one of these would be taken for ours.
+            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none());
+        fits.then(|| key.clone())
+    }
+
+    /// Whether all of this message is on its way to us.
+    pub(super) fn comes_whole(&self, slot: SlotId) -> bool {
+        self.flights.whole().is_some_and(|(coming, _)| coming == slot)
+    }
+
+    /// Whether a FETCH could be answered with a message that is on its way to us.
+    pub(super) fn fetches_what_comes_whole(&self, command: &Command) -> bool {
+        let coming = self.flights.whole().map(|(slot, _)| slot);
+        let (Some(slot), b"FETCH") = (coming, &*command.verb) else { return false };
+        let Kind::Fetch(fetch) = &command.kind else { return true };
+        let Some(set) = &fetch.set.set else { return true };
+        if command.uid {
+            let largest = self.views.largest_uid().map_or(u32::MAX, Uid::get);
+            self.views.uid(slot).is_none_or(|uid| set.contains(uid.get(), largest))
+        } else {
+            self.views.client_msn(slot).is_none_or(|msn| set.contains(msn.get(), self.views.client_len()))
+        }
     }
 
     /// Whether the origin would set `\Seen` on what it fetches.
@@ -423,10 +485,11 @@ impl super::Session {
         self.send(format!("{tag} UID STORE {uid} +FLAGS (\\Seen)\r\n").into());
     }
 
-    fn ask_whole(&mut self, slot: SlotId, uid: Uid) {
+    fn ask_whole(&mut self, slot: SlotId, uid: Uid, key: ItemKey) {
         self.whole_begun = None;
-        let tag = self.flights.own(Own::Whole(slot));
-        self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[])\r\n").into());
+        let Some(spec) = key.section_spec().map(str::to_owned) else { return };
+        let tag = self.flights.own(Own::Whole(slot, key));
+        self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[{spec}])\r\n").into());
     }
 
     fn look_again(&mut self, command: Command, octets: Bytes, slot: SlotId) -> Waiting {
@@ -453,7 +516,18 @@ impl super::Session {
         let line = [b" MYRIGHTS ", &*selection.written, b"\r\n"].concat();
         let tag = self.flights.own(Own::Rights);
         self.rights_seen = false;
+        self.rights_asked = self.mono();
         self.send([tag.as_bytes(), &line].concat().into());
+    }
+
+    /// Tells by themselves those of which the origin said something, only not what was asked.
+    pub(super) fn tell_mentioned(&mut self, rows: Vec<Prepared>) {
+        if !rows.is_empty() {
+            self.tell_before_data();
+        }
+        for row in rows {
+            self.tell_prepared(&row);
+        }
     }
 
     // ---- telling -----------------------------------------------------------------------------------------
@@ -473,15 +547,18 @@ impl super::Session {
         out.flush(&mut self.outputs);
     }
 
-    /// Begins a response of the origin with what the store adds to it: `payload` is what stands behind `FETCH `.
+    /// Tells a response of the origin with what the store adds to it; `payload` is what stands behind `FETCH `, a list
+    /// without literals. The origin's items come first: Thunderbird gives a header to the message whose UID it read
+    /// last, and the UID is among them.
     pub(super) fn tell_spliced(&mut self, msn: Msn, row: &Prepared, payload: &[u8]) {
+        let list = payload.trim_ascii_end();
+        let inside = list.strip_prefix(b"(").and_then(|l| l.strip_suffix(b")")).unwrap_or_default();
         let mut out = Composer::new(format!("* {msn} FETCH ("));
-        out.items(&row.items, &mut self.outputs);
-        let rest = payload.strip_prefix(b"(").unwrap_or(payload);
-        if !rest.starts_with(b")") {
-            out.text.extend_from_slice(b" ");
+        if !inside.is_empty() {
+            out.item(inside);
         }
-        out.text.extend_from_slice(rest);
+        out.items(&row.items, &mut self.outputs);
+        out.text.extend_from_slice(b")\r\n");
         out.flush(&mut self.outputs);
     }
 }
@@ -658,9 +735,9 @@ fn has_rest(command: &Command) -> bool {
     matches!(&command.kind, Kind::Fetch(fetch) if rest_of(fetch).next().is_some())
 }
 
-/// Whether an item can be asked of the origin apart from the others: its label is all that the client wrote.
+/// Whether an item can be asked of the origin apart from the others, and its answer told from any other.
 fn is_separable(item: &FetchItem) -> bool {
-    let simple = ["FLAGS", "MODSEQ", "X-GM-LABELS", "X-GM-THRID", "THREADID"];
+    let simple = ["FLAGS", "MODSEQ"];
     item.key.class() != ItemClass::Dynamic || simple.contains(&item.key.as_str())
 }
 

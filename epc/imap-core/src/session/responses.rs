@@ -46,6 +46,8 @@ impl super::Session {
                 self.tell();
             }
             Response::Exists(n) if matches!(self.phase, Phase::Selecting) => {
+                // Until the tag, it may be said of the mailbox that is being left; the last one is of the new one.
+                self.views.reset();
                 if self.views.handle_exists(n).is_err() {
                     return self.desync("EXISTS cannot be while the mailbox is opened", frame);
                 }
@@ -63,6 +65,20 @@ impl super::Session {
                 }
                 Err(_) => self.desync("EXPUNGE of a message that is not there", frame),
             },
+            Response::Expunge(msn) if matches!(self.phase, Phase::Selecting) => {
+                // Of the mailbox that is being left it says nothing that the client could still use, and its number
+                // may not be the client's.
+                if self.views.handle_expunge(msn).is_ok() {
+                    self.views.deliver(Window::All, &mut |_| ());
+                    self.say(piece);
+                }
+            }
+            // Likewise.
+            Response::Fetch { .. } if matches!(self.phase, Phase::Selecting) => {
+                if !matches!(frame, Frame::End { .. }) {
+                    self.reading = Reading::Opaque { told: false };
+                }
+            }
             // Only a client that asked for QRESYNC hears VANISHED, and its session is not followed.
             Response::Vanished { .. } if self.is_selected() => self.desync("VANISHED", frame),
             Response::Status { status, code } => self.untagged_status(status, code, &piece, frame),
@@ -156,7 +172,8 @@ impl super::Session {
             // An answer to nothing that we sent: the client may know.
             None => self.forward_filtered(piece),
             Some(Owner::Own(own)) => {
-                self.splices.end(tag);
+                let ended = self.splices.end(tag);
+                self.tell_mentioned(ended);
                 self.own_completed(own, status);
             }
             Some(Owner::Client) => self.client_completed(tag, status, code, piece),
@@ -171,10 +188,13 @@ impl super::Session {
         };
         underway.completion = Some(Bytes::copy_from_slice(piece));
         let effect = std::mem::replace(&mut underway.effect, Effect::Nothing);
-        self.splices.end(tag);
+        let ended = self.splices.end(tag);
+        self.tell_mentioned(ended);
         let ok = status == Status::Ok;
         match effect {
             Effect::Nothing | Effect::Renumber => {}
+            // What the origin said of them meanwhile may be older than this.
+            Effect::Store(slots) => slots.into_iter().for_each(|slot| self.views.set_seen(slot, false)),
             Effect::Login(login) => {
                 self.client.set_raw_lines(false);
                 if ok {
@@ -271,7 +291,7 @@ impl super::Session {
         if let Some(mailbox) = key.clone() {
             self.catalog(CatalogOp::Selected { mailbox });
         }
-        let Some(proved) = self.mono() else { return };
+        let Some(proved) = selecting.asked else { return };
         self.phase = Phase::Selected(Selection { key, written: selecting.written, read_only, proved });
     }
 
@@ -283,9 +303,9 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
-            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(_) => {}
+            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(..) => {}
             Own::Rights => {
-                let proved = self.mono().filter(|_| ok && self.rights_seen);
+                let proved = self.rights_asked.filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {
                     match proved {
                         Some(now) => open.proved = now,

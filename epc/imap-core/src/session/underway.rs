@@ -1,9 +1,14 @@
 //! Commands that are not completed: the client's in their order, and which tags the origin owes us an answer for.
 
 use super::{fetch::Prepared, login::Login};
-use crate::{command::SetRef, uid::UidValidity, views::SlotId};
+use crate::{
+    command::{Command, MsnSpans, SetRef},
+    item::ItemKey,
+    uid::UidValidity,
+    views::SlotId,
+};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 /// A client's command from its arrival to its tagged reply. Replies leave in the order of arrival, so a command
 /// that the store answers never overtakes one that the origin is still at.
@@ -11,6 +16,8 @@ pub(super) struct Underway {
     pub(super) tag: Bytes,
     /// Names messages by number: no EXPUNGE may be told while it is the oldest.
     pub(super) by_number: bool,
+    /// The origin may answer it with data of messages.
+    pub(super) fetches: bool,
     /// What its success changes.
     pub(super) effect: Effect,
     /// Message data that the store gives, told when it is the oldest.
@@ -32,6 +39,8 @@ pub(super) enum Effect {
     Idle,
     /// A SEARCH whose response has the origin's numbers where the client's must stand.
     Renumber,
+    /// These may lose `\Seen` without a word of the origin.
+    Store(Vec<SlotId>),
     /// Nothing can be followed afterwards.
     Tunnel(&'static str),
 }
@@ -43,12 +52,14 @@ pub(super) struct Selecting {
     pub(super) written: Bytes,
     pub(super) examine: bool,
     pub(super) uid_validity: Option<UidValidity>,
+    /// When the origin was asked: what it shows is true of then, however long its answer takes.
+    pub(super) asked: Option<Instant>,
 }
 
 impl Underway {
     /// A command that the origin completes.
     pub(super) fn new(tag: Bytes, by_number: bool, effect: Effect) -> Self {
-        Self { tag, by_number, effect, prepared: Vec::new(), awaits: 0, completion: None }
+        Self { tag, by_number, fetches: false, effect, prepared: Vec::new(), awaits: 0, completion: None }
     }
 }
 
@@ -67,8 +78,8 @@ pub(super) enum Own {
     SeenAhead,
     /// What only the origin knows of messages that the store holds, for the client's command of this tag.
     Rest(Bytes),
-    /// A whole message, because the client reads it in pieces.
-    Whole(SlotId),
+    /// A whole section, because the client reads it in pieces.
+    Whole(SlotId, ItemKey),
     /// The end of an IDLE whose client has its answer already.
     IdleEnd,
 }
@@ -149,16 +160,27 @@ impl Flights {
         self.flights.iter().any(|f| matches!(&f.owner, Owner::Own(own) if what(own)))
     }
 
+    /// The section that was asked whole.
+    pub(super) fn whole(&self) -> Option<(SlotId, &ItemKey)> {
+        self.flights.iter().find_map(|f| {
+            if let Owner::Own(Own::Whole(slot, key)) = &f.owner { Some((*slot, key)) } else { None }
+        })
+    }
+
     /// The tag of our question for UIDs, as an ESEARCH response names it.
     pub(super) fn uids_tag(&self) -> Option<&Bytes> {
         self.flights.iter().find(|f| f.owner == Owner::Own(Own::Uids)).map(|f| &f.tag)
     }
 }
 
-/// Whether a verb without `UID` names messages by number, so that EXPUNGE must wait (RFC 9051 §7.5.1, RFC 5256,
-/// RFC 6851; COPY and MOVE may be told EXPUNGE, but their numbers must still be the client's).
-pub(super) fn is_by_number(uid: bool, verb: &[u8]) -> bool {
-    !uid && [&b"FETCH"[..], b"STORE", b"SEARCH", b"SORT", b"THREAD", b"COPY", b"MOVE"].contains(&verb)
+/// Whether a command names messages by number, somewhere: then the numbers must be the client's until they are said in
+/// the origin's. In the UID form, criteria of a search still do (RFC 9051 §6.4.4).
+pub(super) fn is_by_number(command: &Command) -> bool {
+    let searches = [&b"SEARCH"[..], b"SORT", b"THREAD"].contains(&&*command.verb);
+    if !command.uid {
+        return searches || [&b"FETCH"[..], b"STORE", b"COPY", b"MOVE"].contains(&&*command.verb);
+    }
+    command.kind.criteria().map_or(searches, |criteria| *criteria != MsnSpans::Known(Vec::new()))
 }
 
 /// Whether EXPUNGE must wait while it runs.
