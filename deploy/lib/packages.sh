@@ -47,8 +47,8 @@ _disable_new_units() {
     local unit
     command -v deb-systemd-helper >/dev/null 2>&1 || return 0
     for unit in "$@"; do
-        deb-systemd-helper --quiet was-enabled "$unit" 2>/dev/null || continue
-        deb-systemd-helper disable "$unit" >/dev/null 2>&1 || true
+        # The helper works only for a package's scripts, and wants to know whose it is.
+        DPKG_MAINTSCRIPT_PACKAGE=${unit%.*} deb-systemd-helper disable "$unit" >/dev/null 2>&1 || true
     done
 }
 

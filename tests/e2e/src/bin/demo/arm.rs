@@ -1,0 +1,155 @@
+//! The three ways to the same mail, and the ground that they share.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use lab::clients::Account;
+use lab::corpus::{Contents, Corpus, User};
+use lab::{Authority, Behaviour, Dovecot, Lab, LabSpec, LinkBehaviour, Place};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::waypost::{Store, Waypost};
+
+/// A way to the mail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Arm {
+    /// From the branch over the WAN to the server.
+    Direct,
+    /// From the server's own network.
+    Lan,
+    /// From the branch to the Waypost node there.
+    Waypost,
+}
+
+impl Arm {
+    /// All of them, in the order of the table.
+    pub(crate) const ALL: [Self; 3] = [Self::Direct, Self::Lan, Self::Waypost];
+
+    /// Its name in the JSON and in file names.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Lan => "lan",
+            Self::Waypost => "waypost",
+        }
+    }
+
+    /// Where its client sits.
+    pub(crate) const fn place(self) -> Place {
+        match self {
+            Self::Direct | Self::Waypost => Place::Client,
+            Self::Lan => Place::Lan,
+        }
+    }
+
+    /// What its client connects to.
+    pub(crate) const fn address(self) -> SocketAddr {
+        let ip: IpAddr = match self {
+            Self::Direct | Self::Lan => Place::Server.v4(),
+            Self::Waypost => Place::Branch.v4(),
+        };
+        SocketAddr::new(ip, IMAPS)
+    }
+}
+
+/// IMAP with TLS from the first octet.
+pub(crate) const IMAPS: u16 = 993;
+
+/// What the run is measured over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Link {
+    /// Round trip in milliseconds.
+    pub(crate) rtt_ms: f64,
+    /// 10⁶ bit/s each way.
+    pub(crate) rate_mbit: f64,
+    /// Packets lost, in percent.
+    pub(crate) loss: f64,
+}
+
+impl Link {
+    fn behaviour(self) -> LinkBehaviour {
+        let link = Behaviour::link(self.rtt_ms, self.rate_mbit);
+        LinkBehaviour::both(Behaviour { loss_percent: self.loss, ..link })
+    }
+}
+
+/// The standing lab with its server, its node and its mail. Fields go away in their order.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) waypost: Waypost,
+    _dovecot: Dovecot,
+    pub(crate) corpus: Corpus,
+    pub(crate) roots: Arc<rustls::RootCertStore>,
+    pub(crate) authority: Authority,
+    pub(crate) link: Link,
+    /// Raw recordings go here, when they are wanted.
+    pub(crate) recordings: Option<PathBuf>,
+    pub(crate) lab: Lab,
+}
+
+impl Ground {
+    /// Builds the lab, starts the server and the node.
+    pub(crate) fn build(
+        link: Link,
+        corpus: Corpus,
+        prefix: String,
+        executable: &Path,
+        recordings: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
+        let spec = LabSpec { prefix: Some(prefix), wan: link.behaviour(), ..LabSpec::new(0.0, 0.0) };
+        let lab = Lab::build(spec)?;
+        let authority = Authority::create(&lab.directory().join("ca"))?;
+        let root = CertificateDer::from_pem_file(authority.certificate()).context("the lab's own CA")?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root)?;
+        let dovecot = Dovecot::start(&lab, &authority, &corpus)?;
+        let waypost = Waypost::start(&lab, &authority, executable, &Store::plain("demo"))?;
+        let roots = Arc::new(roots);
+        Ok(Self { waypost, _dovecot: dovecot, corpus, roots, authority, link, recordings, lab })
+    }
+
+    /// A user of the corpus.
+    pub(crate) fn user(&self, name: &str) -> anyhow::Result<&User> {
+        self.corpus.user(name).with_context(|| format!("the corpus has no {name}"))
+    }
+
+    /// How a user's client logs in through a relay on this port of its own machine.
+    pub(crate) fn account_at(&self, name: &str, port: u16) -> anyhow::Result<Account> {
+        let user = self.user(name)?;
+        Ok(Account {
+            host: "localhost".to_owned(),
+            port,
+            ca: self.authority.certificate(),
+            user: user.name.clone(),
+            password: user.password.clone(),
+        })
+    }
+}
+
+/// Whose mail it is.
+pub(crate) const READER: &str = "alice";
+/// Whose INBOX is synchronised.
+pub(crate) const SYNCER: &str = "bob";
+/// The reader's mailbox of which the store knows nothing when a miss is timed.
+pub(crate) const COLD: &str = "Archive";
+
+/// The mail of a run: 500 messages to list and open, some that nobody has opened, an INBOX to synchronise.
+pub(crate) fn corpus(quick: bool) -> Corpus {
+    let user = |name: &str, mailboxes: &[(&str, usize)]| User {
+        name: name.to_owned(),
+        password: format!("{name}-secret"),
+        mailboxes: mailboxes
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), Contents::Office(*count)))
+            .collect(),
+    };
+    let (cold, sync, attachment_octets_max) = if quick { (80, 60, 1 << 20) } else { (400, 300, 10 << 20) };
+    let users = vec![user(READER, &[("INBOX", LISTED), (COLD, cold)]), user(SYNCER, &[("INBOX", sync)])];
+    Corpus { seed: 9_172_620, users, attachment_octets_max, shared: 0 }
+}
+
+/// Messages of the journey `list-500`.
+pub(crate) const LISTED: usize = 500;

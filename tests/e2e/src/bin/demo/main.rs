@@ -1,0 +1,315 @@
+//! `demo`: the same mail clients directly, on the server's own network and through Waypost, compared; and the
+//! benches that need the same ground. `deploy/demo` and `deploy/bench` run it.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks to its terminal")]
+
+mod arm;
+mod bench;
+mod clients;
+mod mail;
+mod measure;
+mod mutt;
+mod origin;
+mod process;
+mod progress;
+mod recording;
+mod relay;
+mod report;
+mod row;
+mod scripted;
+mod session;
+mod stats;
+mod sync;
+mod tamper;
+mod thunderbird;
+mod waypost;
+mod wire;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lab::leftovers::{self, Owner};
+use lab::{Place, sys};
+
+use crate::arm::{Arm, Ground, Link};
+use crate::mutt::Mutt;
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::scripted::Counts;
+use crate::tamper::Tamper;
+use crate::thunderbird::Thunderbird;
+
+#[derive(Parser)]
+#[command(
+    about = "Shows what Waypost does for a branch office, with figures. Needs root; run it by deploy/demo."
+)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Run the journeys in all three arms and compare
+    Run(Run),
+    /// The journeys in full, and how memory grows with each session
+    Imap(Imap),
+    /// One enormous literal through Waypost and through haproxy: CPU seconds per GB
+    Relay(Relay),
+    /// Take away a lab of this prefix whose process is dead
+    Clean {
+        /// The lab's prefix
+        #[arg(long)]
+        prefix: String,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// Fewer acts and less mail: at most four minutes
+    #[arg(long)]
+    quick: bool,
+    /// Leave everything standing at the end, and the raw recordings of every arm
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    link: LinkArgs,
+    /// Damage an octet and see what happens: in the store, which must notice and serve the right mail, or in what
+    /// a client was given, which the comparison must notice
+    #[arg(long, num_args = 0..=1, default_missing_value = "store", require_equals = true)]
+    tamper: Option<Tamper>,
+    /// Only this client; may be said more than once
+    #[arg(long, value_name = "CLIENT")]
+    only: Vec<Client>,
+    /// Where --keep puts the raw recordings
+    #[arg(long)]
+    recordings: PathBuf,
+}
+
+#[derive(Args)]
+struct Imap {
+    /// The journeys as in the quick demo, memory once: to see that the bench works
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct Relay {
+    /// A tenth of the octets, twice: to see that the bench works
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// Write the result here too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// The executable under test
+    #[arg(long)]
+    waypost: PathBuf,
+    /// Starts the lab's names
+    #[arg(long)]
+    prefix: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Client {
+    Scripted,
+    Mutt,
+    Mbsync,
+    Thunderbird,
+}
+
+#[derive(Args)]
+struct LinkArgs {
+    /// Round trip over the WAN in milliseconds
+    #[arg(long, default_value_t = 100.0)]
+    rtt: f64,
+    /// 10⁶ bit/s each way
+    #[arg(long, default_value_t = 10.0)]
+    rate: f64,
+    /// Packets lost, in percent
+    #[arg(long, default_value_t = 0.0)]
+    loss: f64,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if !sys::is_root() {
+        eprintln!("demo: network namespaces need root: run it with sudo");
+        return ExitCode::from(77);
+    }
+    let done = match cli.what {
+        What::Run(run) => run.run(),
+        What::Imap(imap) => imap.run(),
+        What::Relay(relay) => relay.run(),
+        What::Clean { prefix } => {
+            clean(&prefix);
+            Ok(true)
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::from(69)
+        }
+    }
+}
+
+/// A lab whose process lives is somebody's: it stays.
+fn clean(prefix: &str) {
+    let ours = leftovers::owners().into_iter().find(|owner| owner.prefix == prefix);
+    if ours.is_some_and(|owner| !owner.is_alive()) {
+        leftovers::remove(&Owner::of(prefix));
+    }
+}
+
+impl Run {
+    /// Returns whether everything was identical and every gate held.
+    fn run(&self) -> anyhow::Result<bool> {
+        let (ground, report) = self.measure()?;
+        show(&report);
+        bench::write(self.common.json.as_deref(), &report.json())?;
+        if let Some(file) = &self.common.json {
+            println!("The same for programs: {}", file.display());
+        }
+        println!("{NEXT}");
+        if self.keep {
+            self.hold(&ground)?;
+        }
+        Ok(report.broken().is_empty())
+    }
+
+    fn measure(&self) -> anyhow::Result<(Ground, Report)> {
+        let link = Link { rtt_ms: self.link.rtt, rate_mbit: self.link.rate, loss: self.link.loss };
+        ensure!(link.rtt_ms >= 0.0 && link.rate_mbit >= 0.0, "--rtt and --rate are 0 or more");
+        ensure!((0.0..100.0).contains(&link.loss), "--loss is a percentage from 0 to below 100");
+        let progress = Progress::new();
+        let recordings = self.recordings()?;
+        progress.begin("write the mailboxes, start Dovecot and Waypost", 1);
+        let corpus = arm::corpus(self.quick);
+        let prefix = self.common.prefix.clone();
+        let ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
+        let mut rows = Vec::new();
+        if self.wants(Client::Scripted) {
+            rows.extend(scripted::all(&ground, Counts::of(self.quick), self.tamper, &progress)?);
+        }
+        if self.wants(Client::Mutt) {
+            clients::all::<Mutt>(&ground, self.quick, &progress, &mut rows)?;
+        }
+        if self.wants(Client::Mbsync) {
+            rows.push(sync::again(&ground, if self.quick { 1 } else { 3 }, &progress)?);
+        }
+        let mut left_out = Vec::new();
+        // A graphical program can fail in ways of its own; its rows are then missing, and it is said.
+        if self.wants(Client::Thunderbird)
+            && let Err(error) = clients::all::<Thunderbird>(&ground, self.quick, &progress, &mut rows)
+        {
+            left_out.push(format!("Thunderbird, from here on: {error:#}"));
+        }
+        Ok((ground, Report { link, rows, left_out }))
+    }
+
+    fn wants(&self, client: Client) -> bool {
+        self.only.is_empty() || self.only.contains(&client)
+    }
+
+    fn recordings(&self) -> anyhow::Result<Option<PathBuf>> {
+        if !self.keep {
+            return Ok(None);
+        }
+        for arm in Arm::ALL {
+            let directory = self.recordings.join(arm.name());
+            fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        Ok(Some(self.recordings.clone()))
+    }
+
+    /// Waits for Enter, or, with nobody at the terminal, for the end of the process.
+    fn hold(&self, ground: &Ground) -> anyhow::Result<()> {
+        println!("{}", usage(ground, &self.recordings));
+        let mut line = String::new();
+        if std::io::stdin().read_line(&mut line).context("cannot wait for Enter")? == 0 {
+            println!("Nobody is at the terminal: kill {} takes it down.", std::process::id());
+            loop {
+                std::thread::park();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Imap {
+    fn run(&self) -> anyhow::Result<bool> {
+        let run = Run {
+            quick: self.quick,
+            keep: false,
+            common: self.common.clone(),
+            link: LinkArgs { rtt: 100.0, rate: 10.0, loss: 0.0 },
+            tamper: None,
+            only: Vec::new(),
+            recordings: PathBuf::new(),
+        };
+        let (ground, report) = run.measure()?;
+        drop(ground);
+        show(&report);
+        let rounds = if self.quick { 1 } else { 3 };
+        let memory = bench::memory(&self.common.waypost, self.common.prefix.clone(), rounds)?;
+        let mut json = report.json();
+        if let Some(all) = json.as_object_mut() {
+            all.insert("bench".to_owned(), "imap".into());
+            all.insert("rows".to_owned(), vec![memory].into());
+        }
+        bench::write(self.common.json.as_deref(), &json)?;
+        Ok(report.broken().is_empty())
+    }
+}
+
+impl Relay {
+    fn run(&self) -> anyhow::Result<bool> {
+        let (octets, rounds) = if self.quick { (100_000_000, 2) } else { (1_000_000_000, 5) };
+        let result = bench::relay(&self.common.waypost, self.common.prefix.clone(), octets, rounds)?;
+        bench::write(self.common.json.as_deref(), &result)?;
+        Ok(true)
+    }
+}
+
+fn show(report: &Report) {
+    println!("\n{}", report.table());
+    for line in report.broken() {
+        println!("BROKEN: {line}");
+    }
+}
+
+const NEXT: &str = "\
+Where to look next: docs/JOURNEYS.md says where each clock starts and stops, docs/SESSION.md follows one connection,
+deploy/demo --keep leaves all of it running, deploy/bench imap and deploy/bench relay measure more.";
+
+fn usage(ground: &Ground, recordings: &Path) -> String {
+    let (lab, ca) = (&ground.lab, ground.authority.certificate());
+    let client = lab.namespace(Place::Client);
+    format!(
+        "Everything still runs. In another terminal, as root:\n\
+         \x20 a client in the branch    ip netns exec {client} curl --cacert {ca} -u alice:alice-secret \\\n\
+         \x20                             --resolve mail.lab.test:993:{branch} 'imaps://mail.lab.test/INBOX;UID=5'\n\
+         \x20 the same, without Waypost ip netns exec {client} curl --cacert {ca} -u alice:alice-secret 'imaps://mail.lab.test/INBOX;UID=5'\n\
+         \x20 the node's state          {node}\n\
+         \x20 raw recordings            {recordings}\n\
+         Enter takes it down.",
+        ca = ca.display(),
+        branch = Place::Branch.v4(),
+        node = ground.waypost.directory().display(),
+        recordings = recordings.display(),
+    )
+}
