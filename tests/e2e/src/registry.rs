@@ -42,6 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),
     row("withdrawn-dovecot", "rights or mailbox gone: nothing out of the store", changes::withdrawn_dovecot),
+    row("identical-thunderbird-dovecot", "Thunderbird gets the same", identical::thunderbird_dovecot),
     row("identical-curl-dovecot", "curl gets the same direct, cold and warm", identical::curl_dovecot),
     quick(row(
         "identical-mbsync-dovecot",
