@@ -25,10 +25,12 @@ fn main() {
         let store = open(root.path(), key);
         println!("{name}: one body of 512 MiB        {}", fill_large(&store, 512 << 20));
         println!("{name}: 4,000 bodies of 26 kB      {}", fill_small(&store, 4000, 26_000));
-        let (median, worst) = resolve(&store);
-        println!("{name}: 256 UIDs, 4 items          {median:.2} ms, {worst:.2} ms at worst of 50");
-        let (median, worst) = resolve_bodies(&store, 1);
-        println!("{name}: one body of 26 kB          {median:.3} ms, {worst:.3} ms at worst of 50");
+        let (best, median) = resolve(&store);
+        println!("{name}: 256 UIDs, 4 items          {median:.2} ms, {best:.2} ms at best of 50");
+        let (best, median) = resolve_after_record(&store);
+        println!("{name}: a value, right after it came {median:.3} ms, {best:.3} ms at best of 50");
+        let (best, median) = resolve_bodies(&store, 1);
+        println!("{name}: one body of 26 kB          {median:.3} ms, {best:.3} ms at best of 50");
     }
 }
 
@@ -114,11 +116,25 @@ fn resolve_bodies(store: &Store, uids: u32) -> (f64, f64) {
     timed(store, &[ItemKey::whole()], uids)
 }
 
+fn resolve_after_record(store: &Store) -> (f64, f64) {
+    let item = ItemKey::named(b"SAVEDATE").unwrap();
+    let told = |uid| {
+        let items = vec![(item.clone(), Bytes::from_static(b"NIL"))];
+        store.handle(CatalogOp::Record { mailbox: mailbox(), uid, items, proof: Proof::Origin });
+    };
+    timed_after(store, std::slice::from_ref(&item), 1, told)
+}
+
 fn timed(store: &Store, items: &[ItemKey], uids: u32) -> (f64, f64) {
+    timed_after(store, items, uids, |_| ())
+}
+
+fn timed_after(store: &Store, items: &[ItemKey], uids: u32, before: impl Fn(Uid)) -> (f64, f64) {
     let mut times: Vec<f64> = (0..50)
         .map(|round| {
             let first = 1 + round * 64;
-            let uids = (first..first + uids).filter_map(Uid::new).collect();
+            let uids: Vec<Uid> = (first..first + uids).filter_map(Uid::new).collect();
+            uids.iter().for_each(|uid| before(*uid));
             let began = Instant::now();
             let op =
                 CatalogOp::Resolve { request: RequestId(1), mailbox: mailbox(), uids, items: items.to_vec() };
@@ -129,7 +145,7 @@ fn timed(store: &Store, items: &[ItemKey], uids: u32) -> (f64, f64) {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    (times.get(25).copied().unwrap_or(f64::NAN), times.last().copied().unwrap_or(f64::NAN))
+    (times.first().copied().unwrap_or(f64::NAN), times.get(25).copied().unwrap_or(f64::NAN))
 }
 
 fn measured(octets: u64, work: impl FnOnce()) -> String {

@@ -207,6 +207,12 @@ impl Listener {
         self.upgrade.clone().map(|tls| tls as Arc<dyn ClientUpgrade>)
     }
 
+    /// Closes the address; when this returns it can be bound again. Clients that were handed out go on.
+    pub async fn close(mut self) {
+        self.acceptor.abort();
+        let _aborted = (&mut self.acceptor).await;
+    }
+
     /// The counters; they outlive the listener.
     #[must_use]
     pub fn counts(&self) -> Arc<IntakeCounts> {

@@ -17,6 +17,7 @@ mod bodies_tests;
 mod body;
 mod body_file;
 mod chores;
+mod columns;
 mod counters;
 mod disk;
 #[cfg(test)]
@@ -41,19 +42,20 @@ mod stats;
 #[cfg(test)]
 mod store_tests;
 mod trust;
+mod verify;
 mod write;
 
 pub use chores::GcReport;
-pub use discovery_core::seam::blob::VerifyReport;
 pub use stats::{FillStats, StoreStats};
 pub use trust::TrustTally;
+pub use verify::VerifyReport;
 
 use bodies::{Bodies, Room};
 use chores::Chores;
 use counters::Counters;
 use discovery_core::{
     id::ServerId,
-    seam::{blob::BlobStore, disk::Disk, sealer::Sealer},
+    seam::{disk::Disk, sealer::Sealer},
     value::Proof,
 };
 use disk::DirectoryDisk;
@@ -65,6 +67,7 @@ use imap_core::{
     uid::Uid,
 };
 use index::Index;
+use item_keys::ItemKeys;
 use lock_file::{LockFile, Refused};
 use resolve::Resolver;
 use schema::SchemaError;
@@ -86,7 +89,7 @@ use zeroize::Zeroizing;
 pub struct StoreConfig {
     /// Its directory; made where it is missing. Nothing else may be in it.
     pub path: PathBuf,
-    /// Octets that bodies and index may take.
+    /// Octets that bodies and index may take, beside SQLite's log of some 10 MiB.
     pub size_max: u64,
     /// Seals bodies and index values. A store that was written under another key, or under none, begins empty.
     pub seal_key: Option<Zeroizing<[u8; 32]>>,
@@ -195,23 +198,16 @@ impl Store {
             Some(key) => Arc::new(AesGcm::new(key).map_err(|NoRandom| StoreOpenError::NoRandom)?),
         };
         let index_path = path.join(INDEX);
-        let db = open_index(&path, &index_path, &*sealer)?;
+        let Opened { db, keys, trust, octets, index_octets, .. } =
+            open_index(&path, &index_path, &*sealer, &shadow)?;
 
         let counters = Arc::new(Counters::default());
         let room = Arc::new(Room::new(size_max));
+        room.set_used(octets);
+        room.set_index(index_octets);
         let bodies = Bodies::open(disk, Arc::clone(&sealer), Arc::clone(&counters), Arc::clone(&room));
         let bodies = Arc::new(bodies.map_err(io_error)?);
-        let index_error = |error: rusqlite::Error| StoreOpenError::Index {
-            path: index_path.clone(),
-            why: error.to_string(),
-        };
-        let used: i64 = db
-            .query_row("SELECT coalesce(sum(file_octets), 0) FROM blob", [], |row| row.get(0))
-            .map_err(index_error)?;
-        room.set_used(u64::try_from(used).unwrap_or(0));
-        room.set_index(chores::index_octets(&db).map_err(index_error)?);
-        let index = Index::new(index_path.clone(), sealer, Trust::new(shadow), Arc::clone(&counters), &db);
-        let index = Arc::new(index.map_err(index_error)?);
+        let index = Arc::new(Index::new(index_path, sealer, keys, trust, Arc::clone(&counters)));
         let resolver = Arc::new(Resolver::new(Arc::clone(&index), Arc::clone(&bodies)));
         let chores = Arc::new(Chores::new(
             Arc::clone(&index),
@@ -237,19 +233,6 @@ impl Store {
         let chores = Arc::clone(&store.chores);
         store.threads.push(start("store-chores", move || chores.run()).map_err(io_error)?);
         Ok(store)
-    }
-
-    /// Reads and checks bodies, at most about `budget` octets; the next call goes on where this one ended. What is
-    /// damaged is moved aside.
-    #[must_use]
-    pub fn verify(&self, budget: u64) -> VerifyReport {
-        self.flush();
-        let report = self.bodies.verify(budget);
-        // Rows of what was moved aside.
-        if report.corrupt > 0 {
-            let _ = self.gc();
-        }
-        report
     }
 
     /// Brings files and rows together, and removes what is no more.
@@ -395,17 +378,52 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHand
     thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
+/// An index and what is read of it before anything else.
+struct Opened {
+    db: rusqlite::Connection,
+    /// Written under this key.
+    is_ours: bool,
+    keys: ItemKeys,
+    trust: Trust,
+    /// Octets of all bodies' files.
+    octets: u64,
+    index_octets: u64,
+}
+
+impl Opened {
+    fn open(
+        path: &Path,
+        suspect: bool,
+        sealer: &dyn Sealer,
+        shadow: &BTreeMap<ServerId, bool>,
+    ) -> Result<Self, SchemaError> {
+        let db = schema::open(path, suspect)?;
+        let (keys, trust) = (ItemKeys::default(), Trust::new(shadow.clone()));
+        keys.load(&db)?;
+        trust.load(&db, sealer)?;
+        let octets: i64 =
+            db.query_row("SELECT CAST(total(file_octets) AS INTEGER) FROM blob", [], |row| row.get(0))?;
+        Ok(Self {
+            is_ours: schema::is_of_key(&db, &key_check(sealer))?,
+            octets: u64::try_from(octets).unwrap_or(0),
+            index_octets: chores::index_octets(&db)?,
+            db,
+            keys,
+            trust,
+        })
+    }
+}
+
 /// Opens the index. A damaged one is moved aside; one of another key is removed with its bodies, of which nothing
 /// can be read (or, if it was not sealed, nothing should stay readable).
 fn open_index(
     store: &Path,
     path: &Path,
     sealer: &dyn Sealer,
-) -> Result<rusqlite::Connection, StoreOpenError> {
+    shadow: &BTreeMap<ServerId, bool>,
+) -> Result<Opened, StoreOpenError> {
     let io_error = |source| StoreOpenError::Io { path: store.to_owned(), source };
-    let open = |suspect| {
-        schema::open(path, suspect).and_then(|db| Ok((schema::is_of_key(&db, &key_check(sealer))?, db)))
-    };
+    let open = |suspect| Opened::open(path, suspect, sealer, shadow);
     let suspect = store.join(SUSPECT).exists();
     make_private(path).map_err(io_error)?;
     let opened = match open(suspect) {
@@ -416,8 +434,8 @@ fn open_index(
             set_aside(store, path).and_then(|()| make_private(path)).map_err(io_error)?;
             open(false)
         }
-        Ok((false, db)) => {
-            drop(db);
+        Ok(opened) if !opened.is_ours => {
+            drop(opened);
             tracing::warn!("the store was written under another key, or under none; it is emptied");
             empty(store).and_then(|()| make_private(path)).map_err(io_error)?;
             open(false)
@@ -425,9 +443,9 @@ fn open_index(
         opened => opened,
     };
     match opened {
-        Ok((_, db)) => {
+        Ok(opened) => {
             remove_if_there(&store.join(SUSPECT)).map_err(io_error)?;
-            Ok(db)
+            Ok(opened)
         }
         Err(SchemaError::Future(found)) => {
             Err(StoreOpenError::Future { path: store.to_owned(), found, known: schema::VERSION })

@@ -4,6 +4,7 @@
 //! | path | what |
 //! |---|---|
 //! | `GET /api/v1/status` `sessions` `trace?user=` | JSON, on the socket only: it tells who works when |
+//! | `GET /api/v1/store/stats`, `POST /api/v1/store/verify` `gc` | the store, on the socket only |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /livez` `/readyz` | whether it runs; whether it takes clients |
 
@@ -11,22 +12,25 @@ mod metrics;
 mod socket;
 
 use crate::{
-    api::{ListenerStatus, Named, Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble},
+    api::{
+        Collected, ListenerStatus, Named, Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine,
+        Trouble, Verified,
+    },
     config,
-    config::Seal,
     exit::Failure,
     node::Node,
+    storage,
 };
 use axum::{
     Json, Router,
     extract::{Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use discovery_core::id::{UserKey, UserKeying};
 use epc::handler::metrics::Ended;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -36,7 +40,10 @@ use std::{
     },
     time::{SystemTime, UNIX_EPOCH},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, spawn_blocking},
+};
 
 /// Whether the node takes clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +83,10 @@ impl Admin {
             .clone()
             .route("/api/v1/status", get(status))
             .route("/api/v1/sessions", get(sessions))
-            .route("/api/v1/trace", get(trace));
+            .route("/api/v1/trace", get(trace))
+            .route("/api/v1/store/stats", get(store_stats))
+            .route("/api/v1/store/verify", post(store_verify))
+            .route("/api/v1/store/gc", post(store_gc));
         let mut tasks = Vec::new();
         if let Some(address) = config.listen {
             tasks.push(serve_tcp(address, public.with_state(asked.clone())).await?);
@@ -114,10 +124,15 @@ async fn serve_tcp(address: SocketAddr, router: Router) -> Result<JoinHandle<()>
     }))
 }
 
-async fn metrics(State(asked): State<Asked>) -> impl IntoResponse {
-    let text = metrics::text(&asked.node);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+async fn metrics(State(asked): State<Asked>) -> Response {
+    let text = spawn_blocking(move || metrics::text(&asked.node, &stats(&asked.node))).await;
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(error) => trouble(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
 }
+
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 async fn readyz(State(asked): State<Asked>) -> Response {
     let health = asked.health.load(Ordering::Relaxed);
@@ -133,11 +148,49 @@ async fn readyz(State(asked): State<Asked>) -> Response {
     (code, Json(Readiness { ready, reasons })).into_response()
 }
 
-async fn status(State(asked): State<Asked>) -> Json<Status> {
-    Json(describe(&asked.node))
+async fn status(State(asked): State<Asked>) -> Response {
+    blocking(move || describe(&asked.node, stats(&asked.node))).await
 }
 
-fn describe(node: &Node) -> Status {
+async fn store_stats(State(asked): State<Asked>) -> Response {
+    blocking(move || stats(&asked.node)).await
+}
+
+fn stats(node: &Node) -> StoreStatus {
+    storage::describe(&node.config().store.path, node.store().map(Arc::as_ref))
+}
+
+async fn store_verify(State(asked): State<Asked>) -> Response {
+    let Some(store) = asked.node.store().cloned() else { return no_store() };
+    blocking(move || Verified::from(store.verify(u64::MAX))).await
+}
+
+async fn store_gc(State(asked): State<Asked>) -> Response {
+    let Some(store) = asked.node.store().cloned() else { return no_store() };
+    match spawn_blocking(move || store.gc()).await {
+        Ok(Ok(report)) => Json(Collected::from(report)).into_response(),
+        Ok(Err(error)) => trouble(StatusCode::INTERNAL_SERVER_ERROR, format!("the store's disk: {error}")),
+        Err(error) => trouble(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+fn no_store() -> Response {
+    trouble(StatusCode::SERVICE_UNAVAILABLE, "the node could not open its store; its log says why".to_owned())
+}
+
+fn trouble(code: StatusCode, error: String) -> Response {
+    (code, Json(Trouble { error })).into_response()
+}
+
+/// Answers with what `work` finds where waiting for a disk is fine.
+async fn blocking<T: Serialize + Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Response {
+    match spawn_blocking(work).await {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => trouble(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+fn describe(node: &Node, store: StoreStatus) -> Status {
     let (config, metrics) = (node.config(), node.metrics());
     let named = |word: &str, n: u64| (n > 0).then(|| Named { word: word.to_owned(), n });
     Status {
@@ -172,10 +225,7 @@ fn describe(node: &Node) -> Status {
         served_octets: metrics.served_octets.get(),
         filled_octets: metrics.filled_octets.get(),
         fills_abandoned: metrics.fills_abandoned.get(),
-        store: StoreStatus {
-            path: config.store.path.display().to_string(),
-            sealed: !matches!(config.store.seal, Seal::Off),
-        },
+        store,
     }
 }
 
@@ -208,7 +258,7 @@ async fn trace(State(asked): State<Asked>, Query(whose): Query<Whose>) -> Respon
     let Some(decisions) = asked.node.roster().trace(&user) else {
         let error =
             format!("nothing is known of {user} since the node started: no login of that user passed here");
-        return (StatusCode::NOT_FOUND, Json(Trouble { error })).into_response();
+        return trouble(StatusCode::NOT_FOUND, error);
     };
     let line = |decision: &epc::handler::roster::Decision| TraceLine {
         unix_ms: decision.at.0,

@@ -47,12 +47,67 @@ pub(crate) struct Named {
     pub(crate) n: u64,
 }
 
-/// The store in short.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+/// `GET /api/v1/store/stats`, and the store's part of the status.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct StoreStatus {
     pub(crate) path: String,
+    /// Whether it is in use; without it everything comes from the servers.
+    pub(crate) open: bool,
     /// Whether stored mail is encrypted on disk.
     pub(crate) sealed: bool,
+    pub(crate) bodies: u64,
+    pub(crate) octets: u64,
+    pub(crate) disk_octets: u64,
+    pub(crate) size_max: u64,
+    pub(crate) messages: u64,
+    pub(crate) values: u64,
+    pub(crate) accounts: u64,
+    pub(crate) mailboxes: u64,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    /// Moved aside because they were not what had been written.
+    pub(crate) corrupt: u64,
+    pub(crate) lost: u64,
+    pub(crate) evicted: u64,
+    pub(crate) evicted_rows: u64,
+    pub(crate) changed: u64,
+    pub(crate) index_failures: u64,
+    pub(crate) disk_failures: u64,
+    /// Bodies on their way in, by what became of them.
+    pub(crate) fills: Vec<Named>,
+    pub(crate) compared_same: u64,
+    pub(crate) compared_different: u64,
+    /// Which servers' messages are cut here, and how sure that is.
+    pub(crate) trust: Vec<TrustStatus>,
+}
+
+/// What was found of one class of sections of one server.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct TrustStatus {
+    pub(crate) server: String,
+    pub(crate) class: String,
+    pub(crate) trusted: bool,
+    pub(crate) same: u64,
+    pub(crate) different: u64,
+}
+
+/// `POST /api/v1/store/verify`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Verified {
+    pub(crate) bodies: u64,
+    pub(crate) octets: u64,
+    pub(crate) corrupt: u64,
+    /// Whether everything was read.
+    pub(crate) complete: bool,
+}
+
+/// `POST /api/v1/store/gc`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Collected {
+    pub(crate) bodies_removed: u64,
+    pub(crate) rows_without_body: u64,
+    pub(crate) retired_rows: u64,
+    pub(crate) evicted: u64,
 }
 
 /// One of `GET /api/v1/sessions`

@@ -19,26 +19,62 @@ use std::{
 };
 use tokio::{net::UnixStream, time::timeout};
 
-/// A node answers in milliseconds; a store that is asked to do something takes longer.
+/// A node answers in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A large store on a slow disk takes its time.
+const PATIENCE_DOING: Duration = Duration::from_secs(24 * 3600);
 /// Far more than ten thousand sessions need.
 const ANSWER_OCTETS_MAX: usize = 64 << 20;
+
+/// How to ask.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Method {
+    /// For an answer.
+    Get,
+    /// For something to be done.
+    Post,
+}
 
 /// The answer to `GET path`, as it came and as a value.
 pub(crate) fn get<T: DeserializeOwned>(node: &RunningNode, path: &str) -> Result<(Bytes, T), Failure> {
     let socket = socket(node)?;
+    match ask(&socket, Method::Get, path)? {
+        Some(answer) => Ok(answer),
+        None => Err(Failure::say(
+            Exit::Unavailable,
+            format_args!("no node answers at {}; is it running?", socket.display()),
+        )),
+    }
+}
+
+/// The same, or `None` when no node runs.
+pub(crate) fn if_running<T: DeserializeOwned>(
+    node: &RunningNode,
+    method: Method,
+    path: &str,
+) -> Result<Option<(Bytes, T)>, Failure> {
+    ask(&socket(node)?, method, path)
+}
+
+fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+) -> Result<Option<(Bytes, T)>, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the system gives no events", error))?;
-    let (status, octets) = runtime.block_on(async {
-        timeout(PATIENCE, request(&socket, path)).await.unwrap_or_else(|_| {
-            Err(Failure::say(
-                Exit::Unavailable,
-                format_args!("the node at {} does not answer", socket.display()),
-            ))
-        })
+    let patience = match method {
+        Method::Get => PATIENCE,
+        Method::Post => PATIENCE_DOING,
+    };
+    let asked = runtime.block_on(async { timeout(patience, request(socket, method, path)).await });
+    let asked = asked.unwrap_or_else(|_| {
+        let what = format_args!("the node at {} does not answer", socket.display()).to_string();
+        Err(Failure::say(Exit::Unavailable, what))
     })?;
+    let Some((status, octets)) = asked else { return Ok(None) };
     if status != StatusCode::OK {
         let why = serde_json::from_slice::<Trouble>(&octets).map_or_else(|_| status.to_string(), |t| t.error);
         return Err(Failure::say(Exit::Unavailable, why));
@@ -49,7 +85,7 @@ pub(crate) fn get<T: DeserializeOwned>(node: &RunningNode, path: &str) -> Result
             format_args!("the node at {} is of another version: {error}", socket.display()),
         )
     })?;
-    Ok((octets, value))
+    Ok(Some((octets, value)))
 }
 
 /// Text as a value in a query.
@@ -61,20 +97,28 @@ pub(crate) fn quoted(text: &str) -> String {
     text.bytes().map(quote).collect()
 }
 
-async fn request(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Failure> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| {
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            return Failure::io(
-                format!("the admin socket {}; [admin] mode and group say who may", socket.display()),
-                error,
-            );
+/// `None` when nobody is there.
+async fn request(socket: &Path, method: Method, path: &str) -> Result<Option<(StatusCode, Bytes)>, Failure> {
+    let stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
         }
-        Failure::io(format!("no node answers at {}; is it running?", socket.display()), error)
-    })?;
+        Err(error) => {
+            let what = format!("the admin socket {}; [admin] mode and group say who may", socket.display());
+            return Err(Failure::io(what, error));
+        }
+    };
     let failed = |error: hyper::Error| Failure::new(Exit::Unavailable, error);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(path)
+    let method = match method {
+        Method::Get => hyper::Method::GET,
+        Method::Post => hyper::Method::POST,
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", "waypost")
         .body(Empty::<Bytes>::new())
         .map_err(|error| Failure::new(Exit::Bug, error))?;
@@ -83,7 +127,7 @@ async fn request(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Failu
     let body = Limited::new(answer.into_body(), ANSWER_OCTETS_MAX).collect().await;
     connection.abort();
     let body = body.map_err(|error| Failure::say(Exit::Unavailable, error))?;
-    Ok((status, body.to_bytes()))
+    Ok(Some((status, body.to_bytes())))
 }
 
 fn socket(node: &RunningNode) -> Result<PathBuf, Failure> {

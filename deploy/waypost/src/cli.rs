@@ -68,6 +68,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         node: RunningNode,
     },
+    /// The stored mail: figures, check, tidying
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Certificate authorities
     #[command(subcommand)]
     Ca(CaCommand),
@@ -121,6 +124,25 @@ pub(crate) enum ConfigCommand {
         /// Leave out what is a default
         #[arg(long)]
         changed: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// How much is held, how often it helped, and for which servers messages are cut here
+    Stats {
+        #[command(flatten)]
+        node: RunningNode,
+    },
+    /// Read everything and compare it with its checksums; what is damaged is moved aside
+    Verify {
+        #[command(flatten)]
+        node: RunningNode,
+    },
+    /// Remove what nobody needs any more
+    Gc {
+        #[command(flatten)]
+        node: RunningNode,
     },
 }
 

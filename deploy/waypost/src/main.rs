@@ -14,13 +14,14 @@ mod file;
 mod front;
 mod keying;
 mod logging;
-mod message_store;
 mod node;
 mod notify;
 mod run;
 mod say;
 mod show;
 mod status;
+mod storage;
+mod store;
 mod trust;
 
 use clap::Parser;
@@ -57,6 +58,7 @@ fn obey(command: Command) -> Result<Exit, Failure> {
         }
         Command::Status { node, sessions } => status::status(&node, sessions),
         Command::Trace { user, node } => status::trace(&node, &user),
+        Command::Store(command) => store::store(&command),
         Command::Ca(CaCommand::Init { interception: _, permit, dir }) => ca::init(&permit, dir),
     }
 }

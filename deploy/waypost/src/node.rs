@@ -8,16 +8,18 @@ use crate::{
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
-    message_store,
+    storage,
 };
 use discovery_core::id::ServerId;
 use door::Door;
 use epc::{
-    handler::{Drain, Handler, Limits, ServerTerms, metrics::Metrics, roster::Roster},
+    handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
     intake::{FrontTls, IntakeCounts},
     origin::{DirectOrigins, OriginServer, OriginTls},
+    store::Store,
     tls::roots::Trust,
 };
+use imap_core::catalog::Catalog;
 use origins::Origins;
 use std::{
     collections::HashMap,
@@ -41,6 +43,7 @@ const DRAIN_CLOSE: Duration = Duration::from_secs(5);
 /// A node that runs.
 pub(crate) struct Node {
     handler: Arc<Handler>,
+    store: Option<Arc<Store>>,
     origins: Arc<Origins>,
     keying: Arc<OrganisationKey>,
     drain: watch::Sender<Drain>,
@@ -51,6 +54,8 @@ pub(crate) struct Node {
 /// What a reload exchanges.
 struct Served {
     config: Config,
+    /// Whether there is a store.
+    cache: bool,
     terms: HashMap<ServerId, Arc<ServerTerms>>,
     fronts: HashMap<ServerId, Arc<FrontTls>>,
     doors: Vec<Door>,
@@ -69,17 +74,22 @@ impl Node {
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
-        let store = Arc::new(message_store::open(config)?);
         let origins = Arc::new(Origins::new(direct(config)?));
+        let store = storage::open(config)?;
+        let catalog: Arc<dyn Catalog> = match &store {
+            Some(store) => Arc::clone(store) as Arc<_>,
+            None => Arc::new(NoCatalog),
+        };
         let handler = Arc::new(Handler::new(
             Arc::clone(&origins) as Arc<_>,
-            Arc::clone(&store) as Arc<_>,
+            catalog,
             Arc::clone(&keying) as Arc<_>,
             Limits::default(),
         ));
         let (drain, draining) = watch::channel(Drain::Serving);
         let mut served = Served {
             config: config.clone(),
+            cache: store.is_some(),
             terms: HashMap::new(),
             fronts: HashMap::new(),
             doors: Vec::new(),
@@ -91,7 +101,15 @@ impl Node {
         for listener in &config.listeners {
             served.open(config, listener, &handler, draining.clone())?;
         }
-        Ok(Self { handler, origins, keying, drain, started: Instant::now(), served: Mutex::new(served) })
+        Ok(Self {
+            handler,
+            store,
+            origins,
+            keying,
+            drain,
+            started: Instant::now(),
+            served: Mutex::new(served),
+        })
     }
 
     /// Takes on `config` where that is possible while sessions run: servers, certificates, listeners. Nothing is changed
@@ -180,6 +198,11 @@ impl Node {
         self.handler.roster()
     }
 
+    /// `None` when it could not be opened.
+    pub(crate) fn store(&self) -> Option<&Arc<Store>> {
+        self.store.as_ref()
+    }
+
     pub(crate) fn keying(&self) -> &OrganisationKey {
         &self.keying
     }
@@ -216,6 +239,7 @@ impl Served {
             );
             new.compress = server.compress;
             new.re_proof = config.store.re_proof;
+            new.cache = self.cache;
             let kept = self.terms.remove(&server.name).filter(|old| old.is_same(&new));
             terms.insert(server.name.clone(), kept.unwrap_or_else(|| Arc::new(new)));
         }

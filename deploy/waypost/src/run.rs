@@ -12,8 +12,12 @@ use crate::{
 use std::{path::Path, sync::Arc};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    time::Instant,
+    task::spawn_blocking,
+    time::{Duration, Instant, timeout},
 };
+
+/// What the disk may take for the last of it; what it has not by then comes from the servers again.
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// Runs the node of `path`.
 pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
@@ -61,6 +65,10 @@ async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level) -
             tracing::info!("hurrying");
             node.hurry().await;
         }
+    }
+    if let Some(store) = node.store() {
+        let store = Arc::clone(store);
+        let _late = timeout(FLUSH, spawn_blocking(move || store.flush())).await;
     }
     tracing::info!("ended");
     Ok(Exit::Fine)

@@ -6,7 +6,7 @@ use crate::{
     cli::RunningNode,
     config::units::{human_size, human_time},
     exit::{Exit, Failure},
-    say,
+    say, store,
 };
 use std::{fmt::Write, time::Duration};
 
@@ -102,8 +102,7 @@ fn describe(status: &Status) -> String {
         let _ =
             writeln!(out, "           {} messages not stored: the disk was too slow", status.fills_abandoned);
     }
-    let sealed = if status.store.sealed { "encrypted" } else { "not encrypted" };
-    let _ = writeln!(out, "store      {}, {sealed}", status.store.path);
+    out.push_str(&store::describe(&status.store));
     out
 }
 

@@ -165,6 +165,16 @@ impl Kind {
             None
         }
     }
+
+    /// Where numbers stand in its search criteria.
+    #[must_use]
+    pub fn criteria(&self) -> Option<&MsnSpans> {
+        if let Self::Search { criteria, .. } | Self::Sort { criteria } | Self::Thread { criteria } = self {
+            Some(criteria)
+        } else {
+            None
+        }
+    }
 }
 
 /// A set of messages and where the client wrote it.

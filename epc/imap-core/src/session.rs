@@ -123,6 +123,8 @@ pub struct Session {
     splices: Splices,
     /// The message asked whole whose octets have begun to come.
     whole_begun: Option<SlotId>,
+    /// When the origin was last asked for the rights to the open mailbox.
+    rights_asked: Option<Instant>,
     /// The origin listed `r` for the open mailbox in answer to our question.
     rights_seen: bool,
     /// COMPRESS was asked for behind a login that was not yet answered.
@@ -162,6 +164,7 @@ impl Session {
             idle: Idle::Off,
             splices: Splices::default(),
             whole_begun: None,
+            rights_asked: None,
             rights_seen: false,
             compress_early: false,
             compress_asked: false,
@@ -358,8 +361,10 @@ impl Session {
         if matches!(self.idle, Idle::Listening(_)) {
             return Some(Window::All);
         }
-        let waiting = self.waiting.as_ref().map(|w| self.forbids(&w.command));
-        match self.underway.front().map(|u| u.by_number).or(waiting) {
+        let waiting = self.waiting.as_ref().map(|w| underway::is_by_number(&w.command));
+        let oldest = self.underway.front().map(|u| u.by_number);
+        // One that waits means the numbers that the client has now, whatever is before it.
+        match if waiting == Some(true) { waiting } else { oldest.or(waiting) } {
             Some(true) if !mutants::on("session-expunge-in-any-window") => Some(Window::NoExpunge),
             Some(_) => Some(Window::All),
             // What the origin says to a question of ours was not meant for a client that says nothing.

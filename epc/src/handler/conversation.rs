@@ -4,7 +4,7 @@
 use super::{
     Drain, Handler, Limits, ServerTerms, Upgrade,
     body::{Body, BodyLost},
-    errands::{Errands, Pause},
+    errands::Errands,
     metrics::{Ended, Metrics},
     now,
     roster::{Card, Decision},
@@ -106,9 +106,10 @@ impl<'a> Conversation<'a> {
             }
             self.report();
             let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
-            let origin_wanted = self.origin_open && self.session.wants_server() && !self.is_store_behind();
-            let from_origin = self.reading(origin_wanted, &self.client);
-            let deadline = self.deadline();
+            let pause = self.errands.pause(Instant::now());
+            let wanted = self.origin_open && pause.is_none() && self.session.wants_server();
+            let from_origin = self.reading(wanted, &self.client);
+            let deadline = pause.into_iter().chain([self.deadline()]).min().unwrap_or_else(Instant::now);
             tokio::select! {
                 happened = self.client.turn(from_client) => {
                     if let Some(how) = self.happened(Side::Client, happened) {
@@ -120,7 +121,7 @@ impl<'a> Conversation<'a> {
                         return how;
                     }
                 }
-                reply = self.errands.progress() => {
+                reply = self.errands.turn() => {
                     if let Some(reply) = reply {
                         self.session.handle_store(now(), reply);
                     }
@@ -142,15 +143,6 @@ impl<'a> Conversation<'a> {
     fn reading(&self, wanted: bool, other: &Wire) -> Reading {
         let room = other.waiting() < self.limits().window_octets || mutants::on("handler-window-unbounded");
         if wanted && room { Reading::Yes { secret: self.session.is_secret() } } else { Reading::No }
-    }
-
-    /// Whether the store should first take what it has been given.
-    fn is_store_behind(&self) -> bool {
-        match self.errands.pause() {
-            Pause::No => false,
-            Pause::UntilProgress => true,
-            Pause::Until(moment) => Instant::now() < moment,
-        }
     }
 
     /// Tells the session what happened on one side.
@@ -312,11 +304,7 @@ impl<'a> Conversation<'a> {
             Drain::By(_) | Drain::Serving | Drain::Now => None,
         };
         let session = self.session.poll_timeout().map(Instant::from_std);
-        let store = match self.errands.pause() {
-            Pause::Until(moment) if moment > Instant::now() => Some(moment),
-            Pause::Until(_) | Pause::No | Pause::UntilProgress => None,
-        };
-        [login, drained, session, store, stuck(&self.client), stuck(&self.origin)]
+        [login, drained, session, stuck(&self.client), stuck(&self.origin)]
             .into_iter()
             .flatten()
             .min()

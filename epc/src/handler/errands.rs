@@ -1,7 +1,9 @@
 //! What a session asks of and tells the store: in order, one after the other, on threads that may block.
 //!
-//! A disk slower than the wire must not slow mail: when more than [`FILL_OCTETS_MAX`] of bodies wait for it, the body
-//! that grows is given up (and counted); the client has its octets anyway, and the store learns it another time.
+//! A disk slower than the wire must not slow mail. When [`FILL_OCTETS_SOFT`] of bodies wait for it the origin is not
+//! read for a moment ([`Errands::pause`]); when the moments of one body add up to [`PAUSE_MAX`], that body is given up
+//! and counted: the client gets its octets anyway, and the store learns them another time. A body that another session
+//! may be following has longer: giving it up ends that session's answer in the middle.
 
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
@@ -11,21 +13,23 @@ use imap_core::{
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     task::{JoinError, JoinHandle, spawn_blocking},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-/// Octets of bodies that may wait for the store, per session: at 10 Mbit/s most of a second, and half of what a session
-/// may cost in memory.
+/// Octets of bodies with the store or on their way to it, per session, beyond which it is waited for.
+const FILL_OCTETS_SOFT: usize = 512 * 1024;
+/// Beyond which nothing is waited for: half of what a session may cost in memory.
 const FILL_OCTETS_MAX: usize = 1024 * 1024;
-/// When so much waits, the origin is not read on for a while: a disk that is only late catches up.
-const CROWDED: usize = FILL_OCTETS_MAX / 2;
-/// For how long a disk that takes nothing at all may slow a session down.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// For how long one body may hold up its own reader on the whole. A person who opens it does not notice more easily.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The same for a body that others may be following; below their own patience.
+const PAUSE_AWAITED_MAX: Duration = Duration::from_secs(10);
 /// Told the store in one go.
-const BATCH_MAX: usize = 64;
+const BATCH_MAX: usize = 16;
 /// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
 /// forgotten rather than kept.
 const OPS_MAX: usize = 16 * 1024;
@@ -34,11 +38,16 @@ const OPS_MAX: usize = 16 * 1024;
 pub(super) struct Errands {
     catalog: Arc<dyn Catalog>,
     waiting: VecDeque<CatalogOp>,
+    /// Of bodies: waiting, and with the store.
     fill_octets: usize,
-    /// Fills that others may wait for; they are never given up.
-    awaited: BTreeSet<FillId>,
-    /// Since when the store has taken nothing although much waits.
-    crowded_since: Option<Instant>,
+    running_octets: usize,
+    /// The body that grows.
+    growing: Option<FillId>,
+    /// Whether it was announced with its UID, so that other sessions can find it.
+    awaited: bool,
+    paused_since: Option<Instant>,
+    /// What the growing body has cost its reader before.
+    paused: Duration,
     /// Fills of which the store must hear nothing more.
     given_up: BTreeSet<FillId>,
     running: Option<JoinHandle<Vec<CatalogReply>>>,
@@ -55,8 +64,11 @@ impl Errands {
             catalog,
             waiting: VecDeque::new(),
             fill_octets: 0,
-            awaited: BTreeSet::new(),
-            crowded_since: None,
+            running_octets: 0,
+            growing: None,
+            awaited: false,
+            paused_since: None,
+            paused: Duration::ZERO,
             given_up: BTreeSet::new(),
             running: None,
             fallback: None,
@@ -75,21 +87,19 @@ impl Errands {
                     return;
                 }
                 if self.fill_octets.saturating_add(octets.len()) > FILL_OCTETS_MAX
-                    && !self.awaited.contains(&fill)
                     && !mutants::on("handler-slow-store-unbounded")
                 {
                     self.give_up(fill);
                     return;
                 }
                 self.fill_octets += octets.len();
+                self.growing = Some(fill);
             }
-            CatalogOp::FillOpen { fill, uid, .. } => {
-                if uid.is_some() {
-                    self.awaited.insert(*fill);
-                }
+            CatalogOp::FillOpen { uid, .. } => {
+                self.paused = Duration::ZERO;
+                self.awaited = uid.is_some();
             }
             CatalogOp::FillCommit { fill, .. } | CatalogOp::FillAbort { fill } => {
-                self.awaited.remove(fill);
                 if self.given_up.remove(fill) {
                     return;
                 }
@@ -107,28 +117,42 @@ impl Errands {
         }
         self.waiting.push_back(op);
         self.start();
-        if self.fill_octets >= CROWDED {
-            self.crowded_since.get_or_insert_with(Instant::now);
-        }
     }
 
-    /// Whether the origin should not be read on, and until when at the most.
-    pub(super) fn pause(&self) -> Pause {
-        match self.crowded_since {
-            None => Pause::No,
-            Some(_) if !self.awaited.is_empty() => Pause::UntilProgress,
-            Some(since) => Pause::Until(since + PATIENCE),
-        }
-    }
-
-    /// The next answer, or `None` when the store got on; pending while it has nothing to do. Cancel-safe.
-    pub(super) async fn progress(&mut self) -> Option<CatalogReply> {
+    /// The next answer, or `None` when the store has got on without one; pending while it does nothing. Cancel-safe.
+    pub(super) async fn turn(&mut self) -> Option<CatalogReply> {
         if self.replies.is_empty() {
-            let Some(running) = &mut self.running else { return std::future::pending().await };
-            let done = running.await;
-            self.finished(done);
+            match &mut self.running {
+                None => std::future::pending().await,
+                Some(running) => {
+                    let done = running.await;
+                    self.finished(done);
+                }
+            }
         }
         self.replies.pop_front()
+    }
+
+    /// Whether the origin should not be read now, so that the store can keep up, and until when at most. A body that
+    /// has used up its patience is given up here.
+    pub(super) fn pause(&mut self, now: Instant) -> Option<Instant> {
+        let behind = self.fill_octets > FILL_OCTETS_SOFT;
+        let growing = self.growing.filter(|fill| behind && !self.given_up.contains(fill));
+        let Some(fill) = growing else {
+            if let Some(since) = self.paused_since.take() {
+                self.paused += now.saturating_duration_since(since);
+            }
+            return None;
+        };
+        let since = *self.paused_since.get_or_insert(now);
+        let all = if self.awaited { PAUSE_AWAITED_MAX } else { PAUSE_MAX };
+        let until = since + all.saturating_sub(self.paused);
+        if until <= now {
+            self.paused_since = None;
+            self.give_up(fill);
+            return None;
+        }
+        Some(until)
     }
 
     /// Does all that waits, answers or not: what a client fetched last shall not be lost because it left.
@@ -168,7 +192,7 @@ impl Errands {
         let mut batch = Vec::new();
         while let Some(op) = self.waiting.pop_front() {
             if let CatalogOp::FillData { octets, .. } = &op {
-                self.fill_octets = self.fill_octets.saturating_sub(octets.len());
+                self.running_octets += octets.len();
             }
             self.fallback = not_held(&op);
             batch.push(op);
@@ -184,6 +208,7 @@ impl Errands {
 
     fn finished(&mut self, done: Result<Vec<CatalogReply>, JoinError>) {
         self.running = None;
+        self.fill_octets = self.fill_octets.saturating_sub(std::mem::take(&mut self.running_octets));
         let fallback = self.fallback.take();
         match done {
             Ok(replies) if !replies.is_empty() => self.replies.extend(replies),
@@ -196,20 +221,7 @@ impl Errands {
             }
         }
         self.start();
-        // It got on: the patience begins anew.
-        self.crowded_since = (self.fill_octets >= CROWDED).then(Instant::now);
     }
-}
-
-/// Whether more octets for the store should come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pause {
-    /// Yes.
-    No,
-    /// Not before this moment, unless the store gets on.
-    Until(Instant),
-    /// Not before the store gets on: somebody reads what it is to keep.
-    UntilProgress,
 }
 
 /// The answer of a store that holds nothing, for the ops that are questions: a session must never wait for good.
@@ -307,6 +319,14 @@ mod tests {
         }
     }
 
+    async fn reply(errands: &mut Errands) -> CatalogReply {
+        loop {
+            if let Some(reply) = errands.turn().await {
+                return reply;
+            }
+        }
+    }
+
     fn mailbox() -> MailboxKey {
         let server = ServerId::new("mail.lab.test").expect("a name");
         let account = AccountKey { server, user: UserKey { version: 1, hash: [7; 16] } };
@@ -327,12 +347,9 @@ mod tests {
         CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: None, item, octets: 1 }
     }
 
-    async fn reply(errands: &mut Errands) -> CatalogReply {
-        loop {
-            if let Some(reply) = errands.progress().await {
-                return reply;
-            }
-        }
+    fn open_for_all(n: u64) -> CatalogOp {
+        let item = ItemKey::whole();
+        CatalogOp::FillOpen { fill: fill(n), mailbox: mailbox(), uid: Some(uid(1)), item, octets: 1 }
     }
 
     fn data(n: u64, octets: usize) -> CatalogOp {
@@ -416,31 +433,43 @@ mod tests {
         assert_eq!(catalog.told()[6..], ["open 1", "data 1 7"]);
     }
 
-    #[tokio::test]
-    async fn a_body_that_somebody_waits_for_is_never_given_up() {
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_is_waited_for_a_moment_and_no_longer() {
         let catalog = Arc::new(Recording::default());
         let mut errands = Errands::new(Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let mut now = Instant::now();
         catalog.close();
-        let item = ItemKey::whole();
-        errands.push(CatalogOp::FillOpen {
-            fill: fill(1),
-            mailbox: mailbox(),
-            uid: Some(uid(1)),
-            item,
-            octets: 1,
-        });
-        assert_eq!(errands.pause(), Pause::No);
-        for _ in 0..3 {
-            errands.push(data(1, FILL_OCTETS_MAX));
+        errands.push(open(1));
+        while errands.pause(now).is_none() {
+            errands.push(data(1, 64 * 1024));
         }
-        assert_eq!(errands.pause(), Pause::UntilProgress);
-        errands.push(commit(1));
-        assert!(matches!(errands.pause(), Pause::Until(_)), "only as long as it is open");
+        // It gets on in time: nothing is given up, but the moment is spent.
+        now += PAUSE_MAX / 2;
+        assert_eq!(errands.pause(now), Some(now + PAUSE_MAX / 2));
         catalog.open();
         errands.finish().await;
-        assert_eq!(errands.take_troubles(), (0, 0));
-        assert_eq!(catalog.told().last().map(String::as_str), Some("commit 1"));
-        assert_eq!(errands.pause(), Pause::No);
+        assert_eq!(errands.pause(now), None);
+        catalog.close();
+        while errands.pause(now).is_none() {
+            errands.push(data(1, 64 * 1024));
+        }
+        assert_eq!(errands.pause(now), Some(now + PAUSE_MAX / 2), "half of it was spent before");
+        now += PAUSE_MAX / 2;
+        assert_eq!(errands.pause(now), None);
+        assert_eq!(errands.take_troubles(), (1, 0));
+        // The next body has its own patience.
+        errands.push(open(2));
+        while errands.pause(now).is_none() {
+            errands.push(data(2, 64 * 1024));
+        }
+        assert_eq!(errands.pause(now), Some(now + PAUSE_MAX));
+        // One that others follow has more of it.
+        errands.push(open_for_all(3));
+        errands.push(data(3, 1));
+        assert_eq!(errands.pause(now), Some(now + PAUSE_AWAITED_MAX));
+        catalog.open();
+        errands.finish().await;
+        assert_eq!(catalog.told().last().map(String::as_str), Some("data 3 1"));
     }
 
     #[tokio::test]
@@ -472,7 +501,7 @@ mod tests {
         errands.push(resolve(4));
         tokio::select! {
             biased;
-            _ = reply(&mut errands) => panic!("the store is closed"),
+            _ = errands.turn() => panic!("the store is closed"),
             () = std::future::ready(()) => {}
         }
         catalog.open();

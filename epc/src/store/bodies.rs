@@ -26,6 +26,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
 };
 
 /// Keeps bodies on a [`Disk`].
@@ -161,15 +162,26 @@ impl Bodies {
     pub(super) fn sync(&self) {
         let _syncing = lock(&self.inner.syncing);
         let waiting = std::mem::take(&mut *lock(&self.inner.unsynced));
-        let mut dirs = BTreeSet::new();
-        for Unsynced { id, body } in waiting {
-            match self.inner.name(&id, &body) {
-                Ok(true) => drop(dirs.insert(dir_of(&id))),
-                Ok(false) => self.inner.drop_unnamed(&body),
-                Err(error) => self.inner.lose(&id, &body, &error),
+        // A file system commits for several who wait at once as fast as for one.
+        let threads = if waiting.len() > SYNC_ALONE_MAX { SYNC_THREADS } else { 1 };
+        let (waiting, dirs) = (Mutex::new(waiting.into_iter()), Mutex::new(BTreeSet::new()));
+        let work = || {
+            while let Some(Unsynced { id, body }) = { lock(&waiting).next() } {
+                match self.inner.name(&id, &body) {
+                    Ok(true) => drop(lock(&dirs).insert(dir_of(&id))),
+                    Ok(false) => self.inner.drop_unnamed(&body),
+                    Err(error) => self.inner.lose(&id, &body, &error),
+                }
             }
-        }
-        for dir in &dirs {
+        };
+        thread::scope(|scope| {
+            // One that cannot be started is not missed: this thread does all that is left.
+            for _ in 1..threads {
+                let _ = thread::Builder::new().name("store-sync".to_owned()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+        for dir in lock(&dirs).iter() {
             if let Err(error) = self.inner.disk.sync_dir(dir) {
                 // The name may be gone after a power cut: a miss then, no wrong octet.
                 self.inner.counters.disk_failures.one();
@@ -236,6 +248,10 @@ impl Bodies {
 impl BlobStore for Bodies {
     fn writer(&self, expected: Option<u64>) -> Result<Box<dyn BlobWriter>, StoreError> {
         let inner = &self.inner;
+        if self.unsynced() >= UNSYNCED_MAX {
+            // The disk does not keep up; it is no help to anybody then.
+            return Err(StoreError::Full);
+        }
         let layout = Layout::new(Arc::clone(&inner.sealer), inner.file_id());
         let promised = expected.map_or(0, |expected| layout.file_octets(expected));
         let promise = Promise::new(&inner.room, promised)?;
@@ -526,6 +542,8 @@ impl BlobWriter for Writer {
             self.inner.room.add_used(self.body.file_octets());
             self.complete = true;
             self.body.belongs(id, self.inner.owner());
+            // Bodies that wait for their sync hold no file open.
+            self.body.close();
         }
         drop(live);
         if durability == Durability::Synced {
@@ -598,6 +616,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const TMP: &str = "tmp";
 const BLOBS: &str = "blobs";
 const QUARANTINE: &str = "quarantine";
+
+/// Bodies that may wait for their sync.
+const UNSYNCED_MAX: usize = 4096;
+
+/// So few are synced one by one.
+const SYNC_ALONE_MAX: usize = 8;
+const SYNC_THREADS: usize = 2;
 
 /// Damaged files kept for somebody to look at; further ones are removed.
 const QUARANTINED_MAX: usize = 32;

@@ -159,6 +159,14 @@ impl Body {
         self.grown.notify_all();
     }
 
+    /// Closes the file until somebody needs it again, unless it is still being written.
+    pub(super) fn close(&self) {
+        let mut state = lock(&self.state);
+        if state.phase == Phase::Complete {
+            state.file = None;
+        }
+    }
+
     /// Makes the content durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file()?.sync()
@@ -267,6 +275,12 @@ impl BodyReader {
             read += last.content.len() as u64;
         }
         Ok(read)
+    }
+
+    /// Holds neither a block nor an open file until the next read: an answer may have many readers.
+    pub(super) fn rest(&self) {
+        *lock(&self.last) = LastBlock::default();
+        self.body.close();
     }
 
     /// Octets `offset..offset + octets`, all of them.

@@ -2,12 +2,13 @@
 
 use super::{
     bodies::{Bodies, Room, lock},
+    columns,
     index::{Comparable, Index, now},
     resolve::Resolver,
     write::Write,
 };
 use discovery_core::seam::blob::BlobId;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::{
     collections::{HashSet, VecDeque},
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -117,6 +118,7 @@ impl Chores {
             if self.bodies.unsynced() > 0 {
                 self.bodies.sync();
             }
+            self.index.checkpoint();
             for (scope, uid) in compare {
                 self.resolver.compare(&scope, uid);
             }
@@ -141,8 +143,8 @@ impl Chores {
             AND NOT EXISTS(SELECT 1 FROM item WHERE item.blob = blob.id) LIMIT ?";
         let ids = self.index.read(|db| {
             let mut statement = db.prepare_cached(sql)?;
-            let ids = statement.query_map(params![before, EVICT_SLICE], |row| row.get(0).map(BlobId))?;
-            ids.collect::<rusqlite::Result<Vec<BlobId>>>()
+            let ids = statement.query_map(params![before, EVICT_SLICE], |row| Ok(blob_id(row)))?;
+            ids.filter_map(Result::transpose).collect::<rusqlite::Result<Vec<BlobId>>>()
         });
         for id in ids.unwrap_or_default() {
             if self.bodies.forget_unread(&id).unwrap_or(false) {
@@ -168,14 +170,18 @@ impl Chores {
             let sql = "SELECT id FROM blob ORDER BY (hits > 0), used LIMIT ? OFFSET ?";
             let ids = self.index.read(|db| {
                 let mut statement = db.prepare_cached(sql)?;
-                let ids = statement.query_map(params![EVICT_SLICE, passed], |row| row.get(0))?;
-                ids.collect::<rusqlite::Result<Vec<[u8; 32]>>>()
+                let ids = statement.query_map(params![EVICT_SLICE, passed], |row| Ok(blob_id(row)))?;
+                ids.collect::<rusqlite::Result<Vec<Option<BlobId>>>>()
             });
             let Some(ids) = ids.filter(|ids| !ids.is_empty()) else { break };
-            for id in ids.into_iter().map(BlobId) {
+            for id in ids {
                 if self.room.all() <= low {
                     break;
                 }
+                let Some(id) = id else {
+                    passed += 1;
+                    continue;
+                };
                 match self.bodies.forget_unread(&id) {
                     Ok(true) => {
                         self.index.put(Write::BlobGone { id });
@@ -223,8 +229,8 @@ impl Chores {
         let files: HashSet<BlobId> = self.bodies.ids()?.into_iter().collect();
         let rows = self.index.read(|db| {
             let mut statement = db.prepare("SELECT id FROM blob")?;
-            let ids = statement.query_map([], |row| row.get(0).map(BlobId))?;
-            ids.collect::<rusqlite::Result<HashSet<BlobId>>>()
+            let ids = statement.query_map([], |row| Ok(blob_id(row)))?;
+            ids.filter_map(Result::transpose).collect::<rusqlite::Result<HashSet<BlobId>>>()
         });
         let Some(rows) = rows else { return Ok(report) };
         for id in files.difference(&rows) {
@@ -244,6 +250,11 @@ impl Chores {
         report.evicted = self.make_room();
         Ok(report)
     }
+}
+
+/// The first column; `None` where it is damaged.
+fn blob_id(row: &Row<'_>) -> Option<BlobId> {
+    columns::exact(row, 0).map(BlobId)
 }
 
 /// Octets of the index that are in use.

@@ -59,14 +59,11 @@ impl Index {
     pub(super) fn new(
         path: PathBuf,
         sealer: Arc<dyn Sealer>,
+        keys: ItemKeys,
         trust: Trust,
         counters: Arc<Counters>,
-        writer: &Connection,
-    ) -> rusqlite::Result<Self> {
-        let keys = ItemKeys::default();
-        keys.load(writer)?;
-        trust.load(writer)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             path,
             sealer,
             keys,
@@ -75,7 +72,7 @@ impl Index {
             queue: Mutex::default(),
             moved: Condvar::new(),
             readers: Mutex::default(),
-        })
+        }
     }
 
     /// Hands over a change; waits only while too many wait already.
@@ -217,6 +214,14 @@ impl Index {
                 self.keys.load(db)?;
                 Err(error)
             }
+        }
+    }
+
+    /// Keeps the log of commits short.
+    pub(super) fn checkpoint(&self) {
+        if let Err(error) = schema::checkpoint(&self.path) {
+            self.note(&error);
+            tracing::warn!(%error, "the store's index cannot be checkpointed");
         }
     }
 

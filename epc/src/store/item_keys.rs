@@ -1,6 +1,6 @@
 //! Numbers for item keys: `BODY[HEADER.FIELDS (…)]` of a mail program is longer than many a value.
 
-use super::bodies::lock;
+use super::{bodies::lock, columns};
 use imap_core::item::ItemKey;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::{collections::HashMap, sync::Mutex};
@@ -18,9 +18,11 @@ impl ItemKeys {
     pub(super) fn load(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut rows = db.prepare("SELECT text, id FROM item_key")?;
         let rows = rows.query_map([], |row| {
-            Ok((ItemKey::from_normalised(&row.get::<_, String>(0)?), row.get::<_, i64>(1)?))
+            let text = row.get_ref(0)?.as_str().ok();
+            Ok(text.map(ItemKey::from_normalised).zip(columns::number(row, 1)))
         })?;
-        let loaded = rows.collect::<rusqlite::Result<HashMap<_, _>>>()?;
+        // A damaged one is nobody's any more.
+        let loaded = rows.filter_map(Result::transpose).collect::<rusqlite::Result<HashMap<_, _>>>()?;
         *lock(&self.numbers) = loaded;
         Ok(())
     }

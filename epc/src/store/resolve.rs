@@ -4,6 +4,7 @@
 use super::{
     bodies::{Bodies, lock},
     body::{Body, BodyReader},
+    columns,
     head::{Head, Piece},
     index::Index,
     scope::{Place, Scope},
@@ -25,7 +26,7 @@ use imap_core::{
     mutants,
     uid::Uid,
 };
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -148,7 +149,7 @@ impl Resolver {
         let counted = self.index.read(|db| {
             let Some(mailbox) = find_mailbox(db, scope)? else { return Ok((0, 0)) };
             let mut statement = db.prepare_cached(&sql)?;
-            let read = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+            let read = |row: &Row<'_>| row.get::<_, i64>(0);
             let messages = match uids.is_empty() {
                 true => statement.query_row(params![mailbox], read)?,
                 false => statement.query_row(params![mailbox, list], read)?,
@@ -243,6 +244,7 @@ impl Resolver {
                 self.remember(id);
             }
         }
+        reader.rest();
         Some(Held::Stored { reader: Arc::new(reader), offset, octets })
     }
 
@@ -322,10 +324,11 @@ impl Resolver {
         let mut statement = db.prepare_cached(sql)?;
         let mut rows = statement.query(params![mailbox, list, key_list])?;
         while let Some(row) = rows.next()? {
-            let key: i64 = row.get(1)?;
-            let (Some(uid), Some(item)) = (Uid::new(row.get(0)?), keys.get(&key)) else { continue };
+            let key = columns::number(row, 1).and_then(|key: i64| keys.get(&key));
+            let (Some(uid), Some(item)) = (columns::number(row, 0).and_then(Uid::new), key) else { continue };
             let stored = all.entry(uid).or_default();
-            match self.value(&place, uid, item, row.get(2)?, row.get(3)?, row.get(4)?) {
+            let is_blob = columns::number(row, 3) == Some(1);
+            match self.value(&place, uid, item, proof(row, 2), is_blob, columns::octets(row, 4)) {
                 Ok(Some(value)) => drop(stored.values.insert((*item).clone(), value)),
                 Ok(None) => {}
                 Err(Tampered) => stored.damaged = true,
@@ -341,14 +344,12 @@ impl Resolver {
             let mut statement = db.prepare_cached(sql)?;
             let mut rows = statement.query(params![mailbox, list, heads])?;
             while let Some(row) = rows.next()? {
-                let Some(uid) = Uid::new(row.get(0)?) else { continue };
+                let Some(uid) = columns::number(row, 0).and_then(Uid::new) else { continue };
                 let place = place.of(uid, &whole);
                 let stored = all.entry(uid).or_default();
-                let seal: Option<Vec<u8>> = row.get(2)?;
-                match self.bound(&place, row.get(1)?, seal.unwrap_or_default()) {
+                match self.bound(&place, proof(row, 1), columns::octets(row, 2)) {
                     Ok(Some(id)) => {
-                        let head: Option<Vec<u8>> = row.get(3)?;
-                        let head = head.and_then(|head| Head::unseal(&*self.index.sealer, &id, head));
+                        let head = Head::unseal(&*self.index.sealer, &id, columns::octets(row, 3));
                         stored.whole = Some(Whole { id, head });
                     }
                     Ok(None) => {}
@@ -390,6 +391,11 @@ impl Resolver {
         self.index.sealer.unseal(SealContext { kind: BINDING, place, block: proof.into() }, &mut seal)?;
         seal.try_into().map(|id| Some(BlobId(id))).map_err(|_| Tampered)
     }
+}
+
+/// A proof's number; one that is none is nobody's word.
+fn proof(row: &Row<'_>, nth: usize) -> u8 {
+    columns::number(row, nth).unwrap_or(u8::MAX)
 }
 
 /// Whether a row with this proof may be answered from: the origin said it to a session of this very account.

@@ -3,6 +3,7 @@
 //! Nothing in it is readable mail when a key is set: names are keyed hashes, values are sealed. Without a key every
 //! value still carries a check that is bound to its row, because SQLite itself notices no flipped bit.
 
+use super::columns;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::path::Path;
 
@@ -35,8 +36,9 @@ const MIGRATIONS: [&str; 1] = ["
         nth INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, octets INTEGER NOT NULL, file_octets INTEGER NOT NULL,
         head BLOB, used INTEGER NOT NULL, hits INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX blob_used ON blob((hits > 0), used);
+    -- `tally` is sealed like a value: a flipped bit must not earn trust.
     CREATE TABLE trust(
-        server TEXT NOT NULL, class INTEGER NOT NULL, same INTEGER NOT NULL, different INTEGER NOT NULL,
+        server TEXT NOT NULL, class INTEGER NOT NULL, tally BLOB NOT NULL,
         PRIMARY KEY(server, class)) WITHOUT ROWID;
     -- What was compared already, until the class is trusted: the same message twice earns no trust.
     CREATE TABLE comparison(
@@ -95,6 +97,8 @@ pub(super) fn open(path: &Path, suspect: bool) -> Result<Connection, SchemaError
         }
     }
     settle(&connection)?;
+    // Checkpoints sync; nobody who waits for a commit should wait for that as well.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     let transaction = connection.transaction()?;
     let done = usize::try_from(found).map_err(|_| SchemaError::Damaged)?;
     for step in MIGRATIONS.iter().skip(done) {
@@ -115,6 +119,25 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Moves what was committed into the index's file, as far as no reader needs it where it is; if that is worth it.
+pub(super) fn checkpoint(path: &Path) -> rusqlite::Result<()> {
+    if log_octets(path) < LOG_OCTETS_MIN {
+        return Ok(());
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "synchronous", "normal")?;
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+}
+
+/// Octets of what waits for a checkpoint.
+fn log_octets(path: &Path) -> u64 {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).map_or(0, |log| log.len())
+}
+
 fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "wal")?;
     // The index can be filled again; a power cut may take the last commits and nothing else.
@@ -127,6 +150,9 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// A shorter log of commits is not worth a checkpoint; SQLite begins it anew once all of it was moved.
+const LOG_OCTETS_MIN: u64 = 8 << 20;
+
 /// Page cache of one connection.
 const CACHE_KIB: i64 = 4096;
 
@@ -136,7 +162,7 @@ const BUSY: std::time::Duration = std::time::Duration::from_secs(2);
 /// Whether the index was written under the key with this check; a new one is from now on.
 pub(super) fn is_of_key(db: &Connection, check: &[u8; 32]) -> Result<bool, SchemaError> {
     let sql = "SELECT value FROM meta WHERE name = 'key_check'";
-    let found: Option<Vec<u8>> = db.query_row(sql, [], |row| row.get(0)).optional()?;
+    let found = db.query_row(sql, [], |row| Ok(columns::octets(row, 0))).optional()?;
     if found.is_none() {
         db.execute("INSERT INTO meta(name, value) VALUES('key_check', ?)", [&check[..]])?;
     }

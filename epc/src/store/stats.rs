@@ -82,7 +82,7 @@ impl Store {
             };
             Ok(StoreStats {
                 bodies: number("SELECT count(*) FROM blob")?,
-                octets: number("SELECT coalesce(sum(octets), 0) FROM blob")?,
+                octets: number("SELECT CAST(total(octets) AS INTEGER) FROM blob")?,
                 messages: number("SELECT count(*) FROM msg WHERE mailbox IN (SELECT id FROM mailbox)")?,
                 values: number("SELECT count(*) FROM item WHERE mailbox IN (SELECT id FROM mailbox)")?,
                 accounts: number("SELECT count(*) FROM account")?,

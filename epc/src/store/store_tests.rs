@@ -577,6 +577,47 @@ fn comparisons_are_asked_for_until_they_are_enough() {
 }
 
 #[test]
+fn an_answer_with_many_large_bodies_holds_few_octets_and_files() {
+    let (root, store) = fresh();
+    let inbox = mailbox(1, "INBOX", 5);
+    for n in 1..=60 {
+        fill(&store, &inbox, n, "BODY[]", message(n, 140_000).as_bytes());
+    }
+    store.flush();
+    let open_files = || fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+    let blobs = || {
+        open_files()
+            .filter_map(|fd| fs::read_link(fd.path()).ok())
+            .filter(|to| {
+                to.starts_with(root.path()) && to.components().any(|part| part.as_os_str() == "blobs")
+            })
+            .count()
+    };
+    let rows = resolve(&store, &inbox, &(1..=60).collect::<Vec<_>>(), &["BODY[]"]);
+    let stored = rows.iter().filter(|row| matches!(row.values[0], Some(Held::Stored { .. }))).count();
+    assert_eq!((stored, blobs()), (60, 0));
+    for row in &rows {
+        assert_eq!(octets(row.values[0].as_ref().unwrap()), message(row.uid.get(), 140_000).as_bytes());
+    }
+    drop(rows);
+    assert_eq!(blobs(), 0);
+    // Small ones come as octets, but not without end.
+    for n in 101..=200 {
+        fill(&store, &inbox, n, "BODY[]", message(n, 80_000).as_bytes());
+    }
+    let rows = resolve(&store, &inbox, &(101..=200).collect::<Vec<_>>(), &["BODY[]"]);
+    let inline: u64 = rows
+        .iter()
+        .flat_map(|row| &row.values)
+        .flatten()
+        .filter(|held| matches!(held, Held::Inline(_)))
+        .map(Held::octets)
+        .sum();
+    assert!((2 << 20..=4 << 20).contains(&inline), "{inline}");
+    assert!(rows.iter().all(|row| row.values[0].is_some()));
+}
+
+#[test]
 fn messages_that_hold_all_items_are_counted() {
     let root = tempfile::tempdir().unwrap();
     let store = open(unshadowed(root.path()));

@@ -1,7 +1,10 @@
 //! Which classes of section may be cut from a stored message, per server (docs/decisions/0007).
 
-use super::bodies::lock;
-use discovery_core::id::ServerId;
+use super::{bodies::lock, columns};
+use discovery_core::{
+    id::ServerId,
+    seam::sealer::{SealContext, Sealer},
+};
 use imap_core::{item::SectionClass, mutants};
 use rusqlite::Connection;
 use std::{
@@ -32,6 +35,29 @@ impl TrustTally {
     pub fn is_trusted(&self) -> bool {
         self.different == 0 && self.same >= SAME_MIN
     }
+
+    /// For a row: both numbers, sealed.
+    pub(super) fn seal(&self, sealer: &dyn Sealer, server: &ServerId, class: SectionClass) -> Vec<u8> {
+        let mut out = [self.same.to_be_bytes(), self.different.to_be_bytes()].concat();
+        sealer.seal(context(server, class), &mut out);
+        out
+    }
+
+    fn unseal(
+        sealer: &dyn Sealer,
+        server: &ServerId,
+        class: SectionClass,
+        mut sealed: Vec<u8>,
+    ) -> Option<Self> {
+        sealer.unseal(context(server, class), &mut sealed).ok()?;
+        let (same, different) = sealed.split_first_chunk::<8>()?;
+        let (same, different) = (*same, different.try_into().ok()?);
+        Some(Self { same: u64::from_be_bytes(same), different: u64::from_be_bytes(different), cut: 0 })
+    }
+}
+
+fn context(server: &ServerId, class: SectionClass) -> SealContext<'_> {
+    SealContext { kind: "trust", place: server.as_str().as_bytes(), block: class_number(class).into() }
 }
 
 pub(super) struct Trust {
@@ -45,15 +71,16 @@ impl Trust {
     }
 
     /// What the index has.
-    pub(super) fn load(&self, db: &Connection) -> rusqlite::Result<()> {
-        let mut statement = db.prepare("SELECT server, class, same, different FROM trust")?;
+    pub(super) fn load(&self, db: &Connection, sealer: &dyn Sealer) -> rusqlite::Result<()> {
+        let mut statement = db.prepare("SELECT server, class, tally FROM trust")?;
         let mut rows = statement.query([])?;
         let mut loaded = HashMap::new();
         while let Some(row) = rows.next()? {
-            let server = ServerId::new(&row.get::<_, String>(0)?);
-            if let (Ok(server), Some(class)) = (server, class_of(row.get(1)?)) {
-                let count = |n: i64| u64::try_from(n).unwrap_or(0);
-                let tally = TrustTally { same: count(row.get(2)?), different: count(row.get(3)?), cut: 0 };
+            let server = row.get_ref(0)?.as_str().ok().and_then(|name| ServerId::new(name).ok());
+            let class = columns::number(row, 1).and_then(class_of);
+            if let (Some(server), Some(class)) = (server, class)
+                && let Some(tally) = TrustTally::unseal(sealer, &server, class, columns::octets(row, 2))
+            {
                 loaded.insert((server, class), tally);
             }
         }
@@ -89,19 +116,23 @@ impl Trust {
         lock(&self.tallies).get(&(server.clone(), class)).copied().unwrap_or_default()
     }
 
-    pub(super) fn count(&self, server: &ServerId, class: SectionClass, same: bool) {
+    /// Counts a comparison; what was found so far.
+    pub(super) fn count(&self, server: &ServerId, class: SectionClass, same: bool) -> TrustTally {
         let mut tallies = lock(&self.tallies);
         let tally = tallies.entry((server.clone(), class)).or_default();
         tally.cut = 0;
         if same {
             tally.same += 1;
-            return;
+            return *tally;
         }
         let first = tally.different == 0;
         tally.different += 1;
+        let found = *tally;
+        drop(tallies);
         if first {
             tracing::warn!(%server, ?class, "the origin's section is not the one cut here; cut no more for this server");
         }
+        found
     }
 
     pub(super) fn served(&self, server: &ServerId, class: SectionClass, cuts: u64) {

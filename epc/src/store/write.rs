@@ -1,6 +1,7 @@
 //! Changes of the index, as values, and what each does to the tables.
 
 use super::{
+    columns,
     counters::Counters,
     head::Head,
     item_keys::ItemKeys,
@@ -192,7 +193,8 @@ impl Writing<'_> {
             Write::ClearRetired { mailbox, rows } => clear_retired(db, *mailbox, *rows)?,
             Write::EvictRows { rows } => self.counters.evicted_rows.add(evict_rows(db, *rows)?),
             Write::ForgetUnnamed => {
-                let sql = "DELETE FROM blob WHERE NOT EXISTS(SELECT 1 FROM msg WHERE msg.blob = blob.id)
+                // With those whose id is damaged.
+                let sql = "DELETE FROM blob WHERE length(id) <> 32 OR NOT EXISTS(SELECT 1 FROM msg WHERE msg.blob = blob.id)
                     AND NOT EXISTS(SELECT 1 FROM item WHERE item.blob = blob.id)";
                 db.prepare_cached(sql)?.execute([])?;
             }
@@ -308,12 +310,14 @@ impl Writing<'_> {
         proof: Proof,
     ) -> rusqlite::Result<()> {
         let sql = "SELECT proof, blob FROM msg WHERE mailbox = ? AND uid = ? AND blob IS NOT NULL";
-        let before: Option<(i64, Vec<u8>)> = db
+        let before: Option<(Option<i64>, Vec<u8>)> = db
             .prepare_cached(sql)?
-            .query_row(params![mailbox, uid.get()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row(params![mailbox, uid.get()], |row| {
+                Ok((columns::number(row, 0), columns::octets(row, 1)))
+            })
             .optional()?;
         if let Some((before_proof, before)) = before {
-            let from_origin = before_proof == i64::from(proof_number(Proof::Origin));
+            let from_origin = before_proof == Some(i64::from(proof_number(Proof::Origin)));
             if from_origin && proof != Proof::Origin {
                 return Ok(());
             }
@@ -399,11 +403,10 @@ impl Writing<'_> {
                 return Ok(());
             }
         }
-        let sql = "INSERT INTO trust(server, class, same, different) VALUES(?, ?, ?, ?) ON CONFLICT DO UPDATE
-            SET same = same + excluded.same, different = different + excluded.different";
-        let (equal, different) = (i64::from(same), i64::from(!same));
-        db.prepare_cached(sql)?.execute(params![server.as_str(), number, equal, different])?;
-        self.trust.count(server, class, same);
+        let tally = self.trust.count(server, class, same).seal(self.sealer, server, class);
+        let sql = "INSERT INTO trust(server, class, tally) VALUES(?, ?, ?)
+            ON CONFLICT DO UPDATE SET tally = excluded.tally";
+        db.prepare_cached(sql)?.execute(params![server.as_str(), number, tally])?;
         Ok(())
     }
 }
@@ -436,7 +439,8 @@ fn evict_rows(db: &Connection, rows: i64) -> rusqlite::Result<u64> {
     let sql = "SELECT mailbox, uid FROM msg ORDER BY used LIMIT ?";
     let oldest = db
         .prepare_cached(sql)?
-        .query_map([rows], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map([rows], |row| Ok(columns::number(row, 0).zip(columns::number(row, 1))))?
+        .filter_map(Result::transpose)
         .collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
     for (mailbox, uid) in &oldest {
         db.prepare_cached("DELETE FROM item WHERE mailbox = ? AND uid = ?")?.execute([mailbox, uid])?;

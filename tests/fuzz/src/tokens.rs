@@ -126,7 +126,7 @@ fn atom(octets: &[u8], at: &mut usize, end: usize, listed: bool) -> Option<()> {
                     match octets[*at..end].first()? {
                         b']' => break,
                         b'"' => drop(quoted(octets, at, end)?),
-                        b'{' | b'[' => return None,
+                        b'{' | b'[' | 0..=31 | 127 => return None,
                         _ => *at += 1,
                     }
                 }

@@ -2,6 +2,7 @@
 
 mod command_line;
 mod scripted;
+mod wire;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-pub use command_line::{MbsyncRun, curl, mbsync, mutt};
-pub use scripted::{Act, ActReport, ScriptReport, scripted};
+pub use command_line::{MbsyncRun, curl, mbsync, mbsync_mailbox, mutt};
+pub use scripted::{Act, ActReport, PROGRAM as SCRIPTED_CLIENT, ScriptReport, scripted};
+pub use wire::{Closed, Reply, Response, Stalled, Tls, Wire};
 
 use crate::sys;
 
@@ -35,6 +37,14 @@ pub struct Account {
 pub(crate) struct Finished {
     pub(crate) stdout: Vec<u8>,
     pub(crate) took: Duration,
+}
+
+/// Runs a client to its end with this input and returns its standard output. A client that hangs is ended.
+///
+/// # Errors
+/// When it cannot be run, hangs for `patience`, or fails; the error quotes it.
+pub fn run(command: Command, input: &[u8], patience: Duration) -> anyhow::Result<Vec<u8>> {
+    Ok(finish(command, input, patience)?.stdout)
 }
 
 /// Runs a client to its end with this input. A client that hangs is ended.

@@ -100,7 +100,7 @@ fn end_processes_in(namespaces: &[String]) {
     }
 }
 
-fn processes(namespace: &str) -> Vec<i32> {
+pub(crate) fn processes(namespace: &str) -> Vec<i32> {
     if !Path::new("/run/netns").join(namespace).exists() {
         return Vec::new();
     }

@@ -294,6 +294,24 @@ impl Lab {
             .with_context(|| format!("cannot write the names of {}", place.name()))
     }
 
+    /// What a name means in a place: the first of its addresses.
+    ///
+    /// # Errors
+    /// When the place does not know the name.
+    pub fn address_of(&self, place: Place, name: &str) -> anyhow::Result<IpAddr> {
+        let file = leftovers::etc_directory(&self.namespace(place)).join("hosts");
+        let hosts = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut lines = hosts.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(_, other)| *other == name).and_then(|(address, _)| address.parse().ok());
+        found.with_context(|| format!("{} knows no {name}", place.name()))
+    }
+
+    /// The processes inside a place, zombies left out.
+    #[must_use]
+    pub fn processes(&self, place: Place) -> Vec<i32> {
+        leftovers::processes(&self.namespace(place))
+    }
+
     /// Ends every process inside a place: asks first, insists after a second.
     pub fn end_processes(&self, place: Place) {
         leftovers::end_processes(&self.namespace(place));

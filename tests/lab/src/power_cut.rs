@@ -13,6 +13,7 @@ use crate::sys;
 /// A mounted disk. Dropping it unmounts.
 #[derive(Debug)]
 pub struct CuttableDisk {
+    directory: PathBuf,
     image: PathBuf,
     mountpoint: PathBuf,
 }
@@ -26,9 +27,13 @@ impl CuttableDisk {
         let (image, mountpoint) = (directory.join("disk.ext4"), directory.join("disk"));
         ensure!(!image.exists(), "{} holds a disk already", directory.display());
         fs::create_dir_all(&mountpoint).with_context(|| format!("cannot make {}", mountpoint.display()))?;
+        // Every `ip netns exec` copies the table of mounts, and a copy keeps the dead file system alive: mounts below a
+        // shared one come and go in the copies too.
+        run(Command::new("mount").arg("--bind").arg(directory).arg(directory))?;
+        run(Command::new("mount").arg("--make-shared").arg(directory))?;
         fs::File::create(&image)?.set_len(mebibytes << 20)?;
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
-        let disk = Self { image, mountpoint };
+        let disk = Self { directory: directory.to_owned(), image, mountpoint };
         disk.mount()?;
         Ok(disk)
     }
@@ -67,5 +72,6 @@ impl Drop for CuttableDisk {
         drop(run(Command::new("umount").arg("-l").arg(&self.mountpoint)));
         drop(fs::remove_file(&self.image));
         drop(fs::remove_dir(&self.mountpoint));
+        drop(run(Command::new("umount").arg("-l").arg(&self.directory)));
     }
 }

@@ -1,12 +1,12 @@
 //! `/metrics`: every counter in the text form of Prometheus. Labels are closed sets of words, names of servers and our
 //! own addresses; never a user, a mailbox or a client.
 
-use crate::node::Node;
+use crate::{api::StoreStatus, node::Node};
 use epc::handler::metrics::Ended;
 use std::fmt::Write;
 
 /// All of them.
-pub(super) fn text(node: &Node) -> String {
+pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     let (metrics, roster) = (node.metrics(), node.roster());
     let mut page = Page::default();
     page.family("waypost_node_info", "gauge", "What runs.");
@@ -94,7 +94,58 @@ pub(super) fn text(node: &Node) -> String {
             page.sample("waypost_epc_intake_clients_total", &labels, n);
         }
     }
+    store_families(&mut page, store);
     page.0
+}
+
+fn store_families(page: &mut Page, store: &StoreStatus) {
+    page.one("waypost_epc_store_open", "gauge", "1 when the store is in use.", u64::from(store.open));
+    page.one(
+        "waypost_epc_store_sealed",
+        "gauge",
+        "1 when stored mail is encrypted.",
+        u64::from(store.sealed),
+    );
+    for (name, help, n) in [
+        ("waypost_epc_store_bodies", "Bodies held, each once.", store.bodies),
+        ("waypost_epc_store_content_bytes", "Their content.", store.octets),
+        ("waypost_epc_store_disk_bytes", "What files and index take.", store.disk_octets),
+        ("waypost_epc_store_disk_max_bytes", "The cap of that.", store.size_max),
+        ("waypost_epc_store_messages", "Messages known, per account.", store.messages),
+        ("waypost_epc_store_accounts", "Accounts known.", store.accounts),
+        ("waypost_epc_store_mailboxes", "Mailboxes known.", store.mailboxes),
+    ] {
+        page.one(name, "gauge", help, n);
+    }
+    page.family("waypost_epc_store_values_total", "counter", "Values asked for.");
+    page.sample("waypost_epc_store_values_total", &[("result", "held")], store.hits);
+    page.sample("waypost_epc_store_values_total", &[("result", "not-held")], store.misses);
+    page.family(
+        "waypost_epc_store_fills_total",
+        "counter",
+        "Sections on their way in, by what became of them.",
+    );
+    for fill in &store.fills {
+        page.sample("waypost_epc_store_fills_total", &[("result", fill.word.as_str())], fill.n);
+    }
+    page.family(
+        "waypost_epc_store_comparisons_total",
+        "counter",
+        "Our cut of a message against the server's.",
+    );
+    for (result, n) in [("same", store.compared_same), ("different", store.compared_different)] {
+        page.sample("waypost_epc_store_comparisons_total", &[("result", result)], n);
+    }
+    for (name, help, n) in [
+        ("waypost_epc_store_corrupt_total", "Found damaged and moved aside.", store.corrupt),
+        ("waypost_epc_store_lost_total", "Bodies whose file was gone.", store.lost),
+        ("waypost_epc_store_evicted_total", "Removed to make room.", store.evicted + store.evicted_rows),
+        ("waypost_epc_store_changed_total", "Messages sent otherwise than before.", store.changed),
+        ("waypost_epc_store_index_failures_total", "What the index could not do.", store.index_failures),
+        ("waypost_epc_store_disk_failures_total", "What the disk could not do.", store.disk_failures),
+    ] {
+        page.one(name, "counter", help, n);
+    }
 }
 
 #[derive(Default)]

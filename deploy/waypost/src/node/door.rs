@@ -92,7 +92,7 @@ async fn accept(
             _ = closed.changed() => break,
         }
     }
-    drop(listener);
+    listener.close().await;
     // Whoever closes the door waits for this before it binds the address again.
     drop(closed);
     while sessions.join_next().await.is_some() {}

@@ -21,9 +21,9 @@ fn reference(m: &[u8]) -> BTreeMap<String, (usize, usize)> {
         return cuts;
     }
     cuts.insert("HEADER".into(), (0, header));
-    cuts.insert("TEXT".into(), (header, m.len()));
     let mut reader = Reader { m, cuts: BTreeMap::new(), parts: 0 };
     if reader.read((0, m.len()), Some(""), 0, "text/plain", true, None).is_ok() {
+        cuts.insert("TEXT".into(), (header, m.len()));
         cuts.append(&mut reader.cuts);
     }
     cuts

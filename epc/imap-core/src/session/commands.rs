@@ -146,7 +146,7 @@ impl super::Session {
         if self.fetches_what_comes_whole(command) {
             return Some(waiting);
         }
-        let by_number = self.is_selected() && is_by_number(command.uid, &command.verb);
+        let by_number = self.is_selected() && is_by_number(command);
         let mut sent = octets.clone();
         let mut effect = self.effect_of(command, octets);
         if by_number {
@@ -163,7 +163,7 @@ impl super::Session {
                         return None;
                     }
                 }
-                if let Kind::Search { .. } = command.kind {
+                if matches!(command.kind, Kind::Search { .. }) && !command.uid {
                     if !self.underway.is_empty() {
                         return Some(waiting);
                     }
@@ -272,6 +272,7 @@ impl super::Session {
                 written: written_argument(octets).unwrap_or_default(),
                 examine: *examine,
                 uid_validity: None,
+                asked: self.mono(),
             });
         }
         if let Kind::Delete { mailbox } | Kind::Rename { from: mailbox, .. } = &command.kind {
@@ -389,7 +390,10 @@ impl super::Session {
             self.bye(Closing::ClientGarbled, "a login needs STARTTLS first");
             return false;
         }
-        let by_number = self.is_selected() && is_by_number(uid, &verb);
+        // Of a search by UID too: its criteria have not all come.
+        let searches = matches!(&*verb, b"SEARCH" | b"SORT" | b"THREAD");
+        let by_number = self.is_selected()
+            && (searches || !uid && matches!(&*verb, b"FETCH" | b"STORE" | b"COPY" | b"MOVE"));
         let quiet = self.flights.is_empty() && self.underway.is_empty();
         // Its end has not come, so it cannot wait, be translated or be taken back.
         let unfollowable = *verb == *b"FETCH" && self.flights.whole().is_some()

@@ -512,6 +512,7 @@ impl super::Session {
         let line = [b" MYRIGHTS ", &*selection.written, b"\r\n"].concat();
         let tag = self.flights.own(Own::Rights);
         self.rights_seen = false;
+        self.rights_asked = self.mono();
         self.send([tag.as_bytes(), &line].concat().into());
     }
 

@@ -21,11 +21,13 @@ pub(super) struct Expunged;
 /// # Errors
 /// When none of its messages is left, or numbers may stand where we do not know.
 pub(super) fn renumbered(command: &Command, octets: &Bytes, views: &Views) -> Result<Bytes, Expunged> {
-    if let Kind::Search { criteria, returns } = &command.kind {
-        let MsnSpans::Known(spans) = criteria else { return Err(Expunged) };
-        if *returns {
+    if let Some(criteria) = command.kind.criteria() {
+        let answered_by_search = matches!(command.kind, Kind::Search { returns: false, .. });
+        if !command.uid && !answered_by_search {
+            // Numbers in its answer could not be told from others.
             return Err(Expunged);
         }
+        let MsnSpans::Known(spans) = criteria else { return Err(Expunged) };
         // From behind, so that the spans before stay where they are.
         return spans.iter().rev().try_fold(octets.clone(), |octets, span| {
             let set = octets.get(span.clone()).and_then(|o| SequenceSet::parse(o).ok()).ok_or(Expunged)?;

@@ -283,7 +283,7 @@ impl super::Session {
         if let Some(mailbox) = key.clone() {
             self.catalog(CatalogOp::Selected { mailbox });
         }
-        let Some(proved) = self.mono() else { return };
+        let Some(proved) = selecting.asked else { return };
         self.phase = Phase::Selected(Selection { key, written: selecting.written, read_only, proved });
     }
 
@@ -297,7 +297,7 @@ impl super::Session {
             }
             Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(_) => {}
             Own::Rights => {
-                let proved = self.mono().filter(|_| ok && self.rights_seen);
+                let proved = self.rights_asked.filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {
                     match proved {
                         Some(now) => open.proved = now,

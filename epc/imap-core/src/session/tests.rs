@@ -449,6 +449,34 @@ fn numbers_are_translated_while_an_expunge_waits() {
 }
 
 #[test]
+fn numbers_that_wait_are_the_ones_that_the_client_has() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("i IDLE\r\n").server("+ idling\r\n").client("DONE\r\n");
+    d.server.clear();
+    d.client.clear();
+    d.client("m MOVE 3 Trash\r\nu UID SEARCH 3 UNSEEN\r\n").gets("");
+    // It hears of it during the MOVE, for which its numbers were read before.
+    d.server("* 2 EXPUNGE\r\ni OK done\r\n")
+        .gets("m MOVE 2 Trash\r\nu UID SEARCH 2 UNSEEN\r\n")
+        .hears("* 2 EXPUNGE\r\n");
+}
+
+#[test]
+fn proof_is_as_old_as_the_question() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.client("a1 LOGIN alice secret\r\n").server("a1 OK [CAPABILITY IMAP4rev1 ESEARCH ACL] in\r\n");
+    d.client("a2 SELECT INBOX\r\n");
+    d.clock += Duration::from_secs(301);
+    d.server("* 1 EXISTS\r\n* OK [UIDVALIDITY 7] v\r\na2 OK [READ-WRITE] open\r\n");
+    d.server("* ESEARCH (TAG \"EPC0102030405061\") UID ALL 11\r\nEPC0102030405061 OK found\r\n");
+    d.server.clear();
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("EPC0102030405062 MYRIGHTS INBOX\r\n");
+}
+
+#[test]
 fn a_piece_of_a_large_message_brings_all_of_it() {
     let shelf = Shelf::default();
     let mut d = dialogue(&shelf, |_| ());

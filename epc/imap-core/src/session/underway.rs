@@ -1,9 +1,13 @@
 //! Commands that are not completed: the client's in their order, and which tags the origin owes us an answer for.
 
 use super::{fetch::Prepared, login::Login};
-use crate::{command::SetRef, uid::UidValidity, views::SlotId};
+use crate::{
+    command::{Command, MsnSpans, SetRef},
+    uid::UidValidity,
+    views::SlotId,
+};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 /// A client's command from its arrival to its tagged reply. Replies leave in the order of arrival, so a command
 /// that the store answers never overtakes one that the origin is still at.
@@ -47,6 +51,8 @@ pub(super) struct Selecting {
     pub(super) written: Bytes,
     pub(super) examine: bool,
     pub(super) uid_validity: Option<UidValidity>,
+    /// When the origin was asked: what it shows is true of then, however long its answer takes.
+    pub(super) asked: Option<Instant>,
 }
 
 impl Underway {
@@ -166,10 +172,14 @@ impl Flights {
     }
 }
 
-/// Whether a verb without `UID` names messages by number, so that EXPUNGE must wait (RFC 9051 §7.5.1, RFC 5256,
-/// RFC 6851; COPY and MOVE may be told EXPUNGE, but their numbers must still be the client's).
-pub(super) fn is_by_number(uid: bool, verb: &[u8]) -> bool {
-    !uid && [&b"FETCH"[..], b"STORE", b"SEARCH", b"SORT", b"THREAD", b"COPY", b"MOVE"].contains(&verb)
+/// Whether a command names messages by number, somewhere: then the numbers must be the client's until they are said in
+/// the origin's. In the UID form, criteria of a search still do (RFC 9051 §6.4.4).
+pub(super) fn is_by_number(command: &Command) -> bool {
+    let searches = [&b"SEARCH"[..], b"SORT", b"THREAD"].contains(&&*command.verb);
+    if !command.uid {
+        return searches || [&b"FETCH"[..], b"STORE", b"COPY", b"MOVE"].contains(&&*command.verb);
+    }
+    command.kind.criteria().map_or(searches, |criteria| *criteria != MsnSpans::Known(Vec::new()))
 }
 
 /// Whether EXPUNGE must wait while it runs.

@@ -27,6 +27,20 @@ pub struct MbsyncRun {
 /// # Errors
 /// When mbsync fails; the error quotes it.
 pub fn mbsync(lab: &Lab, place: Place, account: &Account, profile: &Path) -> anyhow::Result<MbsyncRun> {
+    mbsync_mailbox(lab, place, account, "INBOX", profile)
+}
+
+/// As [`mbsync`], with another mailbox.
+///
+/// # Errors
+/// When mbsync fails; the error quotes it.
+pub fn mbsync_mailbox(
+    lab: &Lab,
+    place: Place,
+    account: &Account,
+    mailbox: &str,
+    profile: &Path,
+) -> anyhow::Result<MbsyncRun> {
     let maildir = profile.join("mail");
     fs::create_dir_all(&maildir)?;
     let config = profile.join("mbsyncrc");
@@ -35,7 +49,7 @@ pub fn mbsync(lab: &Lab, place: Place, account: &Account, profile: &Path) -> any
         format!(
             "IMAPStore far\nHost {}\nPort {}\nUser {}\nPass {}\nSSLType IMAPS\nCertificateFile {}\n\
              SystemCertificates no\n\nMaildirStore near\nPath {dir}/\nInbox {dir}/INBOX\n\n\
-             Channel inbox\nFar :far:INBOX\nNear :near:INBOX\nCreate Near\nSync Pull\nSyncState *\n",
+             Channel inbox\nFar :far:{mailbox}\nNear :near:INBOX\nCreate Near\nSync Pull\nSyncState *\n",
             account.host,
             account.port,
             account.user,

@@ -88,5 +88,6 @@ pub fn scripted(lab: &Lab, place: Place, account: &Account, acts: &[Act]) -> any
     serde_json::from_slice(&finished.stdout).context("the scripted client's report cannot be read")
 }
 
-const PROGRAM: &str = include_str!("../../py/imap_client.py");
+/// The scripted client's source; its `Reader` tells the items of FETCH responses apart.
+pub const PROGRAM: &str = include_str!("../../py/imap_client.py");
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -1,13 +1,16 @@
 //! The handler between pipes in memory, in virtual time: what slow, absent and ill-behaved sides cost.
 
-mod handler_support;
+#[path = "../origin_support/mod.rs"]
+#[allow(dead_code, reason = "the tests of TLS use more of it")]
+mod origin_support;
+mod support;
+mod three_commands;
 
 use bytes::Bytes;
 use epc::{
     compress::Deflated,
     handler::{Drain, Upgrade, metrics::Ended},
 };
-use handler_support::{GREETING, Office, Talk, server};
 use imap_core::catalog::{Catalog, CatalogOp, CatalogReply};
 use seams::{
     AsyncIo, BoxFuture,
@@ -22,6 +25,7 @@ use std::{
     },
     time::Duration,
 };
+use support::{GREETING, Office, Talk, server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep, timeout},
@@ -343,14 +347,18 @@ struct Recording(Mutex<Vec<String>>);
 
 impl Catalog for Recording {
     fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
-        let told = match &op {
-            CatalogOp::Account { identity, .. } => format!("account {}", String::from_utf8_lossy(identity)),
-            CatalogOp::Selected { .. } => "selected".to_owned(),
-            CatalogOp::FillOpen { octets, .. } => format!("open {octets}"),
-            CatalogOp::FillData { octets, .. } => format!("data {}", String::from_utf8_lossy(octets)),
-            CatalogOp::FillCommit { uid, .. } => format!("commit {}", uid.get()),
-            CatalogOp::FillAbort { .. } => "abort".to_owned(),
-            _ => return epc::handler::NoCatalog.handle(op),
+        let told = if let CatalogOp::Account { identity, .. } = &op {
+            format!("account {}", String::from_utf8_lossy(identity))
+        } else if let CatalogOp::Selected { .. } = &op {
+            "selected".to_owned()
+        } else if let CatalogOp::FillOpen { octets, .. } = &op {
+            format!("open {octets}")
+        } else if let CatalogOp::FillData { octets, .. } = &op {
+            format!("data {}", String::from_utf8_lossy(octets))
+        } else if let CatalogOp::FillCommit { uid, .. } = &op {
+            format!("commit {}", uid.get())
+        } else {
+            return epc::handler::NoCatalog.handle(op);
         };
         self.0.lock().expect("not poisoned").push(told);
         None

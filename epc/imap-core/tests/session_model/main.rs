@@ -1,0 +1,550 @@
+//! A model of everything around a session: an origin in two manners, other clients of it, a store, several users, and
+//! clients that believe what they hear. One seeded thread; latency, splits and the order of everything are chance.
+//!
+//! A failure prints its seed. `WAYPOST_SEED=n cargo test -p imap-core --test session_model one_seed` runs it again,
+//! `WAYPOST_RUNS=n` makes the long test longer.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    clippy::print_stdout,
+    reason = "all of it is a test, and a test reports by panicking"
+)]
+
+mod client;
+mod mail;
+mod origin;
+mod random;
+mod shelf;
+mod wire;
+
+use bytes::Bytes;
+use client::{Client, Reached, Truth, tolerated};
+use discovery_core::{
+    id::{ServerId, UserKey, UserKeying},
+    now::{Now, UnixMillis},
+    seam::blob::BlobReader,
+};
+use imap_core::{
+    catalog::{Catalog, CatalogOp},
+    session::{Closing, Compress, Event, Output, Road, Session, SessionConfig},
+};
+use mail::{BOXES, Mail, USERS, box_of};
+use origin::{Manner, Origin};
+use random::Random;
+use shelf::Shelf;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const RE_PROOF: Duration = Duration::from_secs(60);
+
+struct PlainKeys;
+
+impl UserKeying for PlainKeys {
+    fn user_key(&self, identity: &[u8]) -> UserKey {
+        let mut hash = [0; 16];
+        hash.iter_mut().zip(identity).for_each(|(to, from)| *to = *from);
+        UserKey { version: 1, hash }
+    }
+}
+
+/// What the session wrote to its client and has not gone out.
+enum Written {
+    Octets(Bytes),
+    From { reader: Arc<dyn BlobReader>, offset: u64, octets: u64 },
+}
+
+/// A client, its session and its origin's end.
+struct Line {
+    client: Client,
+    session: Session,
+    origin: Origin,
+    reached: Reached,
+    to_session: VecDeque<u8>,
+    to_client: VecDeque<Written>,
+    to_origin: VecDeque<u8>,
+    errands: VecDeque<CatalogOp>,
+    closed: Option<Closing>,
+    /// What was said last, for the report.
+    said: VecDeque<String>,
+}
+
+impl Line {
+    fn note(&mut self, at: Duration, who: &str, octets: &[u8]) {
+        if octets.is_empty() {
+            return;
+        }
+        let text = octets[..octets.len().min(200)].escape_ascii();
+        self.said.push_back(format!("{:8.2} {who} {text}", at.as_secs_f64()));
+        if self.said.len() > 150 {
+            self.said.pop_front();
+        }
+    }
+}
+
+struct World {
+    random: Random,
+    mail: Mail,
+    shelf: Shelf,
+    manner: Manner,
+    lines: Vec<Line>,
+    sessions: u64,
+    start: Instant,
+    clock: Duration,
+    revoked: BTreeMap<String, Duration>,
+    /// One question at a time, and a store that forgets nothing.
+    serial: bool,
+    totals: Totals,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Totals {
+    events: u64,
+    replies: u64,
+    from_store: u64,
+    sessions: u64,
+}
+
+#[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
+fn any_time() -> Instant {
+    Instant::now()
+}
+
+/// Plays one seed; the totals, or the lie that was told.
+fn play(seed: u64, steps: usize) -> Result<Totals, String> {
+    let mut world = World::new(seed);
+    for step in 0..steps {
+        world.step().map_err(|lie| format!("{lie}\nseed {seed}, step {step}"))?;
+    }
+    world.settle().map_err(|lie| format!("{lie}\nseed {seed}, at the end"))?;
+    Ok(world.totals)
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mail = Mail::new(&mut random);
+        let manner = if seed.is_multiple_of(2) { Manner::Dovecot } else { Manner::Cyrus };
+        let serial = seed.is_multiple_of(5);
+        let mut world = Self {
+            shelf: if serial { Shelf::default() } else { Shelf::forgetful(Random::new(seed ^ 0xF00)) },
+            serial,
+            random,
+            mail,
+            manner,
+            lines: Vec::new(),
+            sessions: 0,
+            start: any_time(),
+            clock: Duration::ZERO,
+            revoked: BTreeMap::new(),
+            totals: Totals::default(),
+        };
+        for _ in 0..3 {
+            let line = world.connect();
+            world.lines.push(line);
+        }
+        world
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.start + self.clock, wall: UnixMillis(0) }
+    }
+
+    fn connect(&mut self) -> Line {
+        self.sessions += 1;
+        let user = *self.random.pick(&USERS);
+        let origin = Origin::new(self.manner);
+        let config = SessionConfig {
+            number: self.sessions,
+            nonce: [1, 2, 3, 4, 5, 6],
+            server: ServerId::new("mail.example.org").unwrap(),
+            keying: Arc::new(PlainKeys),
+            road: Road::Tls,
+            compress: Compress::Off,
+            cache: true,
+            re_proof: RE_PROOF,
+            chunk_fill_max: if tolerated("whole-takes-others-answers") && !self.serial { 0 } else { 1 << 20 },
+        };
+        let mut session = Session::new(config);
+        let greeting = format!("* OK [CAPABILITY {}] ready\r\n", origin.capabilities());
+        session.handle_greeting(self.now(), &greeting.into());
+        Line {
+            client: Client::new(user),
+            session,
+            origin,
+            reached: Reached::default(),
+            to_session: VecDeque::new(),
+            to_client: VecDeque::new(),
+            to_origin: VecDeque::new(),
+            errands: VecDeque::new(),
+            closed: None,
+            said: VecDeque::new(),
+        }
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        self.totals.events += 1;
+        self.mail.tick += 1;
+        self.clock += Duration::from_millis(20);
+        let at = self.random.below(self.lines.len());
+        match self.random.below(120) {
+            0..=3 => self.others(),
+            4 | 5 if self.is_still() || !tolerated("proof-dated-by-arrival") => {
+                self.clock += Duration::from_secs(self.random.below(40) as u64);
+            }
+            6..=24 => self.client_speaks(at),
+            25..=44 => self.session_hears_client(at),
+            45..=64 => self.origin_hears(at),
+            65..=84 => {
+                let line = &mut self.lines[at];
+                let quiet = tolerated("news-of-the-old-mailbox");
+                line.origin.step(&mut self.mail, &mut self.random, quiet);
+            }
+            85..=109 => self.session_hears_origin(at),
+            _ => self.store_answers(at),
+        }
+        let told = self.drain(at).and_then(|()| {
+            let line = &self.lines[at];
+            if line.closed.is_some() || line.client.logged_out { self.end(at) } else { Ok(()) }
+        });
+        told.map_err(|lie| self.report(at, &lie))
+    }
+
+    /// Nothing is on its way.
+    fn is_still(&self) -> bool {
+        self.lines.iter().all(|line| line.to_origin.is_empty() && line.origin.is_quiet())
+    }
+
+    /// Everybody else with an account on this server.
+    fn others(&mut self) {
+        let user = *self.random.pick(&USERS);
+        let name = *self.random.pick(&BOXES);
+        let mut name = box_of(user, name);
+        // More where somebody looks.
+        let at = self.random.below(self.lines.len());
+        if let Some(open) = self.lines[at].origin.selected.as_ref().filter(|_| !self.random.once_in(3)) {
+            name = open.name.clone();
+        }
+        let uid = {
+            let live = &self.mail.boxes[&name].live;
+            let some = if self.random.once_in(2) { live.len() } else { live.len().min(4) };
+            if some == 0 { 0 } else { self.random.pick(&live[..some]).uid }
+        };
+        match self.random.below(12) {
+            0 | 1 => self.mail.arrive(&mut self.random),
+            4..=6 if uid > 0 => self.mail.expunge(&name, uid),
+            7 | 8 if uid > 0 => {
+                let (flag, on) = (*self.random.pick(&["\\Seen", "\\Flagged"]), self.random.once_in(2));
+                self.mail.set_flag(&name, uid, flag, on);
+            }
+            9 if self.random.once_in(6) => {
+                // Made anew, with other mail under the same UIDs; nobody may have it open.
+                let open = self
+                    .lines
+                    .iter()
+                    .any(|line| line.origin.selected.as_ref().is_some_and(|s| s.name == name));
+                if !open {
+                    self.mail.create(&name);
+                    for _ in 0..3 {
+                        self.mail.arrive(&mut self.random);
+                    }
+                }
+            }
+            10 if self.manner == Manner::Cyrus && self.random.once_in(3) => {
+                let clock = self.clock;
+                if self.revoked.remove(user).is_some() {
+                    self.mail.revoked.remove(user);
+                } else {
+                    self.revoked.insert(user.to_owned(), clock);
+                    self.mail.revoked.insert(user.to_owned(), self.mail.tick);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn client_speaks(&mut self, at: usize) {
+        let line = &mut self.lines[at];
+        if self.serial && line.client.is_waiting() && !line.client.is_idle() {
+            return;
+        }
+        let truth = Truth {
+            mail: &self.mail,
+            origin: &line.origin,
+            reached: &line.reached,
+            clock: self.clock,
+            re_proof: RE_PROOF,
+            revoked: self.revoked.get(&line.client.user).copied(),
+        };
+        let mut uploads = Vec::new();
+        if let Some(words) = line.client.speak(&mut self.random, &truth, &mut uploads) {
+            line.to_session.extend(words.as_bytes());
+        }
+        line.origin.uploads.append(&mut uploads);
+    }
+
+    /// How many octets move at once: one, a few, or many.
+    fn some(&mut self) -> usize {
+        match self.random.below(12) {
+            0 => 1,
+            1 | 2 => 1 + self.random.below(16),
+            _ => 1 + self.random.below(40_000),
+        }
+    }
+
+    fn session_hears_client(&mut self, at: usize) {
+        let (n, now) = (self.some(), self.now());
+        let line = &mut self.lines[at];
+        if line.closed.is_none() && line.session.wants_client() && !line.to_session.is_empty() {
+            let octets: Vec<u8> = line.to_session.drain(..n.min(line.to_session.len())).collect();
+            line.note(self.clock, "C->", &octets);
+            line.session.handle_client(now, octets.into());
+        }
+    }
+
+    fn origin_hears(&mut self, at: usize) {
+        let n = self.some();
+        let line = &mut self.lines[at];
+        let octets: Vec<u8> = line.to_origin.drain(..n.min(line.to_origin.len())).collect();
+        line.origin.receive(&octets);
+    }
+
+    fn session_hears_origin(&mut self, at: usize) {
+        let (n, now) = (self.some(), self.now());
+        let line = &mut self.lines[at];
+        if line.closed.is_none() && line.session.wants_server() && line.origin.has_output() {
+            let (octets, marks) = line.origin.take_output(n);
+            marks.into_iter().for_each(|mark| line.reached.take(mark, self.clock, self.mail.tick));
+            line.note(self.clock, "    <-S", &octets);
+            line.session.handle_server(now, octets.into());
+        }
+    }
+
+    fn store_answers(&mut self, at: usize) {
+        let now = self.now();
+        let line = &mut self.lines[at];
+        if let Some(op) = line.errands.pop_front()
+            && let Some(reply) = self.shelf.handle(op)
+            && line.closed.is_none()
+        {
+            line.session.handle_store(now, reply);
+        }
+    }
+
+    /// Does what the session wants done, as the shell does.
+    fn drain(&mut self, at: usize) -> Result<(), String> {
+        let line = &mut self.lines[at];
+        while let Some(output) = line.session.poll_output() {
+            match &output {
+                Output::ToClient(octets) => line.note(self.clock, "C<-", octets),
+                Output::ToServer(octets) => line.note(self.clock, "    ->S", octets),
+                Output::Catalog(CatalogOp::Resolve { uids, .. }) => {
+                    line.note(self.clock, "  store?", format!("{uids:?}").as_bytes())
+                }
+                Output::Event(event) => line.note(self.clock, "  event", format!("{event:?}").as_bytes()),
+                _ => {}
+            }
+            match output {
+                Output::ToClient(octets) => line.to_client.push_back(Written::Octets(octets)),
+                Output::ToClientFrom { reader, offset, octets } => {
+                    line.to_client.push_back(Written::From { reader, offset, octets });
+                }
+                Output::ToServer(octets) => line.to_origin.extend(&octets),
+                Output::Catalog(op) => line.errands.push_back(op),
+                Output::Close(why) => line.closed = Some(why),
+                Output::Event(Event::Desync(why) | Event::Tunnel(why)) => {
+                    return Err(format!("gave up: {why}"));
+                }
+                Output::Event(Event::Unread) => return Err("a FETCH response was not understood".into()),
+                Output::Event(_) => {}
+                Output::StartTls | Output::CompressServer { .. } => return Err("nobody wanted that".into()),
+            }
+        }
+        while let Some(written) = line.to_client.front_mut() {
+            let octets = match written {
+                Written::Octets(octets) => std::mem::take(octets),
+                Written::From { reader, offset, octets } => {
+                    let mut buf = vec![0; usize::try_from(*octets).unwrap().min(16_384)];
+                    let n = reader.read_at(*offset, &mut buf).map_err(|e| e.to_string())?;
+                    if n == 0 && reader.wait(*offset, Duration::ZERO).is_err() {
+                        line.closed = Some(Closing::StoreLost);
+                        break;
+                    }
+                    if n == 0 {
+                        break;
+                    }
+                    *offset += n as u64;
+                    *octets -= n as u64;
+                    buf.truncate(n);
+                    buf.into()
+                }
+            };
+            if !matches!(written, Written::From { octets: 1.., .. }) {
+                line.to_client.pop_front();
+            }
+            let truth = Truth {
+                mail: &self.mail,
+                origin: &line.origin,
+                reached: &line.reached,
+                clock: self.clock,
+                re_proof: RE_PROOF,
+                revoked: self.revoked.get(&line.client.user).copied(),
+            };
+            let says = line.client.hear(&octets, &truth)?;
+            line.to_session.extend(says);
+        }
+        Ok(())
+    }
+
+    fn report(&self, at: usize, lie: &str) -> String {
+        let said: Vec<&str> = self.lines[at].said.iter().map(String::as_str).collect();
+        format!("{}\n{lie}", said.join("\n"))
+    }
+
+    /// A session is over; its client begins another.
+    fn end(&mut self, at: usize) -> Result<(), String> {
+        let line = &self.lines[at];
+        if !line.client.logged_out {
+            return Err(format!("closed: {:?}; asked {}", line.closed, line.client.outstanding()));
+        }
+        let fresh = self.connect();
+        let line = std::mem::replace(&mut self.lines[at], fresh);
+        for op in line.errands {
+            self.shelf.handle(op);
+        }
+        self.totals.replies += line.client.replies;
+        self.totals.from_store += line.client.from_store;
+        self.totals.sessions += 1;
+        self.drain(at)
+    }
+
+    /// Nothing new happens; everything that is owed comes, and everybody believes what is.
+    fn settle(&mut self) -> Result<(), String> {
+        (0..self.lines.len()).try_for_each(|at| self.settle_line(at).map_err(|lie| self.report(at, &lie)))
+    }
+
+    fn settle_line(&mut self, at: usize) -> Result<(), String> {
+        self.run_dry(at)?;
+        for round in 0..3 {
+            let line = &mut self.lines[at];
+            if line.client.logged_out || line.client.said_bye {
+                break;
+            }
+            let truth = Truth {
+                mail: &self.mail,
+                origin: &line.origin,
+                reached: &line.reached,
+                clock: self.clock,
+                re_proof: RE_PROOF,
+                revoked: self.revoked.get(&line.client.user).copied(),
+            };
+            let words = match round {
+                0 | 1 => Some(line.client.noop(&truth)),
+                _ => line.client.ask_everything(&truth),
+            };
+            line.to_session.extend(words.unwrap_or_default().as_bytes());
+            self.run_dry(at)?;
+        }
+        let line = &self.lines[at];
+        if !line.client.logged_out {
+            line.client.check_converged(&self.mail)?;
+        }
+        self.totals.replies += line.client.replies;
+        self.totals.from_store += line.client.from_store;
+        self.totals.sessions += 1;
+        Ok(())
+    }
+
+    fn run_dry(&mut self, at: usize) -> Result<(), String> {
+        for _ in 0..20_000 {
+            self.totals.events += 1;
+            self.mail.tick += 1;
+            let line = &mut self.lines[at];
+            if line.client.is_idle() {
+                line.client.end_idle().into_iter().for_each(|done| line.to_session.extend(done.as_bytes()));
+            }
+            self.session_hears_client(at);
+            self.drain(at)?;
+            self.origin_hears(at);
+            self.lines[at].origin.step(&mut self.mail, &mut self.random, true);
+            self.session_hears_origin(at);
+            self.drain(at)?;
+            self.store_answers(at);
+            self.drain(at)?;
+            let line = &self.lines[at];
+            let idle = line.to_session.is_empty()
+                && line.to_origin.is_empty()
+                && line.origin.is_quiet()
+                && line.errands.is_empty()
+                && line.to_client.is_empty();
+            if line.client.logged_out || (idle && !line.client.is_waiting()) {
+                return Ok(());
+            }
+            if let Some(why) = line.closed {
+                return Err(format!("closed: {why:?}; asked {}", line.client.outstanding()));
+            }
+        }
+        let line = &self.lines[at];
+        Err(format!(
+            "nothing moves; asked {}, state {}",
+            line.client.outstanding(),
+            line.session.state_word()
+        ))
+    }
+}
+
+/// Long enough for several selections in each of three lines.
+const STEPS: usize = 6_000;
+
+fn number_in(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Plays seeds until `events` have happened.
+fn play_many(first: u64, events: u64) {
+    let mut all = Totals::default();
+    let mut seed = first;
+    while all.events < events {
+        let totals = play(seed, STEPS).unwrap_or_else(|lie| panic!("{lie}"));
+        all.events += totals.events;
+        all.replies += totals.replies;
+        all.from_store += totals.from_store;
+        all.sessions += totals.sessions;
+        seed += 1;
+    }
+    println!(
+        "{} events, {} sessions, {} tagged replies, {} sections from the store, {} seeds, no lie",
+        all.events,
+        all.sessions,
+        all.replies,
+        all.from_store,
+        seed - first
+    );
+    assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
+}
+
+#[test]
+fn sessions_never_lie() {
+    play_many(1, number_in("WAYPOST_EVENTS").unwrap_or(1_000_000));
+}
+
+#[test]
+fn one_seed() {
+    let seed = number_in("WAYPOST_SEED").unwrap_or(1);
+    println!("{:?}", play(seed, STEPS).unwrap_or_else(|lie| panic!("{lie}")));
+}
+
+/// Seeds that once found a lie.
+#[test]
+fn seeds_that_once_failed() {
+    for seed in FAILED {
+        if let Err(lie) = play(*seed, STEPS) {
+            panic!("{lie}");
+        }
+    }
+}
+
+const FAILED: &[u64] = &[];

@@ -1,0 +1,112 @@
+//! All scenarios, a row each.
+
+use crate::case::Case;
+use crate::scenarios::{changes, commands, durability, failures, front, garbage, identical, logins};
+
+/// One row.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    /// What holds, in one clause.
+    pub(crate) says: &'static str,
+    /// Whether it is part of `--quick`.
+    pub(crate) quick: bool,
+    /// Why it cannot pass yet. Such a row is counted as skipped while it fails, and fails once it passes, so that the
+    /// mark goes away.
+    pub(crate) not_yet: Option<&'static str>,
+    pub(crate) run: fn(&Case) -> anyhow::Result<()>,
+}
+
+/// A scenario that cannot run here, with the reason.
+#[derive(Debug)]
+pub(crate) struct Skipped(pub(crate) String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+const fn row(name: &'static str, says: &'static str, run: fn(&Case) -> anyhow::Result<()>) -> Scenario {
+    Scenario { name, says, quick: false, not_yet: None, run }
+}
+
+const fn quick(scenario: Scenario) -> Scenario {
+    Scenario { quick: true, ..scenario }
+}
+
+/// In the order in which they begin: the long ones first, so that none of them ends alone.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
+    row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),
+    row("withdrawn-dovecot", "rights or mailbox gone: nothing out of the store", changes::withdrawn_dovecot),
+    row("identical-curl-dovecot", "curl gets the same direct, cold and warm", identical::curl_dovecot),
+    quick(row(
+        "identical-mbsync-dovecot",
+        "mbsync gets the same, awkward mail too",
+        identical::mbsync_dovecot,
+    )),
+    row("identical-mutt-dovecot", "mutt gets the same direct, cold and warm", identical::mutt_dovecot),
+    row("identical-imaplib-dovecot", "imaplib gets the same, awkward mail too", identical::imaplib_dovecot),
+    quick(row("identical-items-dovecot", "every kind of item, awkward mail too", identical::items_dovecot)),
+    row("identical-curl-cyrus", "curl gets the same direct, cold and warm", identical::curl_cyrus),
+    row("identical-mbsync-cyrus", "mbsync gets the same, awkward mail too", identical::mbsync_cyrus),
+    row("identical-mutt-cyrus", "mutt gets the same direct, cold and warm", identical::mutt_cyrus),
+    row("identical-imaplib-cyrus", "imaplib gets the same, awkward mail too", identical::imaplib_cyrus),
+    row("identical-items-cyrus", "every kind of item, awkward mail too", identical::items_cyrus),
+    quick(row("identical-pipelined", "a body a command, all at once", identical::pipelined)),
+    quick(row("identical-raw", "with constant texts, octet for octet", garbage::raw_octets)),
+    quick(row("warm-mbsync-dovecot", "a second mbsync costs a twentieth", identical::warm_mbsync_dovecot)),
+    row("warm-mbsync-cyrus", "a second mbsync costs a twentieth", identical::warm_mbsync_cyrus),
+    row("warm-open-dovecot", "a message opened again does not cross", identical::warm_open_dovecot),
+    row("warm-open-cyrus", "a message opened again does not cross", identical::warm_open_cyrus),
+    quick(row("login-refused", "a wrong password gets the server's refusal and no mail", logins::refused)),
+    row(
+        "login-other-mailbox",
+        "another's mailbox is refused as the server does",
+        logins::somebody_elses_mailbox,
+    ),
+    quick(row("canaries", "nobody's mail in another's stream or in the log", logins::canaries)),
+    row("sealed-store", "a sealed store shows no mail on disk", logins::sealed_store),
+    row("secrets", "no password in memory a second after the login", logins::secrets),
+    row("starttls-and-implicit", "both doors, both ways to the server", front::starttls_and_implicit),
+    row("starttls-surplus", "what stands behind STARTTLS is not obeyed", front::starttls_surplus),
+    row("starttls-lies", "a server that lies before TLS gets no password", garbage::starttls_lies),
+    row("ipv6", "the same over IPv6", front::ipv6),
+    row("two-servers", "each name gets its own server's mail", front::two_servers),
+    quick(row(
+        "capabilities",
+        "what cannot be done is not offered, and all else is",
+        front::capabilities_filtered,
+    )),
+    quick(row("branch-one-line", "`branch --mail` serves whoever trusts its root", commands::branch)),
+    row("check", "every mistake with its line; the server really asked", commands::check),
+    quick(row("status", "status, trace and pages tell how, never whose", commands::status)),
+    row("plain-needs-permission", "plain text only where the file says so", front::plain_needs_permission),
+    quick(row("certificates", "trusted or nothing, towards clients and servers", front::certificates)),
+    row("certificates-minted", "whoever installs the root is served", front::minted),
+    row("reload", "SIGHUP keeps sessions; a bad file changes nothing", front::reload),
+    quick(row("drains", "SIGTERM: BYE at rest, the rest of a message under way", front::drains)),
+    quick(row("seen-is-honest-dovecot", "no OK before the server has the flag", changes::seen_dovecot)),
+    row("seen-is-honest-cyrus", "no OK before the server has the flag", changes::seen_cyrus),
+    row("unread-at-once", "an unread message's octets do not wait", changes::unread_at_once),
+    quick(row("expunge-elsewhere-dovecot", "message numbers hold", changes::expunge_dovecot)),
+    row("expunge-elsewhere-cyrus", "message numbers hold", changes::expunge_cyrus),
+    row("recreated-dovecot", "a mailbox made anew never shows old mail", changes::recreated_dovecot),
+    row("recreated-cyrus", "a mailbox made anew never shows old mail", changes::recreated_cyrus),
+    row("uid-validity", "UIDs that begin anew never show old mail", changes::uid_validity),
+    row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
+    row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
+    row("short-outage", "two seconds without a line end nothing", failures::short_outage),
+    row("slow-clients", "clients that do not read cost 2 MiB at most", failures::slow_clients),
+    row("killed", "kill -9 in the middle of fills: nothing wrong", durability::killed),
+    row("power-cut", "power cuts in the middle of fills: nothing wrong", durability::power_cut),
+    row("disk-full", "a full disk is nobody's trouble", durability::disk_full),
+    row("disk-was-full", "a full disk is nobody's trouble, and it was full", durability::disk_was_full),
+    row("flipped-bits", "a damaged body is a miss, counted", durability::flipped_bits),
+    row("damaged-index", "a damaged index does not lie", durability::damaged_index),
+    row("garbage-from-the-client", "no client harms the session beside", garbage::from_the_client),
+    row("garbage-from-the-server", "no server harms the session beside", garbage::from_the_server),
+];

@@ -1,0 +1,10 @@
+//! The scenarios, by what they are about.
+
+pub(crate) mod changes;
+pub(crate) mod commands;
+pub(crate) mod durability;
+pub(crate) mod failures;
+pub(crate) mod front;
+pub(crate) mod garbage;
+pub(crate) mod identical;
+pub(crate) mod logins;
