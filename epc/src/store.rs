@@ -272,7 +272,6 @@ impl Store {
 
     fn resolve(&self, mailbox: &MailboxKey, uids: Vec<Uid>, items: &[ItemKey]) -> Vec<Row> {
         let answers = self.resolver.resolve(&mailbox.account.server, &self.scope(mailbox), &uids, items);
-        let whole = ItemKey::whole();
         let mut held = 0;
         let mut asked = 0;
         let rows = uids
@@ -280,8 +279,8 @@ impl Store {
             .zip(answers)
             .map(|(uid, mut values)| {
                 for (item, value) in items.iter().zip(&mut values) {
-                    if value.is_none() && *item == whole {
-                        let joined = self.fills.join(mailbox, uid);
+                    if value.is_none() {
+                        let joined = self.fills.join(mailbox, uid, item);
                         *value = joined.map(|(reader, octets)| Held::Filling { reader, octets });
                     }
                     asked += 1;
@@ -401,11 +400,9 @@ impl Opened {
         let (keys, trust) = (ItemKeys::default(), Trust::new(shadow.clone()));
         keys.load(&db)?;
         trust.load(&db, sealer)?;
-        let octets: i64 =
-            db.query_row("SELECT CAST(total(file_octets) AS INTEGER) FROM blob", [], |row| row.get(0))?;
         Ok(Self {
             is_ours: schema::is_of_key(&db, &key_check(sealer))?,
-            octets: u64::try_from(octets).unwrap_or(0),
+            octets: chores::body_octets(&db)?,
             index_octets: chores::index_octets(&db)?,
             db,
             keys,

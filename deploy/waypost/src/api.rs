@@ -97,6 +97,8 @@ pub(crate) struct Verified {
     pub(crate) bodies: u64,
     pub(crate) octets: u64,
     pub(crate) corrupt: u64,
+    pub(crate) rows: u64,
+    pub(crate) damaged_rows: u64,
     /// Whether everything was read.
     pub(crate) complete: bool,
 }

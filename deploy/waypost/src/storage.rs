@@ -155,8 +155,8 @@ fn class_word(class: SectionClass) -> &'static str {
 
 impl From<VerifyReport> for Verified {
     fn from(report: VerifyReport) -> Self {
-        let VerifyReport { bodies, octets, corrupt, complete } = report;
-        Self { bodies, octets, corrupt, complete }
+        let VerifyReport { bodies, octets, corrupt, rows, damaged_rows, complete } = report;
+        Self { bodies, octets, corrupt, rows, damaged_rows, complete }
     }
 }
 

@@ -26,10 +26,11 @@ pub(crate) fn store(command: &StoreCommand) -> Result<Exit, Failure> {
                 Ok(storage::open_strictly(config)?.verify(u64::MAX).into())
             })?;
             print(node, &verified, |verified| {
-                let Verified { bodies, octets, corrupt, complete } = verified;
+                let Verified { bodies, octets, corrupt, rows, damaged_rows, complete } = verified;
                 let part = if *complete { "" } else { " (not all: others are read by the next call)" };
                 format!(
-                    "{bodies} bodies, {} read{part}; {corrupt} damaged and moved aside\n",
+                    "{bodies} bodies, {} read{part}; {corrupt} damaged and moved aside\n\
+                     {rows} values; {damaged_rows} damaged and forgotten\n",
                     human_size(*octets)
                 )
             })

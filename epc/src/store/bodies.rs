@@ -89,6 +89,13 @@ impl Room {
         self.index.store(octets, Ordering::Relaxed);
     }
 
+    /// Sets what the index says, unless bodies are on their way that it does not know yet.
+    pub(super) fn correct_used(&self, octets: u64) {
+        if self.promised.load(Ordering::Relaxed) == 0 {
+            self.set_used(octets);
+        }
+    }
+
     pub(super) fn set_used(&self, octets: u64) {
         self.used.store(octets, Ordering::Relaxed);
     }
@@ -190,15 +197,23 @@ impl Bodies {
         }
     }
 
-    /// Ids of all bodies that have their final name; what is no body's name there is removed.
+    /// Ids of all bodies that have their final name.
     pub(super) fn ids(&self) -> io::Result<Vec<BlobId>> {
         let mut ids = Vec::new();
-        for dir in dirs() {
-            for name in self.inner.disk.list(&dir)? {
-                match parse_id(&name).filter(|id| dir_of(id) == dir) {
-                    Some(id) => ids.push(id),
-                    None => self.inner.disk.remove(&format!("{dir}/{name}"))?,
-                }
+        for first in 0..=u8::MAX {
+            ids.append(&mut self.ids_in(first)?);
+        }
+        Ok(ids)
+    }
+
+    /// Of these the ones that begin so; what is no body's name there is removed.
+    pub(super) fn ids_in(&self, first: u8) -> io::Result<Vec<BlobId>> {
+        let mut ids = Vec::new();
+        let dir = dir_named(first);
+        for name in self.inner.disk.list(&dir)? {
+            match parse_id(&name).filter(|id| dir_of(id) == dir) {
+                Some(id) => ids.push(id),
+                None => self.inner.disk.remove(&format!("{dir}/{name}"))?,
             }
         }
         Ok(ids)
@@ -629,11 +644,11 @@ const QUARANTINED_MAX: usize = 32;
 
 fn dir_of(id: &BlobId) -> String {
     let [first, ..] = id.0;
-    format!("{BLOBS}/{first:02x}")
+    dir_named(first)
 }
 
-fn dirs() -> impl Iterator<Item = String> {
-    (0..=u8::MAX).map(|first| format!("{BLOBS}/{first:02x}"))
+fn dir_named(first: u8) -> String {
+    format!("{BLOBS}/{first:02x}")
 }
 
 fn path_of(id: &BlobId) -> String {

@@ -11,6 +11,7 @@ use discovery_core::seam::blob::BlobId;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::{
     collections::{HashSet, VecDeque},
+    io,
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
@@ -125,7 +126,11 @@ impl Chores {
             if !stopping && (wanted || tick % TIDY_TICKS == 0 || self.room.is_tight()) {
                 self.clear_retired(RETIRED_SLICE);
                 self.forget_unnamed();
+                self.correct_used();
                 self.make_room();
+            }
+            if !stopping {
+                self.sweep(tick);
             }
             lock(&self.todo).done = asked;
             self.changed.notify_all();
@@ -214,7 +219,7 @@ impl Chores {
     }
 
     /// Brings files and rows together: what one has and the other has not goes away.
-    pub(super) fn collect(&self) -> std::io::Result<GcReport> {
+    pub(super) fn collect(&self) -> io::Result<GcReport> {
         self.index.settle();
         self.settle();
         let mut report = GcReport::default();
@@ -226,13 +231,25 @@ impl Chores {
 
         self.index.put(Write::ForgetUnnamed);
         self.index.settle();
-        let files: HashSet<BlobId> = self.bodies.ids()?.into_iter().collect();
+        for first in 0..=u8::MAX {
+            self.reconcile(first, &mut report)?;
+        }
+        self.index.settle();
+        report.evicted = self.make_room();
+        Ok(report)
+    }
+
+    /// Of the bodies whose ids begin so: removes files that no row names, and rows without a file.
+    fn reconcile(&self, first: u8, report: &mut GcReport) -> io::Result<()> {
+        let files: HashSet<BlobId> = self.bodies.ids_in(first)?.into_iter().collect();
         let rows = self.index.read(|db| {
-            let mut statement = db.prepare("SELECT id FROM blob")?;
-            let ids = statement.query_map([], |row| Ok(blob_id(row)))?;
+            let mut statement = db.prepare_cached("SELECT id FROM blob WHERE id BETWEEN ? AND ?")?;
+            let (mut low, mut high) = ([0; 32], [u8::MAX; 32]);
+            (low[0], high[0]) = (first, first);
+            let ids = statement.query_map([low, high], |row| Ok(blob_id(row)))?;
             ids.filter_map(Result::transpose).collect::<rusqlite::Result<HashSet<BlobId>>>()
         });
-        let Some(rows) = rows else { return Ok(report) };
+        let Some(rows) = rows else { return Ok(()) };
         for id in files.difference(&rows) {
             // What is just being stored is held by its writer.
             if self.bodies.forget_unread(id).unwrap_or(false) {
@@ -246,15 +263,40 @@ impl Chores {
                 report.rows_without_body += 1;
             }
         }
-        self.index.settle();
-        report.evicted = self.make_room();
-        Ok(report)
+        Ok(())
+    }
+
+    /// After a crash there may be files without rows. They are looked for at leisure, long after the start.
+    pub(super) fn sweep(&self, tick: u64) {
+        let Some(first) = tick.checked_sub(SWEEP_AFTER_TICKS).and_then(|nth| u8::try_from(nth).ok()) else {
+            return;
+        };
+        if let Err(error) = self.reconcile(first, &mut GcReport::default()) {
+            self.index.counters.disk_failures.one();
+            tracing::warn!(%error, "the store's directory cannot be read");
+        }
+    }
+
+    /// What is lost and found by and by makes the sum wrong by and by.
+    fn correct_used(&self) {
+        if self.bodies.unsynced() == 0
+            && let Some(octets) = self.index.read(body_octets)
+        {
+            self.room.correct_used(octets);
+        }
     }
 }
 
 /// The first column; `None` where it is damaged.
 fn blob_id(row: &Row<'_>) -> Option<BlobId> {
     columns::exact(row, 0).map(BlobId)
+}
+
+/// Octets of all bodies' files.
+pub(super) fn body_octets(db: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT CAST(total(file_octets) AS INTEGER) FROM blob";
+    let octets: i64 = db.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(octets).unwrap_or(0))
 }
 
 /// Octets of the index that are in use.
@@ -274,6 +316,9 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// So often there is a look at everything else.
 const TIDY_TICKS: u64 = 20;
+
+/// A tick that comes a minute after the start at the earliest, unless there is much to do.
+const SWEEP_AFTER_TICKS: u64 = 120;
 
 /// How long a body that no row names is kept.
 const UNNAMED_SECONDS: i64 = 3600;

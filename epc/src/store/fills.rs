@@ -37,8 +37,8 @@ pub(super) struct Fills {
 #[derive(Default)]
 struct Open {
     fills: HashMap<FillId, Arc<Mutex<Fill>>>,
-    /// Whole messages that others can join.
-    joinable: HashMap<(MailboxKey, Uid), Joinable>,
+    /// Bodies that others can join.
+    joinable: HashMap<(MailboxKey, Uid, ItemKey), Joinable>,
 }
 
 struct Joinable {
@@ -52,10 +52,12 @@ struct Fill {
     item: ItemKey,
     announced: u64,
     came: u64,
-    into: Into,
+    /// When octets came last (seconds since 1970).
+    touched: i64,
+    into: Destination,
 }
 
-enum Into {
+enum Destination {
     /// A small section, for a row.
     Row(Vec<u8>),
     Body {
@@ -95,15 +97,15 @@ impl Fills {
         now: i64,
     ) -> bool {
         let whole = item == ItemKey::whole();
-        let into = if item.section_spec().is_none() || lock(&self.open).fills.len() >= FILLS_MAX {
+        let into = if item.section_spec().is_none() || self.is_crowded(now) {
             Err(StoreError::Full)
         } else if !whole && octets <= INLINE_OCTETS_MAX {
-            Ok(Into::Row(Vec::new()))
+            Ok(Destination::Row(Vec::new()))
         } else if now < self.not_before.load(Ordering::Relaxed) {
             Err(StoreError::Full)
         } else {
             let message = whole.then(|| Message { indexer: SectionIndexer::new(), beginning: Vec::new() });
-            self.bodies.writer(Some(octets)).map(|writer| Into::Body { writer, message })
+            self.bodies.writer(Some(octets)).map(|writer| Destination::Body { writer, message })
         };
         let into = match into {
             Ok(into) => into,
@@ -114,17 +116,34 @@ impl Fills {
             }
         };
         let mut open = lock(&self.open);
-        if let (Into::Body { writer, message: Some(_) }, Some(uid)) = (&into, uid) {
+        if let (Destination::Body { writer, .. }, Some(uid)) = (&into, uid) {
             let joinable = Joinable { fill: id, reader: writer.reader(), octets };
-            open.joinable.entry((mailbox.clone(), uid)).or_insert(joinable);
+            open.joinable.entry((mailbox.clone(), uid, item.clone())).or_insert(joinable);
         }
-        let fill = Fill { mailbox, item, announced: octets, came: 0, into };
+        let fill = Fill { mailbox, item, announced: octets, came: 0, touched: now, into };
         let before = open.fills.insert(id, Arc::new(Mutex::new(fill)));
         drop(open);
         if before.is_some() {
             self.counters.fills_aborted.one();
         }
         true
+    }
+
+    /// Whether there are too many; those of which nothing came for long are given up first.
+    fn is_crowded(&self, now: i64) -> bool {
+        let open = lock(&self.open);
+        if open.fills.len() < FILLS_MAX {
+            return false;
+        }
+        let all: Vec<_> = open.fills.iter().map(|(id, fill)| (*id, Arc::clone(fill))).collect();
+        drop(open);
+        for (id, fill) in all {
+            let idle = lock(&fill).touched < now - FILL_IDLE_SECONDS;
+            if idle {
+                self.abort(id);
+            }
+        }
+        lock(&self.open).fills.len() >= FILLS_MAX
     }
 
     fn report(&self, error: &StoreError) {
@@ -146,18 +165,19 @@ impl Fills {
         let Some(fill) = lock(&self.open).fills.get(&id).cloned() else { return };
         let mut fill = lock(&fill);
         fill.came = fill.came.saturating_add(octets.len() as u64);
+        fill.touched = now;
         if fill.came > fill.announced {
             // The origin cannot send more than it announced; whoever says so is mistaken about the stream.
             self.let_go(&mut fill, id);
             return;
         }
         let outcome = match &mut fill.into {
-            Into::Nothing => Ok(()),
-            Into::Row(row) => {
+            Destination::Nothing => Ok(()),
+            Destination::Row(row) => {
                 row.extend_from_slice(octets);
                 Ok(())
             }
-            Into::Body { writer, message } => {
+            Destination::Body { writer, message } => {
                 if let Some(message) = message {
                     message.indexer.push(octets);
                     let room = BEGINNING_OCTETS_MAX.saturating_sub(message.beginning.len());
@@ -174,7 +194,7 @@ impl Fills {
 
     /// Drops what there is and takes no more.
     fn let_go(&self, fill: &mut Fill, id: FillId) {
-        fill.into = Into::Nothing;
+        fill.into = Destination::Nothing;
         self.done(id);
     }
 
@@ -187,10 +207,10 @@ impl Fills {
             self.let_go(&mut fill, id);
             return None;
         }
-        let value = match std::mem::replace(&mut fill.into, Into::Nothing) {
-            Into::Nothing => None,
-            Into::Row(row) => Some(Value::Octets(row.into())),
-            Into::Body { writer, message } => match self.keep(writer, message, fill.came) {
+        let value = match std::mem::replace(&mut fill.into, Destination::Nothing) {
+            Destination::Nothing => None,
+            Destination::Row(row) => Some(Value::Octets(row.into())),
+            Destination::Body { writer, message } => match self.keep(writer, message, fill.came) {
                 Ok(blob) => Some(Value::Blob(blob)),
                 Err(error) => {
                     self.failed(&error, now);
@@ -254,16 +274,24 @@ impl Fills {
         self.let_go(&mut lock(&fill), id);
     }
 
-    /// A whole message that is on its way; its announced length.
-    pub(super) fn join(&self, mailbox: &MailboxKey, uid: Uid) -> Option<(Arc<dyn BlobReader>, u64)> {
+    /// A large section that is on its way; its announced length.
+    pub(super) fn join(
+        &self,
+        mailbox: &MailboxKey,
+        uid: Uid,
+        item: &ItemKey,
+    ) -> Option<(Arc<dyn BlobReader>, u64)> {
         let open = lock(&self.open);
-        let joinable = open.joinable.get(&(mailbox.clone(), uid))?;
+        if open.joinable.is_empty() {
+            return None;
+        }
+        let joinable = open.joinable.get(&(mailbox.clone(), uid, item.clone()))?;
         Some((Arc::clone(&joinable.reader), joinable.octets))
     }
 
     /// Nobody joins these from here on.
     pub(super) fn part(&self, gone: impl Fn(&MailboxKey, Uid) -> bool) {
-        lock(&self.open).joinable.retain(|(mailbox, uid), _| !gone(mailbox, *uid));
+        lock(&self.open).joinable.retain(|(mailbox, uid, _), _| !gone(mailbox, *uid));
     }
 
     pub(super) fn part_mailbox(&self, account: &AccountKey, name: &[u8], but: Option<&MailboxKey>) {
@@ -276,6 +304,9 @@ impl Fills {
 
 /// Sections on their way at once; each holds at most a block of content.
 const FILLS_MAX: usize = 4096;
+
+/// A session that ends says so; this is for one that could not.
+const FILL_IDLE_SECONDS: i64 = 600;
 
 /// The header is in here, if it is kept at all.
 const BEGINNING_OCTETS_MAX: usize = HEADER_OCTETS_MAX;

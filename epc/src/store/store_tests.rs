@@ -201,6 +201,12 @@ fn what_was_said_is_held_at_once_and_after_a_restart() {
 }
 
 #[test]
+fn a_store_is_shared_by_all_sessions() {
+    fn shared<T: Catalog + 'static>() {}
+    shared::<Store>();
+}
+
+#[test]
 fn what_changes_is_never_kept() {
     let (_root, store) = fresh();
     let inbox = mailbox(1, "INBOX", 5);

@@ -235,6 +235,12 @@ impl Writing<'_> {
         let Some(mailbox) = self.mailbox_for(db, scope)? else {
             // A session that still has the old generation open says what is true there, for nobody.
             self.counters.fills_stale.one();
+            for (_, value) in items {
+                if let Value::Blob(blob) = value {
+                    // Its row is what finds the file when it goes.
+                    self.blob(db, blob)?;
+                }
+            }
             return Ok(false);
         };
         let sql = "INSERT INTO msg(mailbox, uid, proof, used) VALUES(?, ?, ?, ?) ON CONFLICT DO UPDATE

@@ -214,7 +214,7 @@ impl super::Session {
                     self.settle(look_up, waiting.command, waiting.octets)?
                 }
                 Stage::Whole(slot) => {
-                    let owned = self.flights.owns(|own| *own == Own::Whole(slot));
+                    let owned = self.comes_whole(slot);
                     match self.whole_begun.take_if(|begun| *begun == slot) {
                         Some(_) => self.look_again(waiting.command, waiting.octets, slot),
                         None if owned => return Some(Waiting { stage: Stage::Whole(slot), ..waiting }),
@@ -347,12 +347,12 @@ impl super::Session {
         if held.is_empty() {
             if !look_up.again
                 && let [(slot, uid)] = *look_up.missing.as_slice()
-                && self.is_piece_of_large(fetch, slot)
+                && let Some(key) = self.piece_of_large(fetch, slot)
             {
                 if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
                     self.ask_seen_ahead(uid);
                 }
-                self.ask_whole(slot, uid);
+                self.ask_whole(slot, uid, key);
                 return Some(waiting(Stage::Whole(slot)));
             }
             let outcome = Outcome::Origin(Reason::NotHeld);
@@ -430,34 +430,37 @@ impl super::Session {
         None
     }
 
-    /// Whether a client reads a message in pieces, of which this is one, that is worth fetching whole.
-    fn is_piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> bool {
-        let mut pieces = fetch.items.iter().filter_map(|item| {
-            let whole = item.key.class() == ItemClass::Section(SectionClass::Whole);
-            item.partial.filter(|_| whole)
-        });
-        let Some((_, count)) = pieces.next() else { return false };
+    /// The section that a client reads in pieces, of which this is one, if it is worth fetching whole.
+    fn piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> Option<ItemKey> {
+        let mut pieces = fetch.items.iter().filter_map(|item| Some((&item.key, item.partial?.1)));
+        let (key, count) = pieces.next()?;
         let only = pieces.next().is_none()
+            && matches!(key.class(), ItemClass::Section(_))
             && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
         let worth = |size: u64| {
             let count = u64::from(count);
             size <= self.config.chunk_fill_max
                 && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
         };
-        only && self.sizes.get(&slot).copied().is_some_and(worth)
-            && !self.flights.owns(|own| matches!(own, Own::Whole(_)))
+        let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        // A part's length is not known; it is no longer than its message, and its preview is no preview of that.
+        let size = self.sizes.get(&slot).copied();
+        let worth = size.is_some_and(|size| worth(size) && (whole || u64::from(count) >= PIECE_OCTETS_MIN));
+        let fits = worth && only
+            && self.flights.whole().is_none()
             // An answer to one of these would be taken for ours.
-            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none())
+            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none());
+        fits.then(|| key.clone())
     }
 
     /// Whether all of this message is on its way to us.
     pub(super) fn comes_whole(&self, slot: SlotId) -> bool {
-        self.flights.owns(|own| *own == Own::Whole(slot))
+        self.flights.whole().is_some_and(|(coming, _)| coming == slot)
     }
 
     /// Whether a FETCH could be answered with a message that is on its way to us.
     pub(super) fn fetches_what_comes_whole(&self, command: &Command) -> bool {
-        let coming = self.flights.whole();
+        let coming = self.flights.whole().map(|(slot, _)| slot);
         let (Some(slot), b"FETCH") = (coming, &*command.verb) else { return false };
         let Kind::Fetch(fetch) = &command.kind else { return true };
         let Some(set) = &fetch.set.set else { return true };
@@ -482,10 +485,11 @@ impl super::Session {
         self.send(format!("{tag} UID STORE {uid} +FLAGS (\\Seen)\r\n").into());
     }
 
-    fn ask_whole(&mut self, slot: SlotId, uid: Uid) {
+    fn ask_whole(&mut self, slot: SlotId, uid: Uid, key: ItemKey) {
         self.whole_begun = None;
-        let tag = self.flights.own(Own::Whole(slot));
-        self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[])\r\n").into());
+        let Some(spec) = key.section_spec().map(str::to_owned) else { return };
+        let tag = self.flights.own(Own::Whole(slot, key));
+        self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[{spec}])\r\n").into());
     }
 
     fn look_again(&mut self, command: Command, octets: Bytes, slot: SlotId) -> Waiting {
@@ -543,15 +547,18 @@ impl super::Session {
         out.flush(&mut self.outputs);
     }
 
-    /// Begins a response of the origin with what the store adds to it: `payload` is what stands behind `FETCH `.
+    /// Tells a response of the origin with what the store adds to it; `payload` is what stands behind `FETCH `, a list
+    /// without literals. The origin's items come first: Thunderbird gives a header to the message whose UID it read
+    /// last, and the UID is among them.
     pub(super) fn tell_spliced(&mut self, msn: Msn, row: &Prepared, payload: &[u8]) {
+        let list = payload.trim_ascii_end();
+        let inside = list.strip_prefix(b"(").and_then(|l| l.strip_suffix(b")")).unwrap_or_default();
         let mut out = Composer::new(format!("* {msn} FETCH ("));
-        out.items(&row.items, &mut self.outputs);
-        let rest = payload.strip_prefix(b"(").unwrap_or(payload);
-        if !rest.starts_with(b")") {
-            out.text.extend_from_slice(b" ");
+        if !inside.is_empty() {
+            out.item(inside);
         }
-        out.text.extend_from_slice(rest);
+        out.items(&row.items, &mut self.outputs);
+        out.text.extend_from_slice(b")\r\n");
         out.flush(&mut self.outputs);
     }
 }

@@ -66,10 +66,18 @@ impl super::Session {
                 Err(_) => self.desync("EXPUNGE of a message that is not there", frame),
             },
             Response::Expunge(msn) if matches!(self.phase, Phase::Selecting) => {
-                // Likewise; where it is none of the new mailbox's, the next EXISTS makes it forgotten.
-                let _other_mailbox = self.views.handle_expunge(msn);
-                self.views.deliver(Window::All, &mut |_| ());
-                self.say(piece);
+                // Of the mailbox that is being left it says nothing that the client could still use, and its number
+                // may not be the client's.
+                if self.views.handle_expunge(msn).is_ok() {
+                    self.views.deliver(Window::All, &mut |_| ());
+                    self.say(piece);
+                }
+            }
+            // Likewise.
+            Response::Fetch { .. } if matches!(self.phase, Phase::Selecting) => {
+                if !matches!(frame, Frame::End { .. }) {
+                    self.reading = Reading::Opaque { told: false };
+                }
             }
             // Only a client that asked for QRESYNC hears VANISHED, and its session is not followed.
             Response::Vanished { .. } if self.is_selected() => self.desync("VANISHED", frame),
@@ -295,7 +303,7 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
-            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(_) => {}
+            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(..) => {}
             Own::Rights => {
                 let proved = self.rights_asked.filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {

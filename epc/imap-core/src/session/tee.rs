@@ -44,6 +44,8 @@ pub(super) struct Fetching {
     slot: SlotId,
     /// Whether the client gets it; else it was asked by us.
     told: bool,
+    /// Whether it answers our question for a whole section.
+    ours: bool,
     /// Whether something could not be understood: nothing is kept.
     spoilt: bool,
     literal: Keep,
@@ -80,8 +82,8 @@ impl super::Session {
                 Some(_) => {}
                 None => self.count_unread(),
             }
-            let has_whole = |said: &FetchResponse| said.items.iter().any(|i| i.key == ItemKey::whole());
-            if self.comes_whole(slot) && said.as_ref().is_some_and(has_whole) {
+            let wanted = self.flights.whole().filter(|(coming, _)| *coming == slot).map(|(_, key)| key);
+            if wanted.is_some_and(|key| said.iter().flat_map(|s| &s.items).any(|i| i.key == *key)) {
                 // Ours, although it is no literal: NIL, or a string. The client's own command will say it.
                 return;
             }
@@ -110,7 +112,12 @@ impl super::Session {
         if self.views.handle_fetch(msn, reader.uid(), None).is_err() {
             return self.desync("a UID that cannot be", frame);
         }
-        let ours = is_whole_literal(&payload) && self.comes_whole(slot);
+        let mut reader = reader;
+        let literal = reader.literal_begins(octets, binary);
+        let ours = self.flights.whole().is_some_and(|(coming, wanted)| {
+            coming == slot
+                && matches!(&literal, LiteralOf::Section { key, origin: None, .. } if key == wanted)
+        });
         let told = !ours && {
             // It says more than flags: nothing is put into it.
             let _none = self.splices.take(slot, None);
@@ -122,13 +129,14 @@ impl super::Session {
             msn,
             slot,
             told,
+            ours,
             spoilt: false,
             literal: Keep::No,
             fills: Vec::new(),
             small: Vec::new(),
             filled: 0,
         });
-        self.begin_literal(&mut fetching, octets, binary, ours);
+        self.begin_literal(&mut fetching, literal, octets);
         self.reading = Reading::Fetch(fetching);
     }
 
@@ -175,7 +183,8 @@ impl super::Session {
                 if fetching.told {
                     self.say(piece);
                 }
-                self.begin_literal(&mut fetching, octets, binary, false);
+                let literal = fetching.reader.literal_begins(octets, binary);
+                self.begin_literal(&mut fetching, literal, octets);
             }
             Frame::End { piece } => {
                 fetching.end_literal();
@@ -199,12 +208,10 @@ impl super::Session {
     }
 
     /// A literal of a FETCH response begins: is it worth keeping?
-    fn begin_literal(&mut self, fetching: &mut Fetching, octets: u64, binary: bool, ours: bool) {
+    fn begin_literal(&mut self, fetching: &mut Fetching, literal: LiteralOf, octets: u64) {
         fetching.literal = Keep::No;
-        let LiteralOf::Section { key, origin: None, .. } = fetching.reader.literal_begins(octets, binary)
-        else {
-            return;
-        };
+        let ours = fetching.ours;
+        let LiteralOf::Section { key, origin: None, .. } = literal else { return };
         let Some(mailbox) = self.mailbox_key().cloned() else { return };
         let whole = key.class() == ItemClass::Section(SectionClass::Whole);
         if !whole && octets <= INLINE_OCTETS_MAX {
@@ -225,7 +232,7 @@ impl super::Session {
     }
 
     fn end_fetch(&mut self, fetching: Fetching) {
-        let Fetching { reader, msn, slot, spoilt, fills, small, filled, .. } = fetching;
+        let Fetching { reader, msn, slot, ours, spoilt, fills, small, filled, .. } = fetching;
         let said = match reader.finish() {
             Ok(said) if !spoilt => said,
             Ok(_) | Err(_) => {
@@ -236,6 +243,10 @@ impl super::Session {
         if !self.learn(msn, &said, &small) {
             self.abort(fills);
             return self.desync("a UID that cannot be", Frame::End { piece: Bytes::new() });
+        }
+        if ours && !small.is_empty() {
+            // Too small to be joined while it came; now the store has it.
+            self.whole_begun = Some(slot);
         }
         match (self.views.uid(slot), self.mailbox_key().is_some()) {
             (Some(uid), true) => {
@@ -329,13 +340,6 @@ impl Fetching {
             self.small.push((key, octets.freeze()));
         }
     }
-}
-
-/// Whether the piece ends in the announcement of a whole message: `BODY[] {n}`.
-fn is_whole_literal(payload: &[u8]) -> bool {
-    let line = payload.trim_ascii_end();
-    let Some(at) = line.iter().rposition(|o| *o == b'{') else { return false };
-    line.get(..at).is_some_and(|before| before.to_ascii_uppercase().ends_with(b"BODY[] "))
 }
 
 /// A copy that does not keep the whole read buffer alive while it waits.

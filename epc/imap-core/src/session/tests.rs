@@ -318,7 +318,7 @@ fn flags_come_from_the_origin_into_the_same_response() {
         .gets("b UID FETCH 11 (FLAGS)\r\n")
         .hears("");
     d.server("* 1 FETCH (UID 11 FLAGS (\\Seen))\r\nb OK done\r\n")
-        .hears("* 1 FETCH (RFC822.SIZE 5 BODY[] {5}\r\nhello UID 11 FLAGS (\\Seen))\r\nb OK done\r\n");
+        .hears("* 1 FETCH (UID 11 FLAGS (\\Seen) RFC822.SIZE 5 BODY[] {5}\r\nhello)\r\nb OK done\r\n");
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn numbers_are_translated_while_an_expunge_waits() {
     // hear it now.
     d.client("b FETCH 1 (FLAGS BODY.PEEK[])\r\n").gets("b UID FETCH 11 (FLAGS)\r\n");
     d.server("* 2 EXPUNGE\r\n* 1 FETCH (UID 11 FLAGS ())\r\nb OK done\r\n")
-        .hears("* 1 FETCH (BODY[] {5}\r\nhello UID 11 FLAGS ())\r\nb OK done\r\n");
+        .hears("* 1 FETCH (UID 11 FLAGS () BODY[] {5}\r\nhello)\r\nb OK done\r\n");
     // Message 3 of the client is message 2 of the origin.
     d.client("c FETCH 3 (FLAGS)\r\n").gets("c FETCH 2 (FLAGS)\r\n");
     d.server("* 2 FETCH (FLAGS (\\Draft))\r\nc OK\r\n").hears("* 3 FETCH (FLAGS (\\Draft))\r\nc OK\r\n");
@@ -491,6 +491,21 @@ fn a_piece_of_a_large_message_brings_all_of_it() {
     d.client("c UID FETCH 12 (BODY.PEEK[]<4.100>)\r\n")
         .gets("")
         .hears("* 2 FETCH (UID 12 BODY[]<4> {6}\r\n456789)\r\nc OK UID FETCH completed\r\n");
+}
+
+#[test]
+fn a_piece_of_a_large_part_brings_all_of_the_part() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("s UID FETCH 12 (RFC822.SIZE)\r\n").server("* 2 FETCH (UID 12 RFC822.SIZE 1000000)\r\ns OK\r\n");
+    d.server.clear();
+    d.client.clear();
+    d.client("b UID FETCH 12 (UID BODY.PEEK[2]<0.65536>)\r\n")
+        .gets("EPC0102030405062 UID FETCH 12 (BODY.PEEK[2])\r\n");
+    // Small enough to be told from memory, once it is complete.
+    d.server("* 2 FETCH (UID 12 BODY[2] {3}\r\nabc)\r\nEPC0102030405062 OK\r\n")
+        .hears("* 2 FETCH (UID 12 BODY[2]<0> {3}\r\nabc)\r\nb OK UID FETCH completed\r\n");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::{fetch::Prepared, login::Login};
 use crate::{
     command::{Command, MsnSpans, SetRef},
+    item::ItemKey,
     uid::UidValidity,
     views::SlotId,
 };
@@ -77,8 +78,8 @@ pub(super) enum Own {
     SeenAhead,
     /// What only the origin knows of messages that the store holds, for the client's command of this tag.
     Rest(Bytes),
-    /// A whole message, because the client reads it in pieces.
-    Whole(SlotId),
+    /// A whole section, because the client reads it in pieces.
+    Whole(SlotId, ItemKey),
     /// The end of an IDLE whose client has its answer already.
     IdleEnd,
 }
@@ -159,11 +160,11 @@ impl Flights {
         self.flights.iter().any(|f| matches!(&f.owner, Owner::Own(own) if what(own)))
     }
 
-    /// The message that was asked whole.
-    pub(super) fn whole(&self) -> Option<SlotId> {
-        self.flights
-            .iter()
-            .find_map(|f| if let Owner::Own(Own::Whole(slot)) = f.owner { Some(slot) } else { None })
+    /// The section that was asked whole.
+    pub(super) fn whole(&self) -> Option<(SlotId, &ItemKey)> {
+        self.flights.iter().find_map(|f| {
+            if let Owner::Own(Own::Whole(slot, key)) = &f.owner { Some((*slot, key)) } else { None }
+        })
     }
 
     /// The tag of our question for UIDs, as an ESEARCH response names it.

@@ -49,7 +49,6 @@ pub(crate) struct Mail {
     /// When a user lost the right to read the shared mailbox.
     pub(crate) revoked: BTreeMap<String, u64>,
     contents: u64,
-    validities: u32,
     /// Counts everything that happens.
     pub(crate) tick: u64,
 }
@@ -65,7 +64,6 @@ impl Mail {
             last_seen: BTreeMap::new(),
             revoked: BTreeMap::new(),
             contents: 0,
-            validities: 100,
             tick: 0,
         };
         for user in USERS {
@@ -81,8 +79,9 @@ impl Mail {
 
     /// A mailbox, empty, in a new generation.
     pub(crate) fn create(&mut self, name: &BoxName) {
-        self.validities += 1;
-        let mailbox = Mailbox { validity: self.validities, next_uid: 1, live: Vec::new() };
+        // Servers that take the time for it give many mailboxes the same.
+        let validity = self.boxes.get(name).map_or(1, |before| before.validity + 1);
+        let mailbox = Mailbox { validity, next_uid: 1, live: Vec::new() };
         self.boxes.insert(name.clone(), mailbox);
     }
 
@@ -98,17 +97,28 @@ impl Mail {
         }
     }
 
+    /// New mail for one mailbox.
+    pub(crate) fn arrive_in(&mut self, name: &BoxName, random: &mut Random) {
+        self.contents += 1;
+        let content = Rc::new(Content::new(random, self.contents));
+        self.add(name, content, random);
+    }
+
     pub(crate) fn add(&mut self, name: &BoxName, content: Rc<Content>, random: &mut Random) -> u32 {
         let mailbox = self.boxes.get_mut(name).unwrap();
         // UIDs have gaps.
         let uid = mailbox.next_uid + u32::try_from(random.below(3)).unwrap();
         mailbox.next_uid = uid + 1;
-        let mut flags = BTreeSet::from([identity_flag(mailbox.validity, uid)]);
+        let mut flags = BTreeSet::from([identity_flag(name, mailbox.validity, uid)]);
         if random.once_in(3) {
             flags.insert("\\Seen".into());
         }
         mailbox.live.push(Live { uid, flags });
-        let date = format!("{:02}-Jul-{:04} 02:44:25 -0700", uid % 28 + 1, 1000 + mailbox.validity);
+        let date = format!(
+            "{:02}-Jul-{:04} 02:44:25 -0700",
+            uid % 28 + 1,
+            1000 + place_of(name) * 100 + mailbox.validity % 100
+        );
         self.history.insert((name.clone(), mailbox.validity, uid), Message { content, date });
         uid
     }
@@ -150,8 +160,14 @@ impl Mail {
 }
 
 /// A keyword that says which message the flags belong to.
-pub(crate) fn identity_flag(validity: u32, uid: u32) -> String {
-    format!("$m{validity}-{uid}")
+pub(crate) fn identity_flag(name: &BoxName, validity: u32, uid: u32) -> String {
+    format!("$m{}-{validity}-{uid}", place_of(name))
+}
+
+/// A number for a mailbox.
+fn place_of((owner, name): &BoxName) -> u32 {
+    let place = |known: &[&str], text: &str| known.iter().position(|k| *k == text).map_or(9, |at| at + 1);
+    u32::try_from(place(&USERS, owner) * 10 + place(&BOXES, name)).unwrap()
 }
 
 pub(crate) fn box_of(user: &str, name: &str) -> BoxName {

@@ -64,7 +64,8 @@ struct Line {
     origin: Origin,
     reached: Reached,
     to_session: VecDeque<u8>,
-    to_client: VecDeque<Written>,
+    /// With the moment at which the session said it.
+    to_client: VecDeque<(u64, Written)>,
     to_origin: VecDeque<u8>,
     errands: VecDeque<CatalogOp>,
     closed: Option<Closing>,
@@ -240,7 +241,7 @@ impl World {
                 let (flag, on) = (*self.random.pick(&["\\Seen", "\\Flagged"]), self.random.once_in(2));
                 self.mail.set_flag(&name, uid, flag, on);
             }
-            9 if self.random.once_in(6) => {
+            9 if self.random.once_in(3) => {
                 // Made anew, with other mail under the same UIDs; nobody may have it open.
                 let open = self
                     .lines
@@ -248,8 +249,8 @@ impl World {
                     .any(|line| line.origin.selected.as_ref().is_some_and(|s| s.name == name));
                 if !open {
                     self.mail.create(&name);
-                    for _ in 0..3 {
-                        self.mail.arrive(&mut self.random);
+                    for _ in 0..8 {
+                        self.mail.arrive_in(&name, &mut self.random);
                     }
                 }
             }
@@ -278,6 +279,7 @@ impl World {
             clock: self.clock,
             re_proof: RE_PROOF,
             revoked: self.revoked.get(&line.client.user).copied(),
+            said: self.mail.tick,
         };
         let mut uploads = Vec::new();
         if let Some(words) = line.client.speak(&mut self.random, &truth, &mut uploads) {
@@ -348,9 +350,12 @@ impl World {
                 _ => {}
             }
             match output {
-                Output::ToClient(octets) => line.to_client.push_back(Written::Octets(octets)),
+                Output::ToClient(octets) => {
+                    line.to_client.push_back((self.mail.tick, Written::Octets(octets)))
+                }
                 Output::ToClientFrom { reader, offset, octets } => {
-                    line.to_client.push_back(Written::From { reader, offset, octets });
+                    let body = Written::From { reader, offset, octets };
+                    line.to_client.push_back((self.mail.tick, body));
                 }
                 Output::ToServer(octets) => line.to_origin.extend(&octets),
                 Output::Catalog(op) => line.errands.push_back(op),
@@ -363,7 +368,8 @@ impl World {
                 Output::StartTls | Output::CompressServer { .. } => return Err("nobody wanted that".into()),
             }
         }
-        while let Some(written) = line.to_client.front_mut() {
+        while let Some((said, written)) = line.to_client.front_mut() {
+            let said = *said;
             let octets = match written {
                 Written::Octets(octets) => std::mem::take(octets),
                 Written::From { reader, offset, octets } => {
@@ -392,6 +398,7 @@ impl World {
                 clock: self.clock,
                 re_proof: RE_PROOF,
                 revoked: self.revoked.get(&line.client.user).copied(),
+                said,
             };
             let says = line.client.hear(&octets, &truth)?;
             line.to_session.extend(says);
@@ -440,6 +447,7 @@ impl World {
                 clock: self.clock,
                 re_proof: RE_PROOF,
                 revoked: self.revoked.get(&line.client.user).copied(),
+                said: self.mail.tick,
             };
             let words = match round {
                 0 | 1 => Some(line.client.noop(&truth)),

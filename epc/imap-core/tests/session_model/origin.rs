@@ -60,7 +60,8 @@ pub(crate) struct Origin {
     queue: VecDeque<Vec<u8>>,
     idle: Option<String>,
     sasl: Option<String>,
-    leave_given: bool,
+    /// How much had come when leave was given for a literal.
+    leave_given: usize,
     output: VecDeque<u8>,
     emitted: u64,
     delivered: u64,
@@ -84,7 +85,7 @@ impl Origin {
             queue: VecDeque::new(),
             idle: None,
             sasl: None,
-            leave_given: false,
+            leave_given: 0,
             output: VecDeque::new(),
             emitted: 0,
             delivered: 0,
@@ -225,13 +226,14 @@ impl Origin {
             let mut asks = None;
             match take_message(&mut self.input, true, &mut asks) {
                 Some(command) => {
-                    self.leave_given = false;
+                    self.leave_given = 0;
                     self.queue.push_back(command);
                 }
                 None => {
-                    let waits = asks.is_some() && !text(&self.input).contains("+}\r\n");
-                    if waits && self.queue.is_empty() && !self.leave_given {
-                        self.leave_given = true;
+                    let given = std::mem::replace(&mut self.leave_given, self.input.len());
+                    if asks.is_none() || !self.queue.is_empty() {
+                        self.leave_given = 0;
+                    } else if given != self.input.len() {
                         self.line("+ OK");
                     }
                     return;

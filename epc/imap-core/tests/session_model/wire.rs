@@ -2,7 +2,7 @@
 //! line with what is tested.
 
 /// Takes a whole line with its literals off the front of `buffer`; `None` while it is not complete. `asks` is given
-/// the length of a literal that is not there yet, so that a server can let it come. In text, `{5}` is no literal.
+/// the length of a literal that waits for leave to come. In text, `{5}` is no literal.
 pub(crate) fn take_message(buffer: &mut Vec<u8>, client: bool, asks: &mut Option<usize>) -> Option<Vec<u8>> {
     let mut at = 0;
     loop {
@@ -18,7 +18,8 @@ pub(crate) fn take_message(buffer: &mut Vec<u8>, client: bool, asks: &mut Option
             return Some(buffer.drain(..at).collect());
         };
         if buffer.len() < at + octets {
-            *asks = Some(octets);
+            let waits = buffer.len() == at && !buffer.ends_with(b"+}\r\n");
+            *asks = waits.then_some(octets);
             return None;
         }
         at += octets;
