@@ -19,7 +19,7 @@ mod shelf;
 mod wire;
 
 use bytes::Bytes;
-use client::{Client, Reached, Truth, tolerated};
+use client::{Client, Reached, Truth};
 use discovery_core::{
     id::{ServerId, UserKey, UserKeying},
     now::{Now, UnixMillis},
@@ -167,7 +167,7 @@ impl World {
             compress: Compress::Off,
             cache: true,
             re_proof: RE_PROOF,
-            chunk_fill_max: if tolerated("whole-takes-others-answers") && !self.serial { 0 } else { 1 << 20 },
+            chunk_fill_max: 1 << 20,
         };
         let mut session = Session::new(config);
         let greeting = format!("* OK [CAPABILITY {}] ready\r\n", origin.capabilities());
@@ -193,7 +193,7 @@ impl World {
         let at = self.random.below(self.lines.len());
         match self.random.below(120) {
             0..=3 => self.others(),
-            4 | 5 if self.is_still() || !tolerated("proof-dated-by-arrival") => {
+            4 | 5 => {
                 self.clock += Duration::from_secs(self.random.below(40) as u64);
             }
             6..=24 => self.client_speaks(at),
@@ -201,8 +201,7 @@ impl World {
             45..=64 => self.origin_hears(at),
             65..=84 => {
                 let line = &mut self.lines[at];
-                let quiet = tolerated("news-of-the-old-mailbox");
-                line.origin.step(&mut self.mail, &mut self.random, quiet);
+                line.origin.step(&mut self.mail, &mut self.random, false);
             }
             85..=109 => self.session_hears_origin(at),
             _ => self.store_answers(at),
@@ -212,11 +211,6 @@ impl World {
             if line.closed.is_some() || line.client.logged_out { self.end(at) } else { Ok(()) }
         });
         told.map_err(|lie| self.report(at, &lie))
-    }
-
-    /// Nothing is on its way.
-    fn is_still(&self) -> bool {
-        self.lines.iter().all(|line| line.to_origin.is_empty() && line.origin.is_quiet())
     }
 
     /// Everybody else with an account on this server.
