@@ -164,6 +164,11 @@ impl Client {
         !self.asked.is_empty()
     }
 
+    /// Whether an answer is due; while it listens in IDLE none is.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.asked.iter().any(|asked| !matches!(asked.what, What::Idle { listening: true, done: false }))
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.asked.iter().any(|asked| matches!(asked.what, What::Idle { listening: true, done: false }))
     }
