@@ -436,7 +436,8 @@ impl World {
         let closed = line.closed.is_some();
         // A body that another session was fetching, and that session was cut.
         let lost = line.closed == Some(Closing::StoreLost);
-        if !line.client.logged_out && !lost && !(line.cut && closed) {
+        let expected = line.client.logged_out || lost || (line.cut && closed);
+        if !expected {
             return Err(format!("closed: {:?}; asked {}", line.closed, line.client.outstanding()));
         }
         let fresh = self.connect();
