@@ -621,6 +621,28 @@ fn a_store_whose_writer_is_gone_answers_nothing_and_holds_nobody_up() {
 }
 
 #[test]
+fn flips_in_a_tables_definition_are_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let (inbox, _) = small_store(&root);
+    let path = root.path().join("store");
+    let good = fs::read(path.join(INDEX)).unwrap();
+    for word in
+        ["text TEXT NOT NULL", "file_octets INTEGER", "tally BLOB", "hits INTEGER", "item_blob", "retired"]
+    {
+        let at = good.windows(word.len()).position(|window| window == word.as_bytes()).unwrap();
+        let mut bad = good.clone();
+        bad[at] ^= 0x02;
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(INDEX), bad).unwrap();
+        let store = Store::open(config(&path)).unwrap();
+        assert!(path.join("quarantine").join(INDEX).exists(), "{word}");
+        record(&store, &inbox, 1, &[("ENVELOPE", "(anew)")]);
+        assert_eq!(text(&store, &inbox, 1, "ENVELOPE").as_deref(), Some("(anew)"), "{word}");
+    }
+}
+
+#[test]
 fn an_index_that_is_none_is_moved_aside() {
     let root = tempfile::tempdir().unwrap();
     let (inbox, _) = small_store(&root);
