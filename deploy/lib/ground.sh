@@ -3,6 +3,7 @@
 # The caller has set `root`.
 
 target=${CARGO_TARGET_DIR:-$root/target}
+case $target in /*) ;; *) target=$root/$target ;; esac
 
 # Installs and builds what is missing, with lines that say so. Packages: everything, unless `base` is asked for;
 # more names may follow.
@@ -24,6 +25,8 @@ ground_ready() {
         # Installed to be run by hand: not at the next start of the machine.
         _disable_new_units "$name.service"
     done
+    # SQLite is C, and Rust links with the C compiler.
+    command -v cc >/dev/null 2>&1 || _install_missing gcc libc6-dev
     echo '== build: profile release (optimised, no link-time optimisation)'
     (cd -- "$root" && cargo build --locked --release -p waypost -p e2e --bin waypost --bin demo)
 }

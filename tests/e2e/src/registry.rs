@@ -42,6 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),
     row("withdrawn-dovecot", "rights or mailbox gone: nothing out of the store", changes::withdrawn_dovecot),
+    row("identical-thunderbird-dovecot", "Thunderbird gets the same", identical::thunderbird_dovecot),
     row("identical-curl-dovecot", "curl gets the same direct, cold and warm", identical::curl_dovecot),
     quick(row(
         "identical-mbsync-dovecot",
@@ -109,4 +110,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("damaged-index", "a damaged index does not lie", durability::damaged_index),
     row("garbage-from-the-client", "no client harms the session beside", garbage::from_the_client),
     row("garbage-from-the-server", "no server harms the session beside", garbage::from_the_server),
+    row("cut-literals", "half a message is never taken for a whole one", garbage::cut_literals),
+    row("clients-leave", "a client that leaves in the middle leaves nothing half", failures::clients_leave),
+    row("same-message-at-once", "eight at once, about once over the line", failures::same_message_at_once),
 ];

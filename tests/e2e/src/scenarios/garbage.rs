@@ -472,3 +472,48 @@ pub(crate) fn raw_octets(case: &Case) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// A server that dies in the middle of a message: the half is never taken for the whole, by nobody.
+pub(crate) fn cut_literals(case: &Case) -> anyhow::Result<()> {
+    let ground = Ground::build(case)?;
+    let mut waypost = ground.site.waypost(case, &ground.settings("implicit"))?;
+    waypost.watch.announce(LIAR);
+    for given in [0, 1, 300, 600, 648] {
+        let half = move |talk: &mut Talk| -> std::io::Result<()> {
+            talk.say("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR] ready\r\n")?;
+            loop {
+                let line = talk.line()?;
+                let (tag, command) = line.split_once(' ').unwrap_or_default();
+                if command.contains("BODY") {
+                    let body = message(1);
+                    let start = body.get(..given).unwrap_or_default();
+                    return talk.say(format!("* 1 FETCH (UID 1 BODY[] {{{}}}\r\n{start}", body.len()));
+                }
+                talk.say(String::from_utf8_lossy(&honest(command)).replace("TAG", tag))?;
+            }
+        };
+        let cut = ground.liar(Arc::new(half))?;
+        let mut wire = ground.with_liar()?;
+        wire.response()?;
+        wire.command("LOGIN alice secret")?.ok()?;
+        wire.command("SELECT INBOX")?.ok()?;
+        ensure!(wire.command("UID FETCH 1 (BODY.PEEK[])").is_err(), "a reply although the server died");
+        drop(cut);
+        let _honest = ground.liar(Arc::new(|talk: &mut Talk| talk.serve(|_| None)))?;
+        for run in ["cold", "warm"] {
+            let mut wire = ground.with_liar()?;
+            wire.response()?;
+            wire.command("LOGIN alice secret")?.ok()?;
+            wire.command("SELECT INBOX")?.ok()?;
+            let reply = wire.command("UID FETCH 1 (BODY.PEEK[])")?.ok()?;
+            let right = reply.literals().any(|body| body == message(1).as_bytes());
+            ensure!(right, "{run}, after a message cut at {given}: {:?}", reply.untagged);
+        }
+        // The next round asks the same question: the store must forget what it now rightly holds.
+        waypost.kill()?;
+        std::fs::remove_dir_all(ground.settings("implicit").store)?;
+        waypost = ground.site.waypost(case, &ground.settings("implicit"))?;
+        waypost.watch.announce(LIAR);
+    }
+    waypost.still_runs()
+}

@@ -298,7 +298,9 @@ fn start_all<P: Program>(
                 Act { round_trips: counters.round_trips(), wan_octets: counters.octets(), ..act },
             );
         }
-        given(row, arm, dialogue.values, &|key| key.contains("HEADER.FIELDS (") && key.contains("SUBJECT"));
+        // It also fetches what nobody asked it for.
+        let listed = |key: &str| key.contains("HEADER.FIELDS (") && key.contains("SUBJECT");
+        row.given.entry(arm).or_default().merge(dialogue.values.only(&listed));
         // Right octets in an order that the program does not understand are no right list.
         let program = desk.program.as_mut().context("the program has ended")?;
         let mut shown = Values::default();
@@ -334,16 +336,18 @@ fn open_in_all<P: Program>(
         if let Some(act) = desk.act(ground, |program| program.open(mail), part)? {
             acts.insert(desk.arm, act);
         }
-        let uid = format!("/{}/BODY", mail.uid);
-        given(row, desk.arm, desk.dialogue()?.values, &|key| key.contains(&uid) && !key.contains("HEADER"));
+        // In one piece or in chunks, as the program likes: it is the same message.
+        let (mut opened, suffix) = (Values::default(), format!("/{}/BODY[]", mail.uid));
+        for (key, digest) in desk.dialogue()?.values.digests() {
+            let key = key.strip_suffix("<>").unwrap_or(&key);
+            if key.ends_with(&suffix) {
+                opened.insert(key.to_owned(), digest);
+            }
+        }
+        row.given.entry(desk.arm).or_default().merge(opened);
     }
     keep(row, acts);
     Ok(())
-}
-
-/// What counts in a row of what a client was given: it also fetches what nobody asked it for.
-fn given(row: &mut Row, arm: Arm, values: Values, counts: &dyn Fn(&str) -> bool) {
-    row.given.entry(arm).or_default().merge(values.only(counts));
 }
 
 /// The acts of one turn count together or not at all.

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::clients::Act;
+use lab::rng::Rng;
 
 use crate::arm::{Arm, COLD, Ground, LISTED, READER};
 use crate::mail::{self, Mail, WHOLE_OCTETS_MAX};
 use crate::measure::{self, Outcome};
 use crate::progress::Progress;
+use crate::relay::Relay;
 use crate::row::Row;
 use crate::session::{Reply, Session};
 use crate::tamper::{self, Tamper};
@@ -71,8 +74,38 @@ pub(crate) fn all(
         ..Journey::new("open-miss", "cold", COLD, counts.chunked_miss)
     };
     rows.push(miss.cold(ground, progress, &cold_large, &mut OpenInChunks)?);
+    cross_check(ground, progress, &mut rows)?;
     Ok(rows)
 }
+
+/// Has another client, which shares no code with this one, fetch a few of the messages in every arm, and holds its
+/// digests against ours.
+fn cross_check(ground: &Ground, progress: &Progress, rows: &mut [Row]) -> anyhow::Result<()> {
+    let Some(row) = rows.iter_mut().find(|row| row.name == "open-hit") else { return Ok(()) };
+    let ours = row.given.get(&Arm::Direct).map(|values| values.digests()).unwrap_or_default();
+    let keys: Vec<&String> = ours.keys().filter(|key| key.ends_with("/BODY[]")).collect();
+    let mut rng = Rng::new(u64::from(std::process::id()));
+    let keys: Vec<&String> = (0..CROSS_CHECKED).filter_map(|_| rng.pick(&keys).copied()).collect();
+    progress.begin("open-hit: some of it again with a second client", Arm::ALL.len());
+    for arm in Arm::ALL {
+        let relay = Relay::start(ground, arm)?;
+        let account = ground.account_at(READER, relay.port)?;
+        let mut act = Act::new("cross-check", &["SELECT INBOX", "UID FETCH 1:* (FLAGS)"]);
+        let uids = keys.iter().filter_map(|key| key.split('/').nth(1));
+        act.commands.extend(uids.map(|uid| format!("UID FETCH {uid} (UID BODY.PEEK[])")));
+        let report = lab::clients::scripted(&ground.lab, arm.place(), &account, &[act])?;
+        for key in &keys {
+            if report.digest.get(*key) != ours.get(*key) {
+                row.faults
+                    .push(format!("{}: a second client was given something else for {key}", arm.name()));
+            }
+        }
+        progress.step();
+    }
+    Ok(())
+}
+
+const CROSS_CHECKED: usize = 3;
 
 /// What is done to each item of a journey.
 trait Deed<Item> {
