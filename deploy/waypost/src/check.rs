@@ -1,11 +1,12 @@
 //! `waypost check`: all that can be said about a configuration before it runs.
 
 use crate::{
-    config::{Config, FileUse, Server, value::Encryption},
+    config::{self, Config, FileUse, Server, value::Encryption},
     exit::{Exit, Failure},
     file, node, say, trust,
 };
 use discovery_core::value::Class;
+use epc::tls::operator::OperatorCert;
 use seams::{
     intake::ClientAddr,
     origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy, VerifiedBy},
@@ -13,7 +14,7 @@ use seams::{
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -29,6 +30,9 @@ pub(crate) fn check(path: &Path, online: bool) -> Result<Exit, Failure> {
     let config = file::usable(&loaded, path)?;
     say::line(format_args!("{}: this can be used", path.display()));
     say::text(trust::sentences(config)?);
+    if let Some(operator) = &config.tls.operator {
+        say::line(expiry(operator)?);
+    }
     if !online {
         return Ok(Exit::Fine);
     }
@@ -44,6 +48,20 @@ pub(crate) fn check(path: &Path, online: bool) -> Result<Exit, Failure> {
         Exit::Unavailable,
         format_args!("{failed} of {} servers cannot be used", config.servers.len()),
     ))
+}
+
+/// When the operator's certificate ends.
+fn expiry(operator: &config::Operator) -> Result<String, Failure> {
+    let shown = operator.cert.display();
+    let opened = OperatorCert::open(operator.cert.clone(), operator.key.clone());
+    let end = opened.map_err(|error| Failure::new(Exit::Usage, error))?.expires();
+    Ok(match end.map(|end| end.duration_since(SystemTime::now())) {
+        Some(Ok(left)) => format!("{shown} is good for {} days more.", left.as_secs() / 86_400),
+        Some(Err(_)) => {
+            format!("{shown} HAS EXPIRED: mail programs refuse it; put a new one there and send SIGHUP.")
+        }
+        None => format!("{shown}: when it ends cannot be read from it."),
+    })
 }
 
 async fn ask_all(config: &Config) -> Result<usize, Failure> {

@@ -12,27 +12,28 @@ pub(crate) fn sentences(config: &Config) -> Result<String, Failure> {
     let mut out = String::new();
     let encrypted = config.listeners.iter().any(|listener| listener.tls != Encryption::Plain);
     if encrypted {
-        match (&config.tls.operator, &config.tls.ca_dir) {
-            (Some(operator), _) => {
-                let _ = writeln!(
-                    out,
-                    "Mail programs see the certificate in {}; they must trust the authority that signed it,\nand connect by a name that stands in it.",
-                    operator.cert.display()
-                );
-            }
-            (None, Some(dir)) => {
-                let fingerprint = fingerprint(dir)?;
-                let root = dir.join("root.pem");
-                let _ = writeln!(
-                    out,
-                    "Mail programs must trust this authority, as one that may identify servers: install\n  {}\n  SHA-256 {fingerprint}\nin each of them (compare the fingerprint), and nothing else. It can sign for these names only:\n  {}\nWho gets hold of {} can be these servers towards these\nmail programs. {} is not needed here: take it offline.",
-                    root.display(),
-                    names(config).join(" "),
-                    dir.join("issuing.key").display(),
-                    dir.join("root.key").display(),
-                );
-            }
-            (None, None) => {}
+        if let Some(operator) = &config.tls.operator {
+            let _ = writeln!(
+                out,
+                "Mail programs see the certificate in {}; they must trust the authority that signed it,\nand connect by a name that stands in it.",
+                operator.cert.display()
+            );
+        }
+        if let Some(dir) = &config.tls.ca_dir {
+            let otherwise = if config.tls.operator.is_some() {
+                "For the servers' other names they"
+            } else {
+                "Mail programs"
+            };
+            let _ = writeln!(
+                out,
+                "{otherwise} must trust this authority, as one that may identify servers: install\n  {}\n  SHA-256 {}\nin each of them (compare the fingerprint), and nothing else. It can sign for these names only:\n  {}\nWho gets hold of {} can be these servers towards these\nmail programs. {} is not needed here: take it offline.",
+                dir.join("root.pem").display(),
+                fingerprint(dir)?,
+                names(config).join(" "),
+                dir.join("issuing.key").display(),
+                dir.join("root.key").display(),
+            );
         }
     }
     if config.listeners.iter().any(|listener| listener.tls == Encryption::Plain) {

@@ -106,7 +106,7 @@ impl<'a> Conversation<'a> {
             }
             self.report();
             let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
-            let pause = self.errands.pause(Instant::now());
+            let pause = self.errands.pause();
             let wanted = self.origin_open && pause.is_none() && self.session.wants_server();
             let from_origin = self.reading(wanted, &self.client);
             let deadline = pause.into_iter().chain([self.deadline()]).min().unwrap_or_else(Instant::now);

@@ -1,11 +1,12 @@
 //! One battery for bodies, over the real disk and the one with faults; crashes, flips, a full disk.
 
 use super::{
-    bodies::{Bodies, Room},
+    bodies::Bodies,
     body_file::{BLOCK_OCTETS, HEADER_OCTETS},
     counters::Counters,
     disk::DirectoryDisk,
     fault_disk::{Dice, Fault, FaultDisk},
+    room::Room,
     seal::{AesGcm, CheckOnly},
 };
 use discovery_core::seam::{

@@ -1,10 +1,11 @@
 //! What the store does by itself, in a thread of its own: sync bodies, compare cuts, make room, forget.
 
 use super::{
-    bodies::{Bodies, Room, lock},
+    bodies::{Bodies, lock},
     columns,
     index::{Comparable, Index, now},
     resolve::Resolver,
+    room::Room,
     write::Write,
 };
 use discovery_core::seam::blob::BlobId;

@@ -1,16 +1,26 @@
 //! What the store does when something is wrong: damage, a full disk, a crash, another key, a second opener.
 
 use super::{
+    counters::Counters,
     fault_disk::{Dice, Fault, FaultDisk},
+    item_keys::ItemKeys,
     store_tests::{
         begin, config, data, fill, fresh, item, mailbox, message, octets, one, record, resolve, text,
         try_octets, uid,
     },
+    trust::Trust,
     *,
 };
 use imap_core::catalog::RequestId;
-use std::{collections::BTreeMap, io::ErrorKind};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 use tempfile::TempDir;
+use zeroize::Zeroizing;
 
 const CANARY: &str = "CANARY-0815";
 
@@ -562,7 +572,7 @@ fn fills_that_nobody_ends_do_not_stop_others() {
     store.fills.data(fill_id(7), &bytes::Bytes::from_static(b"01234"), 1500);
     store.fills.begin(fill_id(9000), inbox.clone(), None, header, 10, 1700);
     store.fills.data(fill_id(9000), &bytes::Bytes::from_static(b"0123456789"), 1700);
-    assert!(store.fills.commit(fill_id(9000), 1700).is_some());
+    assert!(store.fills.commit(fill_id(9000), uid(1), 1700).is_some());
     assert_eq!(store.stats().fills.aborted, 4095, "all but the one that moved");
 }
 
@@ -608,6 +618,28 @@ fn a_store_whose_writer_is_gone_answers_nothing_and_holds_nobody_up() {
     }
     assert!(one(&store, &inbox, 1, "ENVELOPE").is_none());
     store.flush();
+}
+
+#[test]
+fn flips_in_a_tables_definition_are_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let (inbox, _) = small_store(&root);
+    let path = root.path().join("store");
+    let good = fs::read(path.join(INDEX)).unwrap();
+    for word in
+        ["text TEXT NOT NULL", "file_octets INTEGER", "tally BLOB", "hits INTEGER", "item_blob", "retired"]
+    {
+        let at = good.windows(word.len()).position(|window| window == word.as_bytes()).unwrap();
+        let mut bad = good.clone();
+        bad[at] ^= 0x02;
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(INDEX), bad).unwrap();
+        let store = Store::open(config(&path)).unwrap();
+        assert!(path.join("quarantine").join(INDEX).exists(), "{word}");
+        record(&store, &inbox, 1, &[("ENVELOPE", "(anew)")]);
+        assert_eq!(text(&store, &inbox, 1, "ENVELOPE").as_deref(), Some("(anew)"), "{word}");
+    }
 }
 
 #[test]

@@ -49,6 +49,8 @@ struct Joinable {
 
 struct Fill {
     mailbox: MailboxKey,
+    /// As it was announced; others may have joined under it.
+    uid: Option<Uid>,
     item: ItemKey,
     announced: u64,
     came: u64,
@@ -120,7 +122,7 @@ impl Fills {
             let joinable = Joinable { fill: id, reader: writer.reader(), octets };
             open.joinable.entry((mailbox.clone(), uid, item.clone())).or_insert(joinable);
         }
-        let fill = Fill { mailbox, item, announced: octets, came: 0, touched: now, into };
+        let fill = Fill { mailbox, uid, item, announced: octets, came: 0, touched: now, into };
         let before = open.fills.insert(id, Arc::new(Mutex::new(fill)));
         drop(open);
         if before.is_some() {
@@ -199,9 +201,15 @@ impl Fills {
     }
 
     /// Ends it; `None` when it did not come in full or could not be kept.
-    pub(super) fn commit(&self, id: FillId, now: i64) -> Option<Filled> {
+    pub(super) fn commit(&self, id: FillId, uid: Uid, now: i64) -> Option<Filled> {
         let fill = lock(&self.open).fills.remove(&id)?;
         let mut fill = lock(&fill);
+        if fill.uid.is_some_and(|announced| announced != uid) && !mutants::on("store-uid-mistaken") {
+            // Whoever joined waits for another message: he must not get this one to its end.
+            self.counters.fills_aborted.one();
+            self.let_go(&mut fill, id);
+            return None;
+        }
         if fill.came != fill.announced && !mutants::on("store-partial-findable") {
             self.counters.fills_wrong_length.one();
             self.let_go(&mut fill, id);

@@ -205,7 +205,7 @@ proptest! {
 #[test]
 fn many_sessions_at_once_in_a_store_that_is_too_small() {
     let root = tempfile::tempdir().unwrap();
-    let config = StoreConfig { size_max: 1_500_000, ..config(root.path()) };
+    let config = StoreConfig { size_max: 2_500_000, ..config(root.path()) };
     let store = Store::open_on(Arc::new(FaultDisk::default()), config).unwrap();
     let body = |n: u32| message(n, 40_000 + usize::try_from(n).unwrap() * 9000);
     let served = AtomicU64::new(0);
@@ -215,7 +215,7 @@ fn many_sessions_at_once_in_a_store_that_is_too_small() {
             scope.spawn(move || {
                 let mut dice = Dice(user.into());
                 let inbox = mailbox(user % 3, "INBOX", 5);
-                for _ in 0..250 {
+                for _ in 0..600 {
                     let n = 1 + u32::try_from(dice.roll(20)).unwrap();
                     match dice.roll(10) {
                         0..4 => fill(store, &inbox, n, "BODY[]", body(n).as_bytes()),

@@ -100,14 +100,30 @@ pub(super) fn open(path: &Path, suspect: bool) -> Result<Connection, SchemaError
     // Checkpoints sync; nobody who waits for a commit should wait for that as well.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     let transaction = connection.transaction()?;
-    let done = usize::try_from(found).map_err(|_| SchemaError::Damaged)?;
-    for step in MIGRATIONS.iter().skip(done) {
-        transaction.execute_batch(step)?;
+    migrate(&transaction, usize::try_from(found).map_err(|_| SchemaError::Damaged)?)?;
+    // A flipped bit in a table's definition is a column that nobody finds.
+    let reference = Connection::open_in_memory()?;
+    migrate(&reference, 0)?;
+    if definitions(&transaction)? != definitions(&reference)? {
+        return Err(SchemaError::Damaged);
     }
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.commit()?;
     Ok(connection)
+}
+
+fn migrate(db: &Connection, from: usize) -> rusqlite::Result<()> {
+    MIGRATIONS.iter().skip(from).try_for_each(|step| db.execute_batch(step))
+}
+
+/// All that is defined, as it is written down.
+fn definitions(db: &Connection) -> rusqlite::Result<Vec<[Vec<u8>; 4]>> {
+    let mut statement = db.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema")?;
+    let rows = statement.query_map([], |row| Ok([0, 1, 2, 3].map(|nth| columns::octets(row, nth))))?;
+    let mut all = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    all.sort();
+    Ok(all)
 }
 
 /// Opens the index for reading; it was opened for writing before.

@@ -3,7 +3,7 @@
 use super::{fault_disk::FaultDisk, trust::SAME_MIN, *};
 use bytes::Bytes;
 use discovery_core::{
-    id::{AccountKey, UserKey},
+    id::{AccountKey, ServerId, UserKey},
     seam::blob::{BlobReader, Length, StoreError},
 };
 use imap_core::{
@@ -11,6 +11,9 @@ use imap_core::{
     uid::UidValidity,
 };
 use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -375,6 +378,18 @@ fn a_body_on_its_way_is_joined_and_ends_well_or_badly() {
     begin(&store, &inbox, Some(4), "BODY[]", 10);
     store.handle(CatalogOp::Forget { account: inbox.account.clone(), name: inbox.name.clone() });
     assert!(one(&store, &inbox, 4, "BODY[]").is_none());
+}
+
+#[test]
+fn a_body_that_turns_out_to_be_another_message_never_ends_for_who_joined() {
+    let (_root, store) = fresh();
+    let inbox = mailbox(1, "INBOX", 5);
+    let id = begin(&store, &inbox, Some(1), "BODY[]", 5);
+    let joined = one(&store, &inbox, 1, "BODY[]").unwrap();
+    data(&store, id, b"other");
+    commit(&store, id, 2, Proof::Origin);
+    assert!(matches!(try_octets(&joined), Err(StoreError::Abandoned)));
+    assert!(one(&store, &inbox, 1, "BODY[]").is_none() && one(&store, &inbox, 2, "BODY[]").is_none());
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! The operator's own certificate, from files that he may replace while sessions run.
 
-use super::files::{self, FileError};
+use super::{
+    files::{self, FileError},
+    server_name,
+};
 use rustls::{
-    server::{ClientHello, ResolvesServerCert},
+    client::verify_server_name,
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use std::{
@@ -47,6 +51,18 @@ impl OperatorCert {
         Ok(())
     }
 
+    /// Whether the certificate in use is good for `name`, as clients judge it (RFC 6125: exact names, wildcards,
+    /// addresses).
+    #[must_use]
+    pub fn is_for(&self, name: &str) -> bool {
+        let current = self.current();
+        let parsed = current.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
+        match (parsed, server_name(name)) {
+            (Some(parsed), Some(name)) => verify_server_name(&parsed, &name).is_ok(),
+            (None, _) | (_, None) => false,
+        }
+    }
+
     /// When the certificate in use ends; `None` when it cannot be told.
     #[must_use]
     pub fn expires(&self) -> Option<SystemTime> {
@@ -72,4 +88,34 @@ fn expires(key: &CertifiedKey) -> Option<SystemTime> {
     let (_, leaf) = X509Certificate::from_der(key.cert.first()?.as_ref()).ok()?;
     let end = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;
     UNIX_EPOCH.checked_add(Duration::from_secs(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::files::{Audience, write};
+
+    #[test]
+    fn a_certificate_is_for_the_names_in_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let names = ["mail.lab.test", "*.office.test", "192.0.2.7"].map(str::to_owned);
+        let made = rcgen::generate_simple_self_signed(names).expect("made");
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        write(&cert, made.cert.pem().as_bytes(), Audience::All).expect("writable");
+        write(&key, made.signing_key.serialize_pem().as_bytes(), Audience::Owner).expect("writable");
+        let operator = OperatorCert::open(cert, key).expect("a pair");
+        for (name, good) in [
+            ("mail.lab.test", true),
+            ("MAIL.lab.test", true),
+            ("imap.office.test", true),
+            ("192.0.2.7", true),
+            ("office.test", false),
+            ("a.b.office.test", false),
+            ("evil.test", false),
+            ("192.0.2.8", false),
+            ("not a name", false),
+        ] {
+            assert_eq!(operator.is_for(name), good, "{name}");
+        }
+    }
 }

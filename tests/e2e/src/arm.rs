@@ -19,12 +19,13 @@ use serde_json::json;
 use crate::site::{Server, Site, Way};
 
 /// What two arms may differ in. The list is closed.
-pub(crate) const IGNORED: [&str; 5] = [
+pub(crate) const IGNORED: [&str; 6] = [
     "tags",
     "the text after a status response's code",
     "the greeting",
     "CAPABILITY",
     "the arrival order of unsolicited data",
+    "the order of FETCH responses within one command",
 ];
 
 /// A mail client of Debian's.
@@ -34,6 +35,7 @@ pub(crate) enum Client {
     Mutt,
     Curl,
     Imaplib,
+    Thunderbird,
     /// The lab's own, with all kinds of items.
     Scripted,
 }
@@ -172,6 +174,18 @@ fn work(site: &Site, account: &Account, client: Client, profile: &Path) -> anyho
             }
         }
         Client::Imaplib => results.push(imaplib(lab, account, &mailboxes, profile)?),
+        Client::Thunderbird => {
+            let home = profile.join("home");
+            let mut program = clients::Thunderbird::start(lab, place, account, &home, MARIONETTE_PORT)?;
+            let count = site.corpus.messages(site.user(&account.user)?, "INBOX").count();
+            program.show(&account.password, "INBOX", count)?;
+            for uid in [1, 2, 5, 6, 9, 2] {
+                program.open(uid)?;
+                // Nobody says when it is done; what comes out of the store does not cross the line, and is quicker.
+                lab.wan()?.wait_flat(Duration::from_secs(1), Duration::from_secs(30))?;
+            }
+            results.extend(program.list()?.into_iter().map(|(uid, shown)| format!("{uid} {shown}")));
+        }
         Client::Scripted => {
             let mut acts = Vec::new();
             for mailbox in mailboxes {
@@ -188,6 +202,8 @@ fn work(site: &Site, account: &Account, client: Client, profile: &Path) -> anyho
     }
     Ok(results.join(" "))
 }
+
+const MARIONETTE_PORT: u16 = 2828;
 
 /// What mail readers ask for, and what slicers get wrong.
 const ITEMS: [&str; 14] = [

@@ -37,11 +37,16 @@ const fn quick(scenario: Scenario) -> Scenario {
     Scenario { quick: true, ..scenario }
 }
 
+const fn not_yet(why: &'static str, scenario: Scenario) -> Scenario {
+    Scenario { not_yet: Some(why), ..scenario }
+}
+
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),
     row("withdrawn-dovecot", "rights or mailbox gone: nothing out of the store", changes::withdrawn_dovecot),
+    row("identical-thunderbird-dovecot", "Thunderbird gets the same", identical::thunderbird_dovecot),
     row("identical-curl-dovecot", "curl gets the same direct, cold and warm", identical::curl_dovecot),
     quick(row(
         "identical-mbsync-dovecot",
@@ -109,4 +114,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("damaged-index", "a damaged index does not lie", durability::damaged_index),
     row("garbage-from-the-client", "no client harms the session beside", garbage::from_the_client),
     row("garbage-from-the-server", "no server harms the session beside", garbage::from_the_server),
+    row("cut-literals", "half a message is never taken for a whole one", garbage::cut_literals),
+    row("clients-leave", "a client that leaves in the middle leaves nothing half", failures::clients_leave),
+    not_yet(
+        "a session does not wait for what another is fetching at this moment",
+        row(
+            "same-message-at-once",
+            "eight at once, about once over the line",
+            failures::same_message_at_once,
+        ),
+    ),
+    row("another-key", "a store sealed with another key gives nobody garbage", durability::another_key),
+    row("hurries", "a second SIGTERM ends what would go on", front::hurries),
 ];

@@ -2,6 +2,7 @@
 
 mod command_line;
 mod scripted;
+mod thunderbird;
 mod wire;
 
 use std::io::{Read, Write};
@@ -13,6 +14,7 @@ use anyhow::{Context, bail};
 
 pub use command_line::{MbsyncRun, curl, mbsync, mbsync_mailbox, mutt};
 pub use scripted::{Act, ActReport, PROGRAM as SCRIPTED_CLIENT, ScriptReport, scripted};
+pub use thunderbird::Thunderbird;
 pub use wire::{Closed, Reply, Response, Stalled, Tls, Wire};
 
 use crate::sys;

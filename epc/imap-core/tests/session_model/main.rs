@@ -19,7 +19,7 @@ mod shelf;
 mod wire;
 
 use bytes::Bytes;
-use client::{Client, Reached, Truth, tolerated};
+use client::{Client, Reached, Truth};
 use discovery_core::{
     id::{ServerId, UserKey, UserKeying},
     now::{Now, UnixMillis},
@@ -27,7 +27,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::{Catalog, CatalogOp},
-    session::{Closing, Compress, Event, Output, Road, Session, SessionConfig},
+    session::{Closing, Compress, Event, Output, Road, Session, SessionConfig, Side},
 };
 use mail::{BOXES, Mail, USERS, box_of};
 use origin::{Manner, Origin};
@@ -69,6 +69,9 @@ struct Line {
     to_origin: VecDeque<u8>,
     errands: VecDeque<CatalogOp>,
     closed: Option<Closing>,
+    /// Ended by chance, not by LOGOUT.
+    cut: bool,
+    number: u64,
     /// What was said last, for the report.
     said: VecDeque<String>,
 }
@@ -167,7 +170,7 @@ impl World {
             compress: Compress::Off,
             cache: true,
             re_proof: RE_PROOF,
-            chunk_fill_max: if tolerated("whole-takes-others-answers") && !self.serial { 0 } else { 1 << 20 },
+            chunk_fill_max: 1 << 20,
         };
         let mut session = Session::new(config);
         let greeting = format!("* OK [CAPABILITY {}] ready\r\n", origin.capabilities());
@@ -182,6 +185,8 @@ impl World {
             to_origin: VecDeque::new(),
             errands: VecDeque::new(),
             closed: None,
+            cut: false,
+            number: self.sessions,
             said: VecDeque::new(),
         }
     }
@@ -191,9 +196,9 @@ impl World {
         self.mail.tick += 1;
         self.clock += Duration::from_millis(20);
         let at = self.random.below(self.lines.len());
-        match self.random.below(120) {
+        match self.random.below(122) {
             0..=3 => self.others(),
-            4 | 5 if self.is_still() || !tolerated("proof-dated-by-arrival") => {
+            4 | 5 => {
                 self.clock += Duration::from_secs(self.random.below(40) as u64);
             }
             6..=24 => self.client_speaks(at),
@@ -201,22 +206,22 @@ impl World {
             45..=64 => self.origin_hears(at),
             65..=84 => {
                 let line = &mut self.lines[at];
-                let quiet = tolerated("news-of-the-old-mailbox");
-                line.origin.step(&mut self.mail, &mut self.random, quiet);
+                line.origin.step(&mut self.mail, &mut self.random, false);
             }
             85..=109 => self.session_hears_origin(at),
+            120 if self.random.once_in(20) => return self.cut(at),
             _ => self.store_answers(at),
         }
         let told = self.drain(at).and_then(|()| {
             let line = &self.lines[at];
+            // A drain may end the session here: then nobody may be owed anything.
+            let heard = line.to_session.is_empty() && line.to_client.is_empty();
+            if heard && line.closed.is_none() && line.session.is_at_rest() && line.client.is_owed() {
+                return Err(format!("at rest, and asked {}", line.client.outstanding()));
+            }
             if line.closed.is_some() || line.client.logged_out { self.end(at) } else { Ok(()) }
         });
         told.map_err(|lie| self.report(at, &lie))
-    }
-
-    /// Nothing is on its way.
-    fn is_still(&self) -> bool {
-        self.lines.iter().all(|line| line.to_origin.is_empty() && line.origin.is_quiet())
     }
 
     /// Everybody else with an account on this server.
@@ -293,6 +298,7 @@ impl World {
         match self.random.below(12) {
             0 => 1,
             1 | 2 => 1 + self.random.below(16),
+            3..=5 => 1 + self.random.below(300),
             _ => 1 + self.random.below(40_000),
         }
     }
@@ -411,16 +417,37 @@ impl World {
         format!("{}\n{lie}", said.join("\n"))
     }
 
+    /// One side is gone, or the node drains.
+    fn cut(&mut self, at: usize) -> Result<(), String> {
+        let now = self.now();
+        let line = &mut self.lines[at];
+        match self.random.below(3) {
+            0 => line.session.handle_closed(now, Side::Client),
+            1 => line.session.handle_closed(now, Side::Server),
+            _ => line.session.handle_shutdown(now, "drain"),
+        }
+        line.cut = true;
+        let ended = self.drain(at).and_then(|()| self.end(at));
+        ended.map_err(|lie| self.report(at, &lie))
+    }
+
     /// A session is over; its client begins another.
     fn end(&mut self, at: usize) -> Result<(), String> {
         let line = &self.lines[at];
-        if !line.client.logged_out {
+        let closed = line.closed.is_some();
+        // A body that another session was fetching, and that session was cut.
+        let lost = line.closed == Some(Closing::StoreLost);
+        let expected = line.client.logged_out || lost || (line.cut && closed);
+        if !expected {
             return Err(format!("closed: {:?}; asked {}", line.closed, line.client.outstanding()));
         }
         let fresh = self.connect();
         let line = std::mem::replace(&mut self.lines[at], fresh);
         for op in line.errands {
             self.shelf.handle(op);
+        }
+        if closed && self.shelf.fills_of(line.number) > 0 {
+            return Err("a body is on its way into the store, and its session is over".into());
         }
         self.totals.replies += line.client.replies;
         self.totals.from_store += line.client.from_store;

@@ -293,7 +293,22 @@ impl Origin {
                 }
             }
         }
+        if !may_expunge && !open.view.is_empty() && random.once_in(8) {
+            let at = random.below(open.view.len());
+            let id = (open.name.clone(), open.validity, open.view[at]);
+            let header = mail.history[&id].content.section("HEADER").unwrap();
+            self.header_response(&open, at, &header);
+        }
         self.selected = Some(open);
+    }
+
+    /// Data of a message may come unasked, with literals and all.
+    fn header_response(&mut self, open: &Selected, at: usize, header: &[u8]) {
+        let uid = open.view[at];
+        self.mark(Mark::Spoke { id: (open.name.clone(), open.validity, uid), sections: true });
+        self.emit(format!("* {} FETCH (UID {uid} BODY[HEADER] {{{}}}\r\n", at + 1, header.len()).as_bytes());
+        self.emit(header);
+        self.line(")");
     }
 
     fn flags_line(&mut self, open: &Selected, at: usize, uid_item: &str, flags: &BTreeSet<String>) {

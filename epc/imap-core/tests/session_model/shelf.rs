@@ -72,6 +72,11 @@ impl Shelf {
         shelf.0.lock().unwrap().lost = Some(random);
         shelf
     }
+
+    /// Bodies on their way from this session.
+    pub(crate) fn fills_of(&self, session: u64) -> usize {
+        self.0.lock().unwrap().fills.keys().filter(|fill| fill.session == session).count()
+    }
 }
 
 impl Catalog for Shelf {

@@ -6,9 +6,10 @@ use anyhow::{Context, ensure};
 use lab::clients::{Tls, Wire};
 use lab::corpus::Message;
 use lab::{Corpus, Place, sys};
+use sha2::{Digest, Sha256};
 
 use crate::case::Case;
-use crate::mail::words;
+use crate::mail::{append, bodies, noise, same_bodies, words};
 use crate::scenarios::front::large_message;
 use crate::site::{STALL, Server, Site, Way};
 
@@ -153,5 +154,66 @@ pub(crate) fn slow_clients(case: &Case) -> anyhow::Result<()> {
     let response = wire.response()?;
     let [body] = response.literals.as_slice() else { anyhow::bail!("no body") };
     ensure!(*body == words("large 0", &canary, OCTETS), "another body of {} octets", body.len());
+    Ok(())
+}
+
+/// Clients that leave in the middle of a message leave nothing half behind.
+pub(crate) fn clients_leave(case: &Case) -> anyhow::Result<()> {
+    let site = site(case)?;
+    let large = large_message(&site, 3 << 20)?;
+    let mut waypost = site.waypost(case, &site.settings())?;
+    let truth = bodies(&mut site.beside(Server::Dovecot, "alice")?, "INBOX")?;
+    for octets in [1, 1_000, 100_000, 1_000_000, 2_900_000] {
+        let mut wire = site.through(Server::Dovecot, "alice")?;
+        wire.command("SELECT INBOX")?.ok()?;
+        wire.begin(&format!("UID FETCH {large},1:* (UID BODY.PEEK[])"))?;
+        while wire.received().len() < octets {
+            ensure!(wire.some()?.is_some(), "closed by itself");
+        }
+        // Without LOGOUT, without close_notify: a laptop's lid.
+        drop(wire);
+        let got = bodies(&mut site.through(Server::Dovecot, "alice")?, "INBOX")?;
+        same_bodies(&format!("after a client left behind {octets} octets"), &truth, &got)?;
+    }
+    waypost.still_runs()
+}
+
+/// Many sessions of one user at once, all asking for the same large message: each gets it whole, and the line carries
+/// it about once.
+pub(crate) fn same_message_at_once(case: &Case) -> anyhow::Result<()> {
+    const SESSIONS: usize = 8;
+    let site = site(case)?;
+    let _waypost = site.waypost(case, &site.settings())?;
+    let octets = noise("popular", 4 << 20);
+    append(&mut site.beside(Server::Dovecot, "alice")?, "INBOX", &octets)?;
+    let truth = bodies(&mut site.beside(Server::Dovecot, "alice")?, "INBOX")?;
+    let (popular, digest) = truth.last_key_value().context("no message")?;
+    let mut wires = Vec::new();
+    for _ in 0..SESSIONS {
+        let mut wire = site.through(Server::Dovecot, "alice")?;
+        wire.command("SELECT INBOX")?.ok()?;
+        wire.command("UID FETCH 1:* (UID FLAGS)")?.ok()?;
+        wires.push(wire);
+    }
+    site.lab.wan()?.reset()?;
+    let command = format!("UID FETCH {popular} (BODY.PEEK[])");
+    let tags = wires.iter_mut().map(|wire| wire.begin(&command)).collect::<anyhow::Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let reads = wires.iter_mut().zip(&tags).map(|(wire, tag)| scope.spawn(|| wire.finish(tag)?.ok()));
+        let reads: Vec<_> = reads.collect();
+        for read in reads {
+            let reply = read.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
+            let body = reply.literals().next().context("no body")?;
+            ensure!(Sha256::digest(body).to_vec() == *digest, "another body of {} octets", body.len());
+        }
+        anyhow::Ok(())
+    })?;
+    let crossed = site.lab.wan()?.read()?.down.payload_octets;
+    case.note("octets_over_the_line", crossed);
+    ensure!(
+        crossed < 2 * u64::try_from(octets.len())?,
+        "{crossed} octets over the line for one message of {}",
+        octets.len()
+    );
     Ok(())
 }

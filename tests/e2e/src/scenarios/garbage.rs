@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::clients::{Account, Tls, Wire};
+use lab::clients::{Account, Reply, Response, Tls, Wire};
 use lab::pki::Identity;
 use lab::{Corpus, Place};
 
 use crate::case::Case;
-use crate::liar::{Liar, MESSAGES, Script, Talk, honest, message};
+use crate::liar::{Liar, Script, Talk, honest, message};
 use crate::site::{STALL, Server, Site, Way, listener};
 use crate::waypost::{Settings, Waypost};
 
@@ -437,15 +437,25 @@ pub(crate) fn raw_octets(case: &Case) -> anyhow::Result<()> {
         "XYZZY",
         "LOGOUT",
     ];
-    let session = |mut wire: Wire| -> anyhow::Result<String> {
+    // Each command's reply, octet for octet; free are only the order of its FETCH responses among themselves and the
+    // text behind the code.
+    let session = |mut wire: Wire| -> anyhow::Result<Vec<String>> {
         wire.response()?;
         wire.command("LOGIN alice secret")?.ok()?;
-        let after_login = wire.received().len();
+        let mut replies = Vec::new();
         for command in commands {
-            wire.command(command)?;
+            let Reply { untagged, status } = wire.command(command)?;
+            let (mut fetched, other): (Vec<_>, Vec<_>) =
+                untagged.iter().map(Response::text).partition(|text| text.contains(" FETCH "));
+            fetched.sort();
+            let status = crate::scenarios::logins::code(&status).to_owned();
+            replies.push(format!(
+                "{command}: {}\r\n{}\r\n{status}",
+                other.join("\r\n"),
+                fetched.join("\r\n")
+            ));
         }
-        let received = wire.received().get(after_login..).unwrap_or_default();
-        Ok(String::from_utf8_lossy(received).into_owned())
+        Ok(replies)
     };
     let mut direct = Wire::dial(
         &ground.site.lab,
@@ -457,18 +467,58 @@ pub(crate) fn raw_octets(case: &Case) -> anyhow::Result<()> {
     )?;
     direct.secure()?;
     let direct = session(direct)?;
-    ensure!(direct.matches("always the same").count() >= 20 * usize::try_from(MESSAGES)?, "{direct}");
+    let bodies = direct.concat().matches("body of").count();
+    ensure!(bodies == 7 * 20, "the server itself gave {bodies} lines of bodies");
     for run in ["cold", "warm", "warmer"] {
         let through = session(ground.with_liar()?)?;
-        if through != direct {
-            let at = direct.bytes().zip(through.bytes()).take_while(|(a, b)| a == b).count();
-            let context = |text: &str| text.bytes().skip(at.saturating_sub(60)).take(160).collect::<Vec<_>>();
-            anyhow::bail!(
-                "{run}: differs at octet {at}: direct {:?}, through {:?}",
-                String::from_utf8_lossy(&context(&direct)),
-                String::from_utf8_lossy(&context(&through))
-            );
+        for (direct, through) in direct.iter().zip(&through) {
+            ensure!(direct == through, "{run}: {through:?} and not {direct:?}");
         }
     }
     Ok(())
+}
+
+/// A server that dies in the middle of a message: the half is never taken for the whole, by nobody.
+pub(crate) fn cut_literals(case: &Case) -> anyhow::Result<()> {
+    let ground = Ground::build(case)?;
+    let mut waypost = ground.site.waypost(case, &ground.settings("implicit"))?;
+    waypost.watch.announce(LIAR);
+    for given in [0, 1, 300, 600, 648] {
+        let half = move |talk: &mut Talk| -> std::io::Result<()> {
+            talk.say("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR] ready\r\n")?;
+            loop {
+                let line = talk.line()?;
+                let (tag, command) = line.split_once(' ').unwrap_or_default();
+                if command.contains("BODY") {
+                    let body = message(1);
+                    let start = body.get(..given).unwrap_or_default();
+                    return talk.say(format!("* 1 FETCH (UID 1 BODY[] {{{}}}\r\n{start}", body.len()));
+                }
+                talk.say(String::from_utf8_lossy(&honest(command)).replace("TAG", tag))?;
+            }
+        };
+        let cut = ground.liar(Arc::new(half))?;
+        let mut wire = ground.with_liar()?;
+        wire.response()?;
+        wire.command("LOGIN alice secret")?.ok()?;
+        wire.command("SELECT INBOX")?.ok()?;
+        ensure!(wire.command("UID FETCH 1 (BODY.PEEK[])").is_err(), "a reply although the server died");
+        drop(cut);
+        let _honest = ground.liar(Arc::new(|talk: &mut Talk| talk.serve(|_| None)))?;
+        for run in ["cold", "warm"] {
+            let mut wire = ground.with_liar()?;
+            wire.response()?;
+            wire.command("LOGIN alice secret")?.ok()?;
+            wire.command("SELECT INBOX")?.ok()?;
+            let reply = wire.command("UID FETCH 1 (BODY.PEEK[])")?.ok()?;
+            let right = reply.literals().any(|body| body == message(1).as_bytes());
+            ensure!(right, "{run}, after a message cut at {given}: {:?}", reply.untagged);
+        }
+        // The next round asks the same question: the store must forget what it now rightly holds.
+        waypost.kill()?;
+        std::fs::remove_dir_all(ground.settings("implicit").store)?;
+        waypost = ground.site.waypost(case, &ground.settings("implicit"))?;
+        waypost.watch.announce(LIAR);
+    }
+    waypost.still_runs()
 }
