@@ -179,7 +179,7 @@ fn with_tag(reply: &[u8], tag: &str) -> Vec<u8> {
 const MARK: &[u8] = b"TAG";
 
 /// Three messages in one mailbox.
-pub(crate) const MESSAGES: u32 = 3;
+const MESSAGES: u32 = 3;
 
 /// The mailbox's message with this UID.
 pub(crate) fn message(uid: u32) -> String {

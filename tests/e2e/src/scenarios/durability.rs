@@ -279,3 +279,36 @@ fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     files.sort();
     Ok(files)
 }
+
+/// A store that was sealed with another key: what it holds cannot be read, and nobody is given garbage for it.
+pub(crate) fn another_key(case: &Case) -> anyhow::Result<()> {
+    let site = site(case)?;
+    let (truth, settings) = (truth(&site)?, site.settings());
+    let mut waypost = site.waypost(case, &settings)?;
+    all_is_right(&site, &truth, "before")?;
+    waypost.signal(libc::SIGTERM)?;
+    waypost.wait(STALL)?;
+    // The next start makes a new one.
+    fs::remove_file(settings.directory.join("seal.key"))?;
+    let mut waypost = Waypost::launch(case, &site.lab, lab::Place::Branch, &settings)?;
+    for words in ["key", "seal", "store"] {
+        waypost.watch.announce(words);
+    }
+    // To refuse the store by name is as good as to forget what is in it.
+    let address = settings.listeners.first().context("no listener")?.address;
+    let start = std::time::Instant::now();
+    while site.lab.wait_for_port(lab::Place::Branch, address, std::time::Duration::ZERO).is_err() {
+        if waypost.still_runs().is_err() {
+            let status = waypost.wait(STALL)?;
+            let said = waypost.watch.text();
+            case.note("refuses_to_start", true);
+            ensure!(status.code() == Some(69) || status.code() == Some(64), "ended with {status}: {said}");
+            ensure!(said.contains("key") || said.contains("seal"), "it does not say why: {said}");
+            return Ok(());
+        }
+        ensure!(start.elapsed() < STALL, "neither serves nor ends:\n{}", waypost.watch.text());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    all_is_right(&site, &truth, "with another key")?;
+    waypost.still_runs()
+}

@@ -260,6 +260,25 @@ pub(crate) fn drains(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A second SIGTERM hurries: who is in the middle of a message that never ends is cut, and the process ends.
+pub(crate) fn hurries(case: &Case) -> anyhow::Result<()> {
+    let site = site(case)?;
+    let large = large_message(&site, 20 << 20)?;
+    let mut waypost = site.waypost(case, &site.settings())?;
+    let mut stuck = site.through(Server::Dovecot, "alice")?;
+    stuck.command("SELECT INBOX")?.ok()?;
+    stuck.begin(&format!("UID FETCH {large} (BODY.PEEK[])"))?;
+    // It reads no further.
+    stuck.line()?;
+    waypost.signal(libc::SIGTERM)?;
+    std::thread::sleep(Duration::from_secs(1));
+    waypost.still_runs().context("the first SIGTERM alone must let the message go on")?;
+    waypost.signal(libc::SIGTERM)?;
+    let status = waypost.wait(Duration::from_secs(8))?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
 /// Puts a message of this size into alice's INBOX; returns its UID.
 pub(crate) fn large_message(site: &Site, octets: usize) -> anyhow::Result<u32> {
     let alice = site.user("alice")?;

@@ -56,7 +56,7 @@ pub(crate) fn refused(case: &Case) -> anyhow::Result<()> {
 }
 
 /// `NO [AUTHENTICATIONFAILED]` of a status.
-fn code(status: &str) -> &str {
+pub(crate) fn code(status: &str) -> &str {
     status.split_once(']').map_or_else(|| status.split(' ').next().unwrap_or_default(), |(code, _)| code)
 }
 

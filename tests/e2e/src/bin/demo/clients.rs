@@ -70,8 +70,6 @@ pub(crate) fn all<P: Program>(
     let [list_cost, hit_cost, unread_cost, again_cost] = fill::<P>(ground, &choice, progress)?;
 
     let mut list = Row { filled_octets: list_cost, ..Row::new("list-500", P::NAME, "warm") };
-    list.note =
-        Some("round trips and WAN octets of the whole start: connect, log in, select, list".to_owned());
     let mut control = Session::open(ground, Arm::Lan, READER, "INBOX")?;
     let mut desks = Vec::new();
     progress.begin(&format!("{}: list, {} starts in each of three arms", P::NAME, counts.list), counts.list);
