@@ -101,8 +101,12 @@ pub(crate) struct RunningNode {
 /// `waypost branch`
 #[derive(Args, Debug)]
 pub(crate) struct Branch {
-    /// The mail server: imaps://HOST[:PORT] (TLS), or imap://HOST[:PORT] (STARTTLS, never plain)
-    #[arg(long, value_name = "URL")]
+    /// The mail server.
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "The mail server: imaps://HOST[:PORT] (TLS), or imap://HOST[:PORT] (STARTTLS, never plain)"
+    )]
     pub(crate) mail: String,
     /// Where keys, the authority and the store are kept [default: $STATE_DIRECTORY, else ~/.local/state/waypost]
     #[arg(long, value_name = "DIR")]

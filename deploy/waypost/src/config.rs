@@ -88,7 +88,7 @@ pub(crate) struct Operator {
 /// A mail server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
-    /// Which [[server]] of the file it is, from 0.
+    /// Which `[[server]]` of the file it is, from 0.
     pub(crate) nth: usize,
     pub(crate) name: ServerId,
     pub(crate) host: Host,

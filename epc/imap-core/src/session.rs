@@ -22,6 +22,7 @@
 mod commands;
 mod exchange;
 mod fetch;
+mod fresh_flags;
 mod login;
 mod renumber;
 mod responses;
@@ -45,6 +46,7 @@ use bytes::{Bytes, BytesMut};
 use commands::Passing;
 use discovery_core::{id::AccountKey, now::Now};
 use fetch::{Splices, Waiting};
+use fresh_flags::FreshFlags;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Instant,
@@ -107,6 +109,7 @@ pub struct Session {
     utf8: bool,
     views: Views,
     sizes: BTreeMap<SlotId, u64>,
+    flags: FreshFlags,
 
     client: Framer,
     client_input: Bytes,
@@ -155,6 +158,7 @@ impl Session {
             utf8: false,
             views: Views::new(),
             sizes: BTreeMap::new(),
+            flags: FreshFlags::default(),
             client: Framer::new(Direction::FromClient),
             client_input: Bytes::new(),
             server: Framer::new(Direction::FromServer),
@@ -541,6 +545,7 @@ impl Session {
     fn forget_mailbox(&mut self) {
         self.views.reset();
         self.sizes.clear();
+        self.flags.clear();
         self.splices.clear();
         self.whole_begun = None;
     }

@@ -195,6 +195,7 @@ impl super::Session {
         }
         let mut underway = Underway::new(tag.clone(), forbids, effect);
         underway.fetches = *command.verb == *b"FETCH";
+        underway.keeps_flags = self.keeps_flags(command);
         self.underway.push_back(underway);
         self.flights.client(tag, false);
         self.send(octets);
@@ -209,6 +210,14 @@ impl super::Session {
             self.forget_mailbox();
             self.ask_uids();
         }
+    }
+
+    /// Whether a command changes no flags. Of most it is not known.
+    fn keeps_flags(&self, command: &Command) -> bool {
+        if let Kind::Fetch(fetch) = &command.kind {
+            return !self.sets_seen(fetch);
+        }
+        command.kind == Kind::Noop || command.kind.criteria().is_some()
     }
 
     /// Which messages there are: asked behind SELECT, so that it costs no round trip.

@@ -360,7 +360,14 @@ impl super::Session {
             return Some(waiting(Stage::Origin));
         }
 
-        let rest: Vec<&FetchItem> = rest_of(fetch).collect();
+        let mut held = held;
+        let mut rest: Vec<&FetchItem> = rest_of(fetch).collect();
+        if let [flags] = rest.as_slice()
+            && flags.key.as_str() == "FLAGS"
+            && self.repeat_flags(flags, &mut held)
+        {
+            rest.clear();
+        }
         let sets_seen = self.sets_seen(fetch);
         let certain = !self.underway.iter().any(|u| matches!(u.effect, Effect::Store(_)));
         let unseen: Vec<Uid> = held
@@ -386,6 +393,7 @@ impl super::Session {
         let tag = Bytes::copy_from_slice(&command.tag);
         let mut underway = Underway::new(tag.clone(), self.forbids(&command), Effect::Nothing);
         underway.fetches = !look_up.missing.is_empty();
+        underway.keeps_flags = !sets_seen;
         if !unseen.is_empty() && !mutants::on("session-seen-not-stored") {
             let own = self.flights.own(Own::Seen(tag.clone()));
             self.send(format!("{own} UID STORE {} +FLAGS (\\Seen)\r\n", set_text(unseen)).into());
@@ -428,6 +436,26 @@ impl super::Session {
         }
         self.underway.push_back(underway);
         None
+    }
+
+    /// Whether nothing is under way that may change flags.
+    pub(super) fn flags_stand_still(&self) -> bool {
+        self.underway.iter().all(|u| u.keeps_flags) && !self.flights.changes_flags()
+    }
+
+    /// Puts the flags that the origin told a moment ago in front of the stored items; `false` if some are not known.
+    fn repeat_flags(&self, flags: &FetchItem, held: &mut [Prepared]) -> bool {
+        let Some(now) = self.mono().filter(|_| self.flags_stand_still()) else { return false };
+        let Some(lists) =
+            held.iter().map(|row| self.flags.get(row.slot, now).cloned()).collect::<Option<Vec<_>>>()
+        else {
+            return false;
+        };
+        for (row, list) in held.iter_mut().zip(lists) {
+            let told = Told { label: flags.label.clone(), section: false, partial: None };
+            row.items.insert(0, (told, Held::Inline(list)));
+        }
+        true
     }
 
     /// The section that a client reads in pieces, of which this is one, if it is worth fetching whole.
@@ -473,9 +501,9 @@ impl super::Session {
     }
 
     /// Whether the origin would set `\Seen` on what it fetches.
-    fn sets_seen(&self, fetch: &Fetch) -> bool {
+    pub(super) fn sets_seen(&self, fetch: &Fetch) -> bool {
         let read_only = self.selection().is_none_or(|s| s.read_only);
-        !read_only && fetch.items.iter().any(|i| !i.peek && is_held_kind(&i.key))
+        !read_only && fetch.items.iter().any(|i| !i.peek)
     }
 
     /// In the same flight as the whole message, so that the first piece's OK need not wait for a round trip more. The

@@ -265,6 +265,12 @@ impl super::Session {
     fn learn(&mut self, msn: Msn, said: &FetchResponse, small: &[(ItemKey, Bytes)]) -> bool {
         let seen = said.flags.as_ref().map(|flags| flags.contains("\\Seen"));
         let Ok(slot) = self.views.handle_fetch(msn, said.uid, seen) else { return false };
+        match (&said.flags, self.mono()) {
+            // Said before something that may change them, perhaps: not to be repeated behind it.
+            (Some(_), _) if !self.flags_stand_still() => self.flags.forget(slot),
+            (Some(flags), Some(now)) => self.flags.told(slot, flags.raw(), now),
+            _ => {}
+        }
         let mut items: Vec<(ItemKey, Bytes)> = small.to_vec();
         for item in &said.items {
             match (&item.value, item.key.class()) {

@@ -322,6 +322,26 @@ fn flags_come_from_the_origin_into_the_same_response() {
 }
 
 #[test]
+fn flags_that_the_origin_told_a_moment_ago_are_not_asked_again() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    let flags = "* 1 FETCH (UID 11 FLAGS (\\Seen))\r\nb OK done\r\n";
+    d.client("b UID FETCH 11 (FLAGS)\r\n").gets("b UID FETCH 11 (FLAGS)\r\n").server(flags).hears(flags);
+    d.client("c UID FETCH 11 (UID RFC822.SIZE FLAGS)\r\n")
+        .gets("")
+        .hears("* 1 FETCH (UID 11 FLAGS (\\Seen) RFC822.SIZE 5)\r\nc OK UID FETCH completed\r\n");
+    d.clock += Duration::from_millis(2001);
+    d.client("d UID FETCH 11 (UID RFC822.SIZE FLAGS)\r\n").gets("d UID FETCH 11 (FLAGS)\r\n");
+    d.server("* 1 FETCH (UID 11 FLAGS (\\Seen))\r\nd OK done\r\n");
+    // What the client changes is asked, whatever the origin says meanwhile.
+    d.client("e UID FETCH 11 (FLAGS)\r\nf UID STORE 11 -FLAGS.SILENT (\\Seen)\r\n");
+    d.server("* 1 FETCH (UID 11 FLAGS (\\Seen))\r\ne OK done\r\nf OK done\r\n");
+    d.server.clear();
+    d.client("g UID FETCH 11 (UID RFC822.SIZE FLAGS)\r\n").gets("g UID FETCH 11 (FLAGS)\r\n");
+}
+
+#[test]
 fn what_is_held_and_what_is_not_are_answered_together() {
     let shelf = Shelf::default();
     let mut d = dialogue(&shelf, |_| ());

@@ -18,6 +18,8 @@ pub(super) struct Underway {
     pub(super) by_number: bool,
     /// The origin may answer it with data of messages.
     pub(super) fetches: bool,
+    /// It changes no flags.
+    pub(super) keeps_flags: bool,
     /// What its success changes.
     pub(super) effect: Effect,
     /// Message data that the store gives, told when it is the oldest.
@@ -59,7 +61,16 @@ pub(super) struct Selecting {
 impl Underway {
     /// A command that the origin completes.
     pub(super) fn new(tag: Bytes, by_number: bool, effect: Effect) -> Self {
-        Self { tag, by_number, fetches: false, effect, prepared: Vec::new(), awaits: 0, completion: None }
+        Self {
+            tag,
+            by_number,
+            fetches: false,
+            keeps_flags: false,
+            effect,
+            prepared: Vec::new(),
+            awaits: 0,
+            completion: None,
+        }
     }
 }
 
@@ -158,6 +169,11 @@ impl Flights {
 
     pub(super) fn owns(&self, what: impl Fn(&Own) -> bool) -> bool {
         self.flights.iter().any(|f| matches!(&f.owner, Owner::Own(own) if what(own)))
+    }
+
+    /// Whether we have asked for a change of flags, or may learn late of one that the origin told.
+    pub(super) fn changes_flags(&self) -> bool {
+        self.flights.iter().any(|f| matches!(f.owner, Owner::Own(Own::Seen(_) | Own::SeenAhead)))
     }
 
     /// The section that was asked whole.
