@@ -4,6 +4,7 @@ use crate::config::{
     Log,
     value::{LogFormat, LogLevel},
 };
+use std::{any::Any, panic};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     Registry,
@@ -31,6 +32,19 @@ pub(crate) fn start(log: &Log) -> Level {
     Level(handle)
 }
 
+/// Panics go to the log, with their place; with their words only where these are the program's own. Formatted ones may
+/// quote what they stumbled over (`&str` does, where a cut falls into a character), and that may be mail.
+pub(crate) fn keep_panics_quiet() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, what = words(panic.payload()), "a bug: this task panicked; please report it");
+    }));
+}
+
+fn words(payload: &(dyn Any + Send)) -> &'static str {
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("(not logged, because it may hold mail)")
+}
+
 impl Level {
     pub(crate) fn set(&self, log: &Log) {
         let _log_is_gone = self.0.reload(targets(log.level));
@@ -52,3 +66,14 @@ fn targets(level: LogLevel) -> Targets {
 }
 
 const OURS: &[&str] = &["waypost", "epc", "imap_core", "seams", "discovery_core"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_words_of_the_program_itself_are_logged() {
+        assert_eq!(words(&"a lock is poisoned"), "a lock is poisoned");
+        assert!(!words(&String::from("not a character boundary in `Dear Mia`")).contains("Mia"));
+    }
+}

@@ -9,6 +9,7 @@ use crate::{
     node::{DRAIN, Node},
     notify,
 };
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{path::Path, sync::Arc};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -28,6 +29,8 @@ pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
 /// Runs the node of `config`; a reload reads `path` again.
 pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure> {
     let level = logging::start(&config.log);
+    logging::keep_panics_quiet();
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -42,6 +45,16 @@ pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure
     // A thread that waits for a disk must not keep an ended process.
     runtime.shutdown_background();
     done
+}
+
+/// A session needs two files, and the usual soft limit of 1,024 is for programs that still use select(2).
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        limit.current = limit.maximum;
+        // Where it is forbidden, what was given must do.
+        let _kept = setrlimit(Resource::Nofile, limit);
+    }
 }
 
 async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level) -> Result<Exit, Failure> {

@@ -219,6 +219,14 @@ fn numbers_of_a_command_that_waits_keep_their_meaning() {
 }
 
 #[test]
+fn a_line_that_is_no_command_is_no_moment_for_expunge() {
+    let mut d = dialogue();
+    d.leave_idle();
+    d.server("* 1 EXPUNGE\r\ni OK done\r\n");
+    d.client("\r\n").hears("* BAD A command begins with a tag and a name\r\n");
+}
+
+#[test]
 fn numbers_in_a_uid_search_are_translated_too() {
     let mut d = dialogue();
     d.leave_idle();

@@ -22,6 +22,7 @@ pub mod response;
 pub mod sasl;
 pub mod search_criteria;
 pub mod sequence_set;
+pub mod session;
 pub mod slicer;
 mod tokens;
 pub mod views;
@@ -45,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     ("sasl", sasl::run),
     ("search_criteria", search_criteria::run),
     ("sequence_set", sequence_set::run),
+    ("session", session::run),
     ("slicer", slicer::run),
     ("views", views::run),
 ];

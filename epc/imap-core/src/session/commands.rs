@@ -110,7 +110,7 @@ impl super::Session {
             Err(_) => {
                 self.answer(
                     &Bytes::new(),
-                    false,
+                    true,
                     Bytes::from_static(b"* BAD A command begins with a tag and a name\r\n"),
                 );
             }

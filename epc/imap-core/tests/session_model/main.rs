@@ -298,6 +298,7 @@ impl World {
         match self.random.below(12) {
             0 => 1,
             1 | 2 => 1 + self.random.below(16),
+            3..=5 => 1 + self.random.below(300),
             _ => 1 + self.random.below(40_000),
         }
     }

@@ -21,6 +21,7 @@ pub(crate) struct Mutt {
 
 impl Program for Mutt {
     const NAME: &'static str = "mutt";
+    const PLACE: usize = 0;
     const STARTS_SLOWLY: bool = false;
 
     fn start(ground: &Ground, arm: Arm, port: u16, mailbox: &str) -> anyhow::Result<Self> {

@@ -88,6 +88,9 @@ impl Report {
                 text += &format!("{name:<17} {meaning}\n");
             }
         }
+        if self.rows.iter().any(|row| !row.client.starts_with("scripted")) {
+            text += MEANWHILE;
+        }
         for row in &self.rows {
             if let Some(note) = &row.note {
                 text += &format!("{} ({}): {note}\n", row.name, row.client);
@@ -121,6 +124,11 @@ const MEANINGS: [(&str, &str); 6] = [
     ("attachment-again", "fetch an attachment that somebody in the branch has fetched"),
     ("sync-again", "synchronise a mailbox that the branch holds into an empty folder"),
 ];
+
+const MEANWHILE: &str = "\
+Round trips and octets of a real client are those of all that it does meanwhile: when it lists, of the whole start
+with connection and login; Thunderbird also leaves and enters IDLE around each act.
+";
 
 fn cells(row: &Row) -> [String; 9] {
     let time = |arm| seconds(stats::median(&row.acts(arm).seconds()));

@@ -11,6 +11,7 @@ pub(crate) struct Thunderbird(clients::Thunderbird);
 
 impl Program for Thunderbird {
     const NAME: &'static str = "Thunderbird";
+    const PLACE: usize = 1;
     const STARTS_SLOWLY: bool = true;
 
     fn start(ground: &Ground, arm: Arm, port: u16, mailbox: &str) -> anyhow::Result<Self> {
