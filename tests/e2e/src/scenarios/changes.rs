@@ -177,8 +177,11 @@ fn expunges(site: &Site, server: Server) -> anyhow::Result<()> {
     }
     let mut rng = Rng::new(4_242);
     let (mut delivered, mut marks) = (0, 0);
-    for round in 0..40_u32 {
+    for round in 0..60_u32 {
         // The other client's act.
+        if round % 4 == 0 {
+            beside.command("UID STORE 1:* -FLAGS.SILENT (\\Seen)")?.ok()?;
+        }
         if round % 3 == 0 {
             let victims: Vec<u32> = truth.keys().copied().collect();
             let victim = *rng.pick(&victims).context("nothing left to expunge")?;
@@ -198,13 +201,16 @@ fn expunges(site: &Site, server: Server) -> anyhow::Result<()> {
         let before = known.uids.len();
         // The reader's act.
         let marked = 1 + rng.below(before);
-        let (command, may_vanish) = match rng.below(8) {
+        let (command, may_vanish) = match rng.below(12) {
             0 => ("NOOP".to_owned(), true),
             1 => ("IDLE".to_owned(), true),
             2 => (format!("FETCH 1:{before} (UID FLAGS)"), false),
             3 => (format!("UID FETCH {}:* (UID BODY.PEEK[])", 1 + rng.below(20)), true),
-            4 | 5 => (format!("STORE {marked} +FLAGS.SILENT (mark{round})"), false),
-            _ => (format!("FETCH {marked} (UID BODY.PEEK[])"), false),
+            4..7 => (format!("STORE {marked} +FLAGS.SILENT (mark{round})"), false),
+            7 => (format!("FETCH {marked} (UID BODY.PEEK[])"), false),
+            // Out of the store, with a \Seen that only the server can set: while that is under way it may tell of what
+            // has vanished, and the reader may not be told yet.
+            _ => (format!("FETCH {marked} (UID BODY[])"), false),
         };
         // What the reader means by the number, if it knows.
         let meant = known.uids.get(marked - 1).copied().flatten();

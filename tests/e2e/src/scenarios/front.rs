@@ -75,9 +75,13 @@ pub(crate) fn starttls_surplus(case: &Case) -> anyhow::Result<()> {
     let account = starttls_account(&site)?;
     let (mut wire, _) = Wire::connect(&site.lab, Place::Client, &account, Tls::Plain, STALL)?;
     wire.send(b"a STARTTLS\r\nb LOGIN alice alice-secret\r\nc SELECT INBOX\r\n")?;
-    let said = wire.until_closed(Duration::from_secs(10))?;
-    let said = String::from_utf8_lossy(&said);
-    ensure!(!said.contains("b OK") && !said.contains("c OK"), "the surplus was obeyed: {said}");
+    // The victim goes on with TLS, if it is let; inside it nothing may be answered that it has not said there.
+    if wire.line().is_ok_and(|line| line.starts_with(b"a OK")) && wire.secure().is_ok() {
+        drop(wire.send(b"d NOOP\r\n"));
+        drop(wire.until_closed(Duration::from_secs(2)));
+    }
+    let said = String::from_utf8_lossy(wire.received()).into_owned();
+    ensure!(!said.contains("b ") && !said.contains("c OK"), "the surplus was taken for the victim's: {said}");
     // Every such session is somebody else's fault; the node goes on.
     reads_mail(&site, &mut site.through(Server::Dovecot, "alice")?)?;
     waypost.still_runs()
