@@ -72,6 +72,8 @@ pub(crate) struct Log {
 pub(crate) struct TlsFront {
     /// Mint with the interception CA in this directory.
     pub(crate) ca_dir: Option<PathBuf>,
+    /// With this key for clients that cannot use any other kind.
+    pub(crate) rsa_key: Option<PathBuf>,
     /// Show this one for the names in it.
     pub(crate) operator: Option<Operator>,
 }

@@ -47,7 +47,7 @@ impl Shown {
             Some(dir) => {
                 let authority = Authority::load(dir).map_err(|e| wrong(&e))?;
                 let mint = MintNames { allowed: names.clone(), default: names.clone() };
-                Some(Minter::new(authority, &mint, None).map_err(|e| wrong(&e))?)
+                Some(Minter::new(authority, &mint, config.tls.rsa_key.as_deref()).map_err(|e| wrong(&e))?)
             }
             None => None,
         };

@@ -133,6 +133,8 @@ pub struct Session {
     compress_asked: bool,
     /// Everything behind this point of the origin's octets is deflated.
     compress_begins: bool,
+    /// The client says nothing more.
+    client_finished: bool,
     /// The origin said BYE.
     bye_heard: bool,
 
@@ -169,6 +171,7 @@ impl Session {
             compress_early: false,
             compress_asked: false,
             compress_begins: false,
+            client_finished: false,
             bye_heard: false,
             last_request: 0,
             last_fill: 0,
@@ -267,6 +270,14 @@ impl Session {
         // RFC 9051 §6.2.1: what was said before belongs to whoever could write on the wire.
         self.client = Framer::new(Direction::FromClient);
         self.client_input = Bytes::new();
+    }
+
+    /// The client has said all that it will say, and may still listen: what it asked for is done, then the session
+    /// ends.
+    pub fn handle_client_finished(&mut self, now: Now) {
+        self.now = Some(now);
+        self.client_finished = true;
+        self.end_if_finished();
     }
 
     /// One side closed its stream, in whatever way.
@@ -512,6 +523,18 @@ impl Session {
     /// The last reading of the clock; every entry point takes one first.
     fn mono(&self) -> Option<Instant> {
         self.now.map(|now| now.mono)
+    }
+
+    /// Ends the session of a client that says nothing more, once nothing can still be told to it.
+    fn end_if_finished(&mut self) {
+        let answerable =
+            !(self.underway.is_empty() && self.waiting.is_none() && self.client_input.is_empty());
+        // An IDLE, a dialogue and half a command end only by a word of the client.
+        let waits_for_it = self.idle.is_engaged() || self.passing.is_some() || self.login_in_dialogue();
+        let followed = !matches!(self.phase, Phase::Tunnel | Phase::Greeting);
+        if self.client_finished && !(answerable && followed && !waits_for_it) {
+            self.close(Closing::Done);
+        }
     }
 
     /// Nothing of the open mailbox means anything any more.

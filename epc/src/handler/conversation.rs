@@ -41,6 +41,8 @@ pub(super) struct Conversation<'a> {
     server: &'a ServerTerms,
     errands: Errands,
     card: Arc<Card>,
+    /// When the client said that it will say nothing more.
+    finished: Option<Instant>,
     /// When either side last said something.
     heard: Instant,
     /// Why we end it, if it is we who do.
@@ -78,6 +80,7 @@ impl<'a> Conversation<'a> {
             server,
             errands: Errands::new(Arc::clone(&handler.catalog)),
             card,
+            finished: None,
             heard: Instant::now(),
             ours: None,
             draining: Drain::Serving,
@@ -105,7 +108,8 @@ impl<'a> Conversation<'a> {
                 return self.ours.unwrap_or(Ended::Done);
             }
             self.report();
-            let from_client = self.reading(self.client_open && self.session.wants_client(), &self.origin);
+            let client_speaks = self.client_open && self.finished.is_none();
+            let from_client = self.reading(client_speaks && self.session.wants_client(), &self.origin);
             let pause = self.errands.pause();
             let wanted = self.origin_open && pause.is_none() && self.session.wants_server();
             let from_origin = self.reading(wanted, &self.client);
@@ -156,6 +160,10 @@ impl<'a> Conversation<'a> {
                 }
             }
             Happened::Wrote => {}
+            Happened::Ended if side == Side::Client => {
+                self.finished.get_or_insert_with(Instant::now);
+                self.session.handle_client_finished(now());
+            }
             Happened::Ended | Happened::Broken => self.closed(side),
             Happened::BodyLost(BodyLost::Store | BodyLost::Stalled) => return Some(Ended::StoreLost),
         }
@@ -304,7 +312,8 @@ impl<'a> Conversation<'a> {
             Drain::By(_) | Drain::Serving | Drain::Now => None,
         };
         let session = self.session.poll_timeout().map(Instant::from_std);
-        [login, drained, session, stuck(&self.client), stuck(&self.origin)]
+        let finished = self.finished.map(|since| since + CLOSE_MAX);
+        [finished, login, drained, session, stuck(&self.client), stuck(&self.origin)]
             .into_iter()
             .flatten()
             .min()
@@ -318,6 +327,9 @@ impl<'a> Conversation<'a> {
             self.session.handle_timeout(now());
         }
         let stuck = |wire: &Wire| wire.stuck_since().is_some_and(|since| since + limits.stuck <= at);
+        if self.finished.is_some_and(|since| since + CLOSE_MAX <= at) {
+            return Some(Ended::Done);
+        }
         if stuck(&self.client) || stuck(&self.origin) {
             return Some(Ended::Stuck);
         }

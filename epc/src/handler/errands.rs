@@ -317,7 +317,13 @@ mod tests {
 
     impl Catalog for Recording {
         fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
-            drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+            // A test that failed while the store was closed must still end.
+            let at_most = Duration::from_secs(10);
+            drop(
+                self.opened
+                    .wait_timeout_while(self.closed.lock().unwrap(), at_most, |closed| *closed)
+                    .unwrap(),
+            );
             let told = if let CatalogOp::FillOpen { fill, .. } = &op {
                 format!("open {}", fill.n)
             } else if let CatalogOp::FillData { fill, octets } = &op {

@@ -215,6 +215,14 @@ fn needs_rsa(suites: &[CipherSuite], schemes: &[SignatureScheme]) -> bool {
     !(ecdsa_scheme && (tls13 || ecdsa_suite))
 }
 
+/// Whether the file holds an RSA key that leaves can have.
+///
+/// # Errors
+/// [`AuthorityError::File`] with what is wrong and how to make one.
+pub fn check_rsa_key(path: &Path) -> Result<(), AuthorityError> {
+    read_rsa(path).map(drop)
+}
+
 fn read_rsa(path: &Path) -> Result<KeyPair, AuthorityError> {
     let pem = files::read_secret(path)?;
     let key = std::str::from_utf8(&pem)

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lab::pki::Identity;
@@ -43,9 +43,17 @@ impl Liar {
         script: Arc<Script>,
     ) -> anyhow::Result<Self> {
         let address = SocketAddr::new(Place::Server.v4(), port);
-        let listener = lab
-            .inside(Place::Server, move || TcpListener::bind(address))?
-            .with_context(|| format!("cannot listen on {address}"))?;
+        // A process that is being started elsewhere at this moment holds a copy of the last one's socket until exec.
+        let start = Instant::now();
+        let listener = loop {
+            match lab.inside(Place::Server, move || TcpListener::bind(address))? {
+                Ok(listener) => break listener,
+                Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < COPIES_MAX => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot listen on {address}")),
+            }
+        };
         listener.set_nonblocking(true)?;
         let tls = identity.map(server_config).transpose()?;
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::default());
@@ -85,6 +93,9 @@ impl Drop for Liar {
         }
     }
 }
+
+/// Far longer than any exec takes.
+const COPIES_MAX: Duration = Duration::from_secs(5);
 
 fn talk(
     stream: TcpStream,

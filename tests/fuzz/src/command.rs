@@ -1,4 +1,4 @@
-//! The command parser against a plain tokenizer ([`crate::tokens`]): the same tag, user, mailbox, set, items. And
+//! The command parser against a plain tokenizer (`tokens`): the same tag, user, mailbox, set, items. And
 //! without it: what it says stands in the input, and a span can be exchanged without moving anything else, which
 //! is what a session does when it writes a client's numbers as UIDs.
 

@@ -36,11 +36,14 @@ impl Token {
 pub(crate) fn tokens(octets: &[u8]) -> Option<Vec<Token>> {
     let line = octets.strip_suffix(b"\n").map_or(octets, |line| line.strip_suffix(b"\r").unwrap_or(line));
     let (mut at, end) = (0, line.len());
-    let list = list(octets, &mut at, end, 0)?;
+    // Only there a bracket holds more than a letter of a name.
+    let mut words = line.split(|o| *o == b' ').skip(1).take(2);
+    let items = words.any(|word| word.eq_ignore_ascii_case(b"FETCH"));
+    let list = list(octets, &mut at, end, 0, items)?;
     (at == end).then_some(list)
 }
 
-fn list(octets: &[u8], at: &mut usize, end: usize, depth: usize) -> Option<Vec<Token>> {
+fn list(octets: &[u8], at: &mut usize, end: usize, depth: usize, items: bool) -> Option<Vec<Token>> {
     let mut all = Vec::new();
     if depth > 30 {
         return None;
@@ -53,7 +56,7 @@ fn list(octets: &[u8], at: &mut usize, end: usize, depth: usize) -> Option<Vec<T
         let kind = match octets[*at] {
             b'(' => {
                 *at += 1;
-                let inside = list(octets, at, end, depth + 1)?;
+                let inside = list(octets, at, end, depth + 1, items)?;
                 if *at == end {
                     return None;
                 }
@@ -63,7 +66,7 @@ fn list(octets: &[u8], at: &mut usize, end: usize, depth: usize) -> Option<Vec<T
             b'"' => TokenKind::String(quoted(octets, at, end)?),
             b'{' => TokenKind::String(literal(octets, at, end)?),
             _ => {
-                atom(octets, at, end, depth > 0)?;
+                atom(octets, at, end, items)?;
                 TokenKind::Atom
             }
         };
@@ -110,17 +113,12 @@ fn literal(octets: &[u8], at: &mut usize, end: usize) -> Option<Vec<u8>> {
     Some(octets[start..*at].to_vec())
 }
 
-/// An atom; to an item of a list and to a BODY or BINARY a section in brackets belongs, with the strings and
-/// parentheses in it.
-fn atom(octets: &[u8], at: &mut usize, end: usize, listed: bool) -> Option<()> {
+/// An atom; to an item of a FETCH a section in brackets belongs, with the strings and parentheses in it.
+fn atom(octets: &[u8], at: &mut usize, end: usize, items: bool) -> Option<()> {
     let from = *at;
     while *at < end {
         match octets[*at] {
-            b'[' if listed
-                || ["BODY", "BODY.PEEK", "BINARY", "BINARY.PEEK", "BINARY.SIZE"]
-                    .iter()
-                    .any(|name| name.as_bytes().eq_ignore_ascii_case(&octets[from..*at])) =>
-            {
+            b'[' if items => {
                 *at += 1;
                 loop {
                     match octets[*at..end].first()? {

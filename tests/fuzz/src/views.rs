@@ -8,7 +8,7 @@ use imap_core::{
 };
 use std::collections::HashMap;
 
-/// Steps of two octets, a letter and a number; see [`World::step`]. `e2x1d0` is: two messages arrive, the first
+/// Steps of two octets, a letter and a number; see `World::step`. `e2x1d0` is: two messages arrive, the first
 /// is expunged, the client hears everything.
 pub fn run(data: &[u8]) {
     let mut world = World::default();

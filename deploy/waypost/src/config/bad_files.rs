@@ -295,6 +295,16 @@ key = "b"
         &[r#"w.toml:5:10: warning: [tls]: ca_dir: has no effect, because mint is false"#],
     ),
     (
+        r#"[node]"#,
+        r#"[tls]
+mint = false
+rsa_key = "r"
+cert = "a"
+key = "b"
+[node]"#,
+        &[r#"w.toml:5:11: warning: [tls]: rsa_key: has no effect, because mint is false"#],
+    ),
+    (
         r#""10 GiB""#,
         r#""10 Gigs""#,
         &[

@@ -81,6 +81,11 @@ pub(crate) const TLS: Section = Section {
     keys: &[
         key("ca_dir", "the directory that `waypost ca init --interception` made", r#""/var/lib/waypost/ca""#),
         key("mint", "true, false: make certificates for the servers' names with the CA of ca_dir", "true"),
+        key(
+            "rsa_key",
+            "a file with an RSA key in PEM, mode 0600, for TLS 1.2 clients that know no other",
+            r#""/etc/waypost/rsa.key""#,
+        ),
         key("cert", "a file with a certificate chain in PEM", r#""/etc/waypost/mail.pem""#),
         key("key", "a file with the private key of cert in PEM, mode 0600", r#""/etc/waypost/mail.key""#),
     ],

@@ -84,6 +84,21 @@ pub(crate) fn look_at_pair(cert: &Path, key: &Path, files: FileUse) -> Result<()
     })
 }
 
+/// An RSA key for certificates that are minted; what is in it is judged when it is used.
+pub(crate) fn look_at_rsa_key(path: &Path, files: FileUse) -> Result<(), String> {
+    if files == FileUse::Ignore {
+        return Ok(());
+    }
+    let shown = path.display();
+    match private_file(path) {
+        Ok(_) => epc::tls::mint::check_rsa_key(path).map_err(|error| error.to_string()),
+        Err(Trouble::Absent) => {
+            Err(format!("{shown} does not exist; make it: (umask 077; openssl genrsa -out {shown} 2048)"))
+        }
+        Err(Trouble::Says(why)) => Err(why),
+    }
+}
+
 /// CA certificates.
 pub(crate) fn look_at_roots(path: &Path, files: FileUse) -> Result<(), String> {
     if files == FileUse::Ignore {

@@ -182,6 +182,7 @@ fn tls(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Tls
     let (has_cert, has_key) = (t.says("cert"), t.says("key"));
     let mint = t.get("mint", !(has_cert && has_key));
     let ca_dir = around.path(t.get("ca_dir", state_dir.join("ca")));
+    let rsa_key: Option<PathBuf> = t.maybe("rsa_key").map(|path| around.path(path));
     let cert: Option<PathBuf> = t.maybe("cert").map(|path| around.path(path));
     let key: Option<PathBuf> = t.maybe("key").map(|path| around.path(path));
     if has_cert && !has_key {
@@ -196,6 +197,14 @@ fn tls(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Tls
     if mint && let Err(why) = secrets::look_at_authority(&ca_dir, around.files) {
         t.object("ca_dir", why);
     }
+    if !mint && rsa_key.is_some() {
+        t.warn("rsa_key", "has no effect, because mint is false");
+    }
+    if let Some(path) = &rsa_key
+        && let Err(why) = secrets::look_at_rsa_key(path, around.files)
+    {
+        t.object("rsa_key", why);
+    }
     let operator = match (cert, key) {
         (Some(cert), Some(key)) => {
             if let Err(secrets::PairTrouble { key: at_key, why }) =
@@ -207,7 +216,7 @@ fn tls(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Tls
         }
         (Some(_), None) | (None, Some(_)) | (None, None) => None,
     };
-    TlsFront { ca_dir: mint.then_some(ca_dir), operator }
+    TlsFront { ca_dir: mint.then_some(ca_dir), rsa_key, operator }
 }
 
 fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Store {

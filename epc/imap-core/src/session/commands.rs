@@ -53,6 +53,7 @@ impl super::Session {
             }
         }
         self.tell();
+        self.end_if_finished();
     }
 
     /// Whether the client's next octets must wait for something already under way.
@@ -350,7 +351,7 @@ impl super::Session {
         }
     }
 
-    fn login_in_dialogue(&self) -> bool {
+    pub(super) fn login_in_dialogue(&self) -> bool {
         self.underway.iter().any(|u| {
             u.completion.is_none() && matches!(&u.effect, Effect::Login(login) if login.is_dialogue())
         })

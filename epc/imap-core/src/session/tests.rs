@@ -640,6 +640,33 @@ fn the_end_of_the_origin_is_the_end_of_the_session() {
 }
 
 #[test]
+fn a_client_that_has_said_all_hears_the_answers() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    d.client("b UID FETCH 12 (BODY.PEEK[])\r\nc LOGOUT\r\n");
+    let now = d.now();
+    d.session.handle_client_finished(now);
+    d.drain();
+    assert_eq!(d.closed, None);
+    let answers = "* 2 FETCH (UID 12 BODY[] {2}\r\nhi)\r\nb OK done\r\n* BYE\r\nc OK bye\r\n";
+    d.server(answers).hears(answers);
+    assert_eq!(d.closed, Some(Closing::Done));
+}
+
+#[test]
+fn a_client_that_leaves_in_idle_has_left() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("i IDLE\r\n").server("+ idling\r\n");
+    let now = d.now();
+    d.session.handle_client_finished(now);
+    d.drain();
+    assert_eq!(d.closed, Some(Closing::Done));
+}
+
+#[test]
 fn login_by_literals_is_known_too() {
     let shelf = Shelf::default();
     dialogue(&shelf, |_| ()).log_in("alice").select().fill();

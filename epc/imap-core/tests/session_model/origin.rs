@@ -305,10 +305,12 @@ impl Origin {
     /// Data of a message may come unasked, with literals and all.
     fn header_response(&mut self, open: &Selected, at: usize, header: &[u8]) {
         let uid = open.view[at];
-        self.mark(Mark::Spoke { id: (open.name.clone(), open.validity, uid), sections: true });
+        let id = (open.name.clone(), open.validity, uid);
+        self.mark(Mark::Spoke { id: id.clone(), sections: true });
         self.emit(format!("* {} FETCH (UID {uid} BODY[HEADER] {{{}}}\r\n", at + 1, header.len()).as_bytes());
         self.emit(header);
         self.line(")");
+        self.mark(Mark::Spoke { id, sections: true });
     }
 
     fn flags_line(&mut self, open: &Selected, at: usize, uid_item: &str, flags: &BTreeSet<String>) {
@@ -579,6 +581,7 @@ impl Origin {
             // A boundary before, so that what is true by its first octet is so when that arrives.
             self.mark(Mark::Spoke { id: id.clone(), sections });
             self.emit(&response);
+            self.mark(Mark::Spoke { id: id.clone(), sections });
             if has(&asked, "FLAGS") {
                 self.mark(Mark::Flags { id, seen: open.told[&uid].contains("\\Seen") });
             }
