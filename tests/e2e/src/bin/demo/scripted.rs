@@ -111,6 +111,10 @@ const CROSS_CHECKED: usize = 3;
 trait Deed<Item> {
     /// Called once, when the store is full.
     fn filled(&mut self) {}
+    /// What a client must know of a message before it can do the act; also while the store is filled.
+    fn acquaint(&mut self, _session: &mut Session, _item: &Item) -> anyhow::Result<()> {
+        Ok(())
+    }
     /// Before the clock starts.
     fn before(&mut self, _session: &mut Session, _item: &Item) -> anyhow::Result<()> {
         Ok(())
@@ -150,6 +154,7 @@ impl Journey {
         wan.reset()?;
         let mut session = Session::open(ground, Arm::Waypost, READER, self.mailbox)?;
         for item in items {
+            deed.acquaint(&mut session, item)?;
             deed.perform(&mut session, item)?;
             progress.step();
         }
@@ -230,6 +235,7 @@ impl Journey {
             for turn in 0..Arm::ALL.len() {
                 let arm = *Arm::ALL.get((nth + turn) % Arm::ALL.len()).context("three arms")?;
                 let session = sessions.get_mut(&arm).context("three sessions")?;
+                deed.acquaint(session, item)?;
                 deed.before(session, item)?;
                 if nth == 0 && arm == Arm::Waypost && self.tamper == Some(Tamper::Client) {
                     session.flip_next_literal();
@@ -329,6 +335,10 @@ impl Deed<Mail> for OpenUnread {
 struct Attachment;
 
 impl Deed<Mail> for Attachment {
+    fn acquaint(&mut self, session: &mut Session, mail: &Mail) -> anyhow::Result<()> {
+        structure(session, mail)
+    }
+
     fn perform(&mut self, session: &mut Session, mail: &Mail) -> anyhow::Result<Vec<Reply>> {
         in_chunks(session, mail.uid, "BODY.PEEK[2]")
     }
@@ -338,9 +348,18 @@ impl Deed<Mail> for Attachment {
 struct OpenInChunks;
 
 impl Deed<Mail> for OpenInChunks {
+    fn acquaint(&mut self, session: &mut Session, mail: &Mail) -> anyhow::Result<()> {
+        structure(session, mail)
+    }
+
     fn perform(&mut self, session: &mut Session, mail: &Mail) -> anyhow::Result<Vec<Reply>> {
         in_chunks(session, mail.uid, "BODY.PEEK[]")
     }
+}
+
+/// Nobody asks for a part, or for chunks, of a message whose structure and size he does not know.
+fn structure(session: &mut Session, mail: &Mail) -> anyhow::Result<()> {
+    session.command(&format!("UID FETCH {} (UID RFC822.SIZE BODYSTRUCTURE)", mail.uid)).map(drop)
 }
 
 fn in_chunks(session: &mut Session, uid: u32, section: &str) -> anyhow::Result<Vec<Reply>> {
