@@ -31,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const EARNING_OCTETS: usize = 10;
 /// The same for a body that others may be following; below their own patience.
 const PAUSE_AWAITED_MAX: Duration = Duration::from_secs(10);
+/// Octets of a body that are handed over together.
+const GATHERED: usize = 128 * 1024;
 /// Told the store in one go.
 const BATCH_MAX: usize = 16;
 /// Questions and small facts that may wait; a session that has more is one with a broken store, and its facts are
@@ -118,8 +120,17 @@ impl Errands {
             | CatalogOp::Used { .. }
             | CatalogOp::ShadowWanted { .. } => {}
         }
+        let gathers = matches!(op, CatalogOp::FillData { .. }) && self.gathers();
         self.waiting.push_back(op);
-        self.start();
+        if !gathers {
+            self.start();
+        }
+    }
+
+    /// Whether octets of a body may wait for more of it: nobody can read it before its end, which comes by another op,
+    /// and each hand-over to a thread costs as much as hashing what is handed over.
+    fn gathers(&self) -> bool {
+        !self.awaited && self.running.is_none() && self.fill_octets < GATHERED
     }
 
     /// The next answer, or `None` when the store has got on without one; pending while it does nothing. Cancel-safe.
