@@ -27,6 +27,7 @@ mod login;
 mod renumber;
 mod responses;
 mod tee;
+mod telling;
 mod underway;
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use super::{
     exchange::{Event, Output},
-    fetch::Prepared,
     number,
+    telling::Prepared,
 };
 use crate::{
     catalog::{CatalogOp, FillId, INLINE_OCTETS_MAX},

@@ -1,6 +1,6 @@
 //! Commands that are not completed: the client's in their order, and which tags the origin owes us an answer for.
 
-use super::{fetch::Prepared, login::Login};
+use super::{login::Login, telling::Prepared};
 use crate::{
     command::{Command, MsnSpans, SetRef},
     item::ItemKey,
