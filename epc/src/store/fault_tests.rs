@@ -18,6 +18,7 @@ use std::{
     io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -485,58 +486,71 @@ fn what_a_crash_left_behind_is_swept_up_later() {
 }
 
 /// What is in the directory while a store works is what kill -9 leaves.
+/// Where a process of this test finds the store that it fills until it is killed, and where it begins.
+const TO_BE_KILLED: &str = "WAYPOST_TEST_STORE_TO_BE_KILLED";
+
+/// Fills a store without an end. Each dozen that was flushed is told in a file beside the store.
+fn fill_until_killed(path: &Path) -> ! {
+    let store = Store::open(config(path)).unwrap();
+    let inbox = mailbox(1, "INBOX", 5);
+    let told = path.with_extension("told");
+    let mut n = fs::read_to_string(&told).map_or(0, |told| told.parse().unwrap());
+    loop {
+        for _ in 0..12 {
+            n += 1;
+            fill(&store, &inbox, n, "BODY[]", message(n, 2000).as_bytes());
+            record(&store, &inbox, n, &[("ENVELOPE", &format!("(envelope {n})"))]);
+        }
+        begin(&store, &inbox, None, "BODY[]", 100);
+        store.flush();
+        fs::write(path.with_extension("new"), n.to_string()).unwrap();
+        fs::rename(path.with_extension("new"), &told).unwrap();
+    }
+}
+
 #[test]
 fn a_store_that_was_killed_opens_and_holds_only_what_is_true() {
+    if let Some(path) = std::env::var_os(TO_BE_KILLED) {
+        fill_until_killed(Path::new(&path));
+    }
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("store");
-    let store = Store::open(config(&path)).unwrap();
+    let told = || fs::read_to_string(path.with_extension("told")).map_or(0, |told| told.parse().unwrap());
     let inbox = mailbox(1, "INBOX", 5);
-    let mut found = 0;
+    let mut dice = Dice(7);
     for round in 0..6 {
-        let fill_some = |from: u32| {
-            for n in from..from + 12 {
-                fill(&store, &inbox, n, "BODY[]", message(n, 2000).as_bytes());
-                record(&store, &inbox, n, &[("ENVELOPE", &format!("(envelope {n})"))]);
-            }
-            begin(&store, &inbox, None, "BODY[]", 100);
-        };
-        let copy = root.path().join(format!("copy{round}"));
-        thread::scope(|scope| {
-            let filling = scope.spawn(|| fill_some(1 + round * 12));
-            while !filling.is_finished() {
-                thread::yield_now();
-                // The index first: bodies of which it knows nothing are no harm.
-                fs::create_dir_all(&copy).unwrap();
-                for name in [INDEX, "index.sqlite-wal"] {
-                    fs::copy(path.join(name), copy.join(name)).unwrap();
-                }
-            }
-        });
-        for dir in ["tmp", "blobs"] {
-            for (from, octets) in files(&path.join(dir)) {
-                let to = copy.join(from.strip_prefix(&path).unwrap());
-                fs::create_dir_all(to.parent().unwrap()).unwrap();
-                fs::write(to, octets).unwrap();
-            }
+        let before: u32 = told();
+        let this = thread::current().name().unwrap().to_owned();
+        let mut filling = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &this, "--nocapture"])
+            .env(TO_BE_KILLED, &path)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while told() == before {
+            assert!(filling.try_wait().unwrap().is_none(), "it fills until it is killed");
+            thread::sleep(Duration::from_millis(1));
         }
-        let killed = Store::open(config(&copy)).unwrap();
-        for n in 1..=12 * (round + 1) {
-            if let Some(body) = text(&killed, &inbox, n, "BODY[]") {
-                assert!(body == message(n, 2000), "UID {n}");
-                found += 1;
-            }
+        // Anywhere in the dozens that follow.
+        thread::sleep(Duration::from_micros(dice.roll(20_000) as u64));
+        filling.kill().unwrap();
+        let _ = filling.wait().unwrap();
+        let flushed = told();
+        let killed = Store::open(config(&path)).unwrap();
+        for n in 1..=flushed + 24 {
+            let body = text(&killed, &inbox, n, "BODY[]");
             let envelope = text(&killed, &inbox, n, "ENVELOPE");
+            assert!(n > flushed || body.is_some() && envelope.is_some(), "UID {n} was flushed");
+            assert!(body.is_none_or(|body| body == message(n, 2000)), "UID {n}");
             assert!(envelope.is_none_or(|envelope| envelope == format!("(envelope {n})")), "UID {n}");
         }
-        assert!(files(&copy.join("tmp")).is_empty());
+        assert!(files(&path.join("tmp")).is_empty());
         assert_eq!((killed.stats().corrupt, killed.stats().index_failures), (0, 0));
         let _ = killed.gc().unwrap();
-        assert_eq!(files(&copy.join("blobs")).len() as u64, killed.stats().bodies);
-        fill(&killed, &inbox, 1000, "BODY[]", message(1000, 0).as_bytes());
-        assert_eq!(text(&killed, &inbox, 1000, "BODY[]"), Some(message(1000, 0)));
-        store.flush();
+        assert_eq!(files(&path.join("blobs")).len() as u64, killed.stats().bodies);
+        fill(&killed, &inbox, 1_000_000 + round, "BODY[]", message(round, 0).as_bytes());
+        assert_eq!(text(&killed, &inbox, 1_000_000 + round, "BODY[]"), Some(message(round, 0)));
     }
-    assert!(found > 100, "{found}");
 }
 
 #[test]
