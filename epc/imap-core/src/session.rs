@@ -19,6 +19,7 @@
 //! The session owns no socket, file or clock: the shell calls `handle_*`, then drains
 //! [`Session::poll_output`].
 
+mod claim;
 mod commands;
 mod exchange;
 mod fetch;
@@ -125,6 +126,8 @@ pub struct Session {
     passing: Option<Passing>,
     idle: Idle,
     splices: Splices,
+    /// The tag of the command for which this session has the store's claim.
+    claimed: Option<Bytes>,
     /// The message asked whole whose octets have begun to come.
     whole_begun: Option<SlotId>,
     /// When the origin was last asked for the rights to the open mailbox.
@@ -170,6 +173,7 @@ impl Session {
             passing: None,
             idle: Idle::Off,
             splices: Splices::default(),
+            claimed: None,
             whole_begun: None,
             rights_asked: None,
             rights_seen: false,
@@ -297,6 +301,7 @@ impl Session {
     /// The deadline of [`Session::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.now = Some(now);
+        self.pump();
     }
 
     /// The next thing to do.
@@ -304,11 +309,11 @@ impl Session {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Session::handle_timeout`], if nothing happens before. Never so far: what a session waits for
-    /// always ends by itself, in an answer or in the end of a connection.
+    /// When to call [`Session::handle_timeout`], if nothing happens before. Only what another session fetches is waited
+    /// for by the clock; all else ends by itself, in an answer or in the end of a connection.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.waiting.as_ref().and_then(Waiting::pause)
     }
 
     /// Whether the session can take more from the client now; if not, the shell stops reading it.
@@ -553,6 +558,7 @@ impl Session {
 
     fn tunnel(&mut self, why: &'static str) {
         self.abort_fills();
+        self.drop_claim();
         self.phase = Phase::Tunnel;
         self.event(Event::Tunnel(why));
         let rest = std::mem::take(&mut self.client_input);
@@ -573,6 +579,7 @@ impl Session {
             return;
         }
         self.abort_fills();
+        self.drop_claim();
         self.phase = Phase::Closed;
         self.waiting = None;
         self.outputs.push_back(Output::Close(why));

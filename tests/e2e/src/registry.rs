@@ -11,9 +11,6 @@ pub(crate) struct Scenario {
     pub(crate) says: &'static str,
     /// Whether it is part of `--quick`.
     pub(crate) quick: bool,
-    /// Why it cannot pass yet. Such a row is counted as skipped while it fails, and fails once it passes, so that the
-    /// mark goes away.
-    pub(crate) not_yet: Option<&'static str>,
     pub(crate) run: fn(&Case) -> anyhow::Result<()>,
 }
 
@@ -30,15 +27,11 @@ impl std::fmt::Display for Skipped {
 impl std::error::Error for Skipped {}
 
 const fn row(name: &'static str, says: &'static str, run: fn(&Case) -> anyhow::Result<()>) -> Scenario {
-    Scenario { name, says, quick: false, not_yet: None, run }
+    Scenario { name, says, quick: false, run }
 }
 
 const fn quick(scenario: Scenario) -> Scenario {
     Scenario { quick: true, ..scenario }
-}
-
-const fn not_yet(why: &'static str, scenario: Scenario) -> Scenario {
-    Scenario { not_yet: Some(why), ..scenario }
 }
 
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
@@ -116,14 +109,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("garbage-from-the-server", "no server harms the session beside", garbage::from_the_server),
     row("cut-literals", "half a message is never taken for a whole one", garbage::cut_literals),
     row("clients-leave", "a client that leaves in the middle leaves nothing half", failures::clients_leave),
-    not_yet(
-        "a session does not wait for what another is fetching at this moment",
-        row(
-            "same-message-at-once",
-            "eight at once, about once over the line",
-            failures::same_message_at_once,
-        ),
-    ),
+    row("same-message-at-once", "eight at once, about once over the line", failures::same_message_at_once),
     row("another-key", "a store sealed with another key gives nobody garbage", durability::another_key),
     row("hurries", "a second SIGTERM ends what would go on", front::hurries),
 ];

@@ -52,6 +52,7 @@ impl super::Session {
                 }
             }
         }
+        self.release_claim();
         self.tell();
         self.end_if_finished();
     }

@@ -10,12 +10,13 @@
 //! ```
 
 use super::{
+    claim::{Next, Patience},
     exchange::{Event, Outcome, Reason},
     telling::{Prepared, Told},
     underway::{Effect, Own, Underway, numbers},
 };
 use crate::{
-    catalog::{CatalogOp, CatalogReply, Held, RESOLVE_UIDS_MAX, RequestId, Row},
+    catalog::{CatalogOp, CatalogReply, Claim, Held, RESOLVE_UIDS_MAX, RequestId, Row},
     command::{Command, Fetch, FetchItem, Kind},
     fetch_response::FetchResponse,
     item::{ItemClass, ItemKey, SectionClass},
@@ -35,6 +36,7 @@ pub(super) struct Waiting {
     pub(super) command: Command,
     pub(super) octets: Bytes,
     stage: Stage,
+    patience: Patience,
 }
 
 enum Stage {
@@ -46,6 +48,10 @@ enum Stage {
     Rights,
     /// The store was asked.
     LookUp(LookUp),
+    /// It is not held; the store was asked whether another session fetches it at this moment.
+    Claim { look_up: LookUp, request: RequestId, said: Option<Claim> },
+    /// Another does: to be looked at again then.
+    Pause(Instant),
     /// The whole message was asked of the origin; when it begins to come, the store is asked again.
     Whole(SlotId),
 }
@@ -134,7 +140,7 @@ struct Rest {
 
 impl Waiting {
     pub(super) fn new(command: Command, octets: Bytes) -> Self {
-        Self { command, octets, stage: Stage::Fresh }
+        Self { command, octets, stage: Stage::Fresh, patience: Patience::default() }
     }
 
     pub(super) fn for_origin(mut self) -> Self {
@@ -142,11 +148,21 @@ impl Waiting {
         self
     }
 
+    pub(super) fn asks_claim(&self) -> bool {
+        matches!(self.stage, Stage::Claim { .. })
+    }
+
+    /// When to look at it again although nothing has happened.
+    pub(super) fn pause(&self) -> Option<Instant> {
+        if let Stage::Pause(until) = self.stage { Some(until) } else { None }
+    }
+
     /// Whether the store or the origin owes an answer before anything can change.
     fn is_asking(&self) -> bool {
         match &self.stage {
             Stage::LookUp(look_up) => look_up.request.is_some(),
-            Stage::Fresh | Stage::Origin | Stage::Rights | Stage::Whole(_) => false,
+            Stage::Claim { said, .. } => said.is_none(),
+            Stage::Fresh | Stage::Origin | Stage::Rights | Stage::Pause(_) | Stage::Whole(_) => false,
         }
     }
 }
@@ -161,32 +177,33 @@ impl super::Session {
             if waiting.is_asking() {
                 return Some(waiting);
             }
-            waiting = match waiting.stage {
+            let stage = std::mem::replace(&mut waiting.stage, Stage::Fresh);
+            waiting.stage = match stage {
                 Stage::Fresh => match self.look_at_fetch(&waiting.command) {
-                    Ok(Look::Up(look_up)) => self.ask_store(look_up, waiting.command, waiting.octets),
+                    Ok(Look::Up(look_up)) => self.ask_store(look_up, &waiting.command),
                     Ok(Look::RightsFirst) => {
                         self.ask_rights();
-                        Waiting { stage: Stage::Rights, ..waiting }
+                        Stage::Rights
                     }
-                    Ok(Look::UidsFirst) => return Some(Waiting { stage: Stage::Fresh, ..waiting }),
+                    Ok(Look::UidsFirst) => return Some(waiting),
                     Err(reason) => {
                         self.event(Event::Fetched {
                             outcome: Outcome::Origin(reason),
                             messages: 0,
                             octets: 0,
                         });
-                        waiting.for_origin()
+                        Stage::Origin
                     }
                 },
                 Stage::Rights => {
                     if self.flights.owns(|own| *own == Own::Rights) {
-                        return Some(waiting);
+                        return Some(Waiting { stage, ..waiting });
                     }
                     // Proved again, or not to be proved: then the mailbox has no key any more.
-                    Waiting { stage: Stage::Fresh, ..waiting }
+                    Stage::Fresh
                 }
                 Stage::LookUp(look_up) if look_up.asked < look_up.messages.len() => {
-                    self.ask_store(look_up, waiting.command, waiting.octets)
+                    self.ask_store(look_up, &waiting.command)
                 }
                 Stage::LookUp(look_up) => {
                     // What is told together with the origin's words is told one command at a time; and of a message
@@ -195,17 +212,31 @@ impl super::Session {
                     if busy || look_up.missing.iter().any(|(slot, _)| self.comes_whole(*slot)) {
                         return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
                     }
-                    self.settle(look_up, waiting.command, waiting.octets)?
+                    self.settle(look_up, &waiting)?
+                }
+                Stage::Claim { look_up, said, .. } => {
+                    let claim = said.unwrap_or(Claim::Yours);
+                    match self.claimed(&waiting.command, &mut waiting.patience, claim) {
+                        Next::Fetch => Stage::LookUp(look_up),
+                        Next::LookAgain => Stage::Fresh,
+                        Next::Pause(until) => Stage::Pause(until),
+                    }
+                }
+                Stage::Pause(until) => {
+                    if self.mono().is_some_and(|now| now < until) {
+                        return Some(Waiting { stage, ..waiting });
+                    }
+                    Stage::Fresh
                 }
                 Stage::Whole(slot) => {
                     let owned = self.comes_whole(slot);
                     match self.whole_begun.take_if(|begun| *begun == slot) {
-                        Some(_) => self.look_again(waiting.command, waiting.octets, slot),
-                        None if owned => return Some(Waiting { stage: Stage::Whole(slot), ..waiting }),
-                        None => Waiting { stage: Stage::Origin, ..waiting },
+                        Some(_) => self.look_again(&waiting.command, slot),
+                        None if owned => return Some(Waiting { stage, ..waiting }),
+                        None => Stage::Origin,
                     }
                 }
-                Stage::Origin => return self.pass_on(waiting),
+                Stage::Origin => return self.pass_on(waiting.for_origin()),
             };
         }
     }
@@ -284,7 +315,7 @@ impl super::Session {
         self.mono().is_none_or(|now| now.saturating_duration_since(proved) > self.config.re_proof)
     }
 
-    fn ask_store(&mut self, mut look_up: LookUp, command: Command, octets: Bytes) -> Waiting {
+    fn ask_store(&mut self, mut look_up: LookUp, command: &Command) -> Stage {
         let items = if let Kind::Fetch(fetch) = &command.kind { look_up.keys(fetch) } else { Vec::new() };
         let end = look_up.messages.len().min(look_up.asked + RESOLVE_UIDS_MAX);
         let batch = look_up.messages.get(look_up.asked..end).unwrap_or_default();
@@ -298,23 +329,32 @@ impl super::Session {
             // Trust ended meanwhile; nothing may be shown.
             look_up.distrust();
         }
-        Waiting { command, octets, stage: Stage::LookUp(look_up) }
+        Stage::LookUp(look_up)
     }
 
     /// The store's answer.
     pub(super) fn store_replied(&mut self, reply: CatalogReply) {
-        let CatalogReply::Resolved { request, rows } = reply else { return };
-        let Some(Waiting { command, stage: Stage::LookUp(look_up), .. }) = &mut self.waiting else { return };
-        if look_up.request != Some(request) {
-            return;
+        let Some(Waiting { command, stage, .. }) = &mut self.waiting else { return };
+        match (reply, stage) {
+            (CatalogReply::Resolved { request, rows }, Stage::LookUp(look_up))
+                if look_up.request == Some(request) =>
+            {
+                look_up.request = None;
+                let Kind::Fetch(fetch) = &command.kind else { return };
+                look_up.take(fetch, rows);
+            }
+            (CatalogReply::Claimed { request, claim }, Stage::Claim { request: asked, said, .. })
+                if *asked == request =>
+            {
+                *said = Some(claim);
+            }
+            _ => {}
         }
-        look_up.request = None;
-        let Kind::Fetch(fetch) = &command.kind else { return };
-        look_up.take(fetch, rows);
     }
 
     /// Everything is known: tells, forwards, or both.
-    fn settle(&mut self, mut look_up: LookUp, command: Command, octets: Bytes) -> Option<Waiting> {
+    fn settle(&mut self, mut look_up: LookUp, waiting: &Waiting) -> Option<Stage> {
+        let Waiting { command, octets, patience, .. } = waiting;
         let Kind::Fetch(fetch) = &command.kind else { return None };
         for (slot, size) in std::mem::take(&mut look_up.sizes) {
             self.learn_size(slot, size);
@@ -323,25 +363,35 @@ impl super::Session {
             look_up.distrust();
         }
         // Gone since the question: the origin says what there is to say.
-        let (held, gone): (Vec<_>, Vec<_>) =
-            look_up.held.into_iter().partition(|row| self.views.server_msn(row.slot).is_some());
+        let (held, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut look_up.held)
+            .into_iter()
+            .partition(|row| self.views.server_msn(row.slot).is_some());
         look_up.missing.extend(gone.into_iter().map(|row| (row.slot, row.uid)));
         let total = u32::try_from(look_up.messages.len()).unwrap_or(u32::MAX);
-        let waiting = |stage| Waiting { command: command.clone(), octets: octets.clone(), stage };
         if held.is_empty() {
             if !look_up.again
                 && let [(slot, uid)] = *look_up.missing.as_slice()
-                && let Some(key) = self.piece_of_large(fetch, slot)
             {
-                if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
-                    self.ask_seen_ahead(uid);
+                let piece = self.piece_of_large(fetch, slot);
+                // Of a preview nothing would come into the store for others.
+                let comes = piece.is_some() || fetch.items.iter().all(|item| item.partial.is_none());
+                if comes
+                    && let Some(item) = self.claimable(fetch, *patience)
+                    && let Some(request) = self.ask_claim(uid, item.clone())
+                {
+                    return Some(Stage::Claim { look_up, request, said: None });
                 }
-                self.ask_whole(slot, uid, key);
-                return Some(waiting(Stage::Whole(slot)));
+                if let Some(key) = piece {
+                    if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
+                        self.ask_seen_ahead(uid);
+                    }
+                    self.ask_whole(slot, uid, key);
+                    return Some(Stage::Whole(slot));
+                }
             }
             let outcome = Outcome::Origin(Reason::NotHeld);
             self.event(Event::Fetched { outcome, messages: total, octets: 0 });
-            return Some(waiting(Stage::Origin));
+            return Some(Stage::Origin);
         }
 
         let mut held = held;
@@ -364,7 +414,7 @@ impl super::Session {
         if held_set.len().max(missing_set.len()) > SET_OCTETS_MAX {
             let outcome = Outcome::Origin(Reason::TooMany);
             self.event(Event::Fetched { outcome, messages: total, octets: 0 });
-            return Some(waiting(Stage::Origin));
+            return Some(Stage::Origin);
         }
 
         let all_store = rest.is_empty() && look_up.missing.is_empty();
@@ -375,7 +425,7 @@ impl super::Session {
         }
 
         let tag = Bytes::copy_from_slice(&command.tag);
-        let mut underway = Underway::new(tag.clone(), self.forbids(&command), Effect::Nothing);
+        let mut underway = Underway::new(tag.clone(), self.forbids(command), Effect::Nothing);
         underway.fetches = !look_up.missing.is_empty();
         underway.keeps_flags = !sets_seen;
         if !unseen.is_empty() && !mutants::on("session-seen-not-stored") {
@@ -391,12 +441,12 @@ impl super::Session {
         match (rest.is_empty(), look_up.missing.is_empty()) {
             (true, true) => {
                 underway.prepared = held;
-                underway.completion = Some(completed(&tag, &command));
+                underway.completion = Some(completed(&tag, command));
             }
             (true, false) => {
                 underway.prepared = held;
                 self.flights.client(tag.clone(), true);
-                self.send(rewritten(&tag, &missing_set, fetch, &octets));
+                self.send(rewritten(&tag, &missing_set, fetch, octets));
             }
             (false, true) => {
                 self.splices.begin(tag.clone(), asked, held);
@@ -415,7 +465,7 @@ impl super::Session {
                         .into(),
                 );
                 self.flights.client(tag.clone(), true);
-                self.send(rewritten(&tag, &missing_set, fetch, &octets));
+                self.send(rewritten(&tag, &missing_set, fetch, octets));
             }
         }
         self.underway.push_back(underway);
@@ -504,9 +554,8 @@ impl super::Session {
         self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[{spec}])\r\n").into());
     }
 
-    fn look_again(&mut self, command: Command, octets: Bytes, slot: SlotId) -> Waiting {
-        let uid = self.views.uid(slot);
-        let stage = match (&command.kind, uid) {
+    fn look_again(&self, command: &Command, slot: SlotId) -> Stage {
+        match (&command.kind, self.views.uid(slot)) {
             (Kind::Fetch(fetch), Some(uid)) => {
                 let wanted = (0..fetch.items.len())
                     .filter(|n| fetch.items.get(*n).is_some_and(|i| is_held_kind(&i.key)))
@@ -514,8 +563,7 @@ impl super::Session {
                 Stage::LookUp(LookUp::new(vec![(slot, uid)], wanted, true))
             }
             _ => Stage::Origin,
-        };
-        Waiting { command, octets, stage }
+        }
     }
 
     fn can_ask_rights(&self) -> bool {

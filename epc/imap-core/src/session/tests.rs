@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    catalog::{Held, Row},
+    catalog::{Claim, Held, Row},
     item::ItemKey,
     uid::Uid,
 };
@@ -36,6 +36,7 @@ struct Shelf(Arc<Mutex<ShelfState>>);
 struct ShelfState {
     values: BTreeMap<(MailboxKey, Uid, ItemKey), Bytes>,
     fills: BTreeMap<FillId, Stream>,
+    claims: BTreeMap<u64, (MailboxKey, Uid, ItemKey)>,
 }
 
 /// Where it belongs, how long it will be, what there is of it.
@@ -98,6 +99,22 @@ impl Shelf {
                     .map(|&uid| Row { uid, values: items.iter().map(|key| held(uid, key)).collect() })
                     .collect();
                 return Some(CatalogReply::Resolved { request, rows });
+            }
+            CatalogOp::Claim { request, session, mailbox, uid, item } => {
+                let what = (mailbox, uid, item);
+                let others = state.claims.iter().any(|(owner, had)| *owner != session && *had == what);
+                let claim = if others {
+                    Claim::Others
+                } else if state.values.contains_key(&what) {
+                    Claim::Held
+                } else {
+                    state.claims.insert(session, what);
+                    Claim::Yours
+                };
+                return Some(CatalogReply::Claimed { request, claim });
+            }
+            CatalogOp::Release { session } => {
+                state.claims.remove(&session);
             }
             CatalogOp::Account { .. }
             | CatalogOp::Selected { .. }
@@ -194,6 +211,17 @@ impl Dialogue {
         let now = self.now();
         self.session.handle_server(now, Bytes::copy_from_slice(text.as_bytes()));
         self.drain();
+        self
+    }
+
+    /// Time passes.
+    fn later(&mut self, by: Duration) -> &mut Self {
+        self.clock += by;
+        let now = self.now();
+        if self.session.poll_timeout().is_some_and(|due| due <= now.mono) {
+            self.session.handle_timeout(now);
+            self.drain();
+        }
         self
     }
 
@@ -700,4 +728,76 @@ fn login_by_literals_is_known_too() {
     d.client("b UID FETCH 11 (BODY.PEEK[])\r\n")
         .gets("")
         .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+}
+
+const MOMENT: Duration = Duration::from_millis(60);
+
+/// Two sessions of alice, the first of which fetches message 11 at this moment.
+fn two_that_want_the_same() -> (Dialogue, Dialogue) {
+    let shelf = Shelf::default();
+    let mut first = dialogue(&shelf, |_| ());
+    let mut second = dialogue(&shelf, |config| config.number = 2);
+    first
+        .log_in("alice")
+        .select()
+        .client("f UID FETCH 11 BODY.PEEK[]\r\n")
+        .gets("f UID FETCH 11 BODY.PEEK[]\r\n");
+    second.log_in("alice").select().client("s UID FETCH 11 BODY.PEEK[]\r\n").gets("");
+    (first, second)
+}
+
+#[test]
+fn what_another_session_fetches_is_waited_for() {
+    let (mut first, mut second) = two_that_want_the_same();
+    first.server("* 1 FETCH (UID 11 BODY[] {5}\r\nhel");
+    second.later(MOMENT).gets("").hears("");
+    first.server("lo)\r\nf OK done\r\n");
+    second
+        .later(MOMENT)
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\ns OK UID FETCH completed\r\n");
+    assert!(first.shelf.0.lock().unwrap().claims.is_empty());
+}
+
+#[test]
+fn what_another_session_did_not_get_is_fetched() {
+    for ending in ["answered", "gone"] {
+        let (mut first, mut second) = two_that_want_the_same();
+        if ending == "answered" {
+            first.server("f NO not now\r\n");
+        } else {
+            let now = first.now();
+            first.session.handle_closed(now, Side::Client);
+            first.drain();
+        }
+        second.later(MOMENT).gets("s UID FETCH 11 BODY.PEEK[]\r\n");
+        let answer = "* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\ns OK done\r\n";
+        second.server(answer).hears(answer);
+        assert!(second.shelf.0.lock().unwrap().claims.is_empty());
+    }
+}
+
+#[test]
+fn nobody_waits_for_ever_for_another_session() {
+    let (_first, mut second) = two_that_want_the_same();
+    let mut rounds = 0;
+    while second.server.is_empty() && rounds < 1000 {
+        second.later(MOMENT);
+        rounds += 1;
+    }
+    second.gets("s UID FETCH 11 BODY.PEEK[]\r\n");
+    assert!((300..400).contains(&rounds), "{rounds} looks of 60 ms are not about 20 s");
+}
+
+#[test]
+fn a_preview_waits_for_nobody() {
+    let (_first, mut second) = two_that_want_the_same();
+    let mut third = dialogue(&second.shelf, |config| config.number = 3);
+    third.log_in("alice").select();
+    third.client("t UID FETCH 11 BODY.PEEK[]<0.100>\r\n").gets("t UID FETCH 11 BODY.PEEK[]<0.100>\r\n");
+    // Nor another user.
+    let mut bob = dialogue(&second.shelf, |config| config.number = 4);
+    bob.log_in("bob").select();
+    bob.client("b UID FETCH 11 BODY.PEEK[]\r\n").gets("b UID FETCH 11 BODY.PEEK[]\r\n");
+    second.later(MOMENT).gets("");
 }

@@ -163,6 +163,11 @@ impl Flights {
         self.flights.iter().any(|f| f.may_expunge)
     }
 
+    /// Whether the origin owes the client an answer to this tag.
+    pub(super) fn has_client(&self, tag: &[u8]) -> bool {
+        self.flights.iter().any(|f| f.owner == Owner::Client && f.tag == tag)
+    }
+
     pub(super) fn has_own(&self) -> bool {
         self.flights.iter().any(|f| f.owner != Owner::Client)
     }
