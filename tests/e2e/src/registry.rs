@@ -59,6 +59,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     quick(row("warm-mbsync-dovecot", "a second mbsync costs 2 % at most", identical::warm_mbsync_dovecot)),
     row("warm-mbsync-cyrus", "a second mbsync costs 2 % at most", identical::warm_mbsync_cyrus),
     row("warm-open-dovecot", "a message opened again does not cross", identical::warm_open_dovecot),
+    row("pieces-dovecot", "a message read in pieces crosses about once", identical::pieces_dovecot),
+    row("pieces-cyrus", "a message read in pieces crosses about once", identical::pieces_cyrus),
     row("warm-open-cyrus", "a message opened again does not cross", identical::warm_open_cyrus),
     quick(row("login-refused", "a wrong password gets the server's refusal and no mail", logins::refused)),
     row(

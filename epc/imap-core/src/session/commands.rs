@@ -145,7 +145,7 @@ impl super::Session {
                 self.tell_in(crate::views::Window::All);
             }
         }
-        if self.fetches_what_comes_whole(command) {
+        if self.fetches_what_we_ask(command) {
             return Some(waiting);
         }
         let by_number = self.is_selected() && is_by_number(command);

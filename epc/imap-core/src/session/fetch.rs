@@ -37,6 +37,8 @@ pub(super) struct Waiting {
     pub(super) octets: Bytes,
     stage: Stage,
     patience: Patience,
+    /// The message of unknown size of which this asks a piece.
+    sizeless: Option<(SlotId, Uid)>,
 }
 
 enum Stage {
@@ -140,7 +142,7 @@ struct Rest {
 
 impl Waiting {
     pub(super) fn new(command: Command, octets: Bytes) -> Self {
-        Self { command, octets, stage: Stage::Fresh, patience: Patience::default() }
+        Self { command, octets, stage: Stage::Fresh, patience: Patience::default(), sizeless: None }
     }
 
     pub(super) fn for_origin(mut self) -> Self {
@@ -207,10 +209,14 @@ impl super::Session {
                 }
                 Stage::LookUp(look_up) => {
                     // What is told together with the origin's words is told one command at a time; and of a message
-                    // that is on its way whole, no other answer may be asked.
+                    // of which we have asked something, no other answer may be asked.
                     let busy = !self.splices.is_empty() && has_rest(&waiting.command);
-                    if busy || look_up.missing.iter().any(|(slot, _)| self.comes_whole(*slot)) {
+                    if busy || look_up.missing.iter().any(|(slot, _)| self.flights.asks_about(*slot)) {
                         return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
+                    }
+                    if let (true, [message]) = (look_up.held.is_empty(), look_up.missing.as_slice()) {
+                        waiting.sizeless =
+                            Some(*message).filter(|(slot, _)| self.is_sizeless(&waiting.command, *slot));
                     }
                     self.settle(look_up, &waiting)?
                 }
@@ -229,14 +235,21 @@ impl super::Session {
                     Stage::Fresh
                 }
                 Stage::Whole(slot) => {
-                    let owned = self.comes_whole(slot);
+                    let owned = self.flights.whole().is_some_and(|(coming, _)| coming == slot);
                     match self.whole_begun.take_if(|begun| *begun == slot) {
                         Some(_) => self.look_again(&waiting.command, slot),
                         None if owned => return Some(Waiting { stage, ..waiting }),
                         None => Stage::Origin,
                     }
                 }
-                Stage::Origin => return self.pass_on(waiting.for_origin()),
+                Stage::Origin => {
+                    let sizeless = waiting.sizeless;
+                    let waiting = self.pass_on(waiting.for_origin());
+                    if let (None, Some((slot, uid))) = (&waiting, sizeless) {
+                        self.ask_size(slot, uid);
+                    }
+                    return waiting;
+                }
             };
         }
     }
@@ -494,36 +507,34 @@ impl super::Session {
 
     /// The section that a client reads in pieces, of which this is one, if it is worth fetching whole.
     fn piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> Option<ItemKey> {
-        let mut pieces = fetch.items.iter().filter_map(|item| Some((&item.key, item.partial?.1)));
-        let (key, count) = pieces.next()?;
-        let only = pieces.next().is_none()
-            && matches!(key.class(), ItemClass::Section(_))
-            && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
-        let worth = |size: u64| {
-            let count = u64::from(count);
-            size <= self.config.chunk_fill_max
-                && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
-        };
-        let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        let (key, count) = only_piece(fetch)?;
+        let size = *self.sizes.get(&slot)?;
+        let reads_all = count >= PIECE_OCTETS_MIN;
         // A part's length is not known; it is no longer than its message, and its preview is no preview of that.
-        let size = self.sizes.get(&slot).copied();
-        let worth = size.is_some_and(|size| worth(size) && (whole || u64::from(count) >= PIECE_OCTETS_MIN));
-        let fits = worth && only
-            && self.flights.whole().is_none()
-            // An answer to one of these would be taken for ours.
-            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none());
-        fits.then(|| key.clone())
+        let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        let worth = size <= self.config.chunk_fill_max
+            && (reads_all || whole && size <= count.saturating_mul(PREVIEW));
+        (worth && self.may_ask_of_a_message()).then(|| key.clone())
     }
 
-    /// Whether all of this message is on its way to us.
-    pub(super) fn comes_whole(&self, slot: SlotId) -> bool {
-        self.flights.whole().is_some_and(|(coming, _)| coming == slot)
+    /// Whether this reads, in pieces, a message of which only the size is missing to know whether all of it should come.
+    fn is_sizeless(&self, command: &Command, slot: SlotId) -> bool {
+        let Kind::Fetch(fetch) = &command.kind else { return false };
+        let asks_itself = fetch.items.iter().any(|item| item.key.as_str() == "RFC822.SIZE");
+        let reads_all = only_piece(fetch).is_some_and(|(_, count)| count >= PIECE_OCTETS_MIN);
+        reads_all && !asks_itself && !self.sizes.contains_key(&slot) && self.may_ask_of_a_message()
     }
 
-    /// Whether a FETCH could be answered with a message that is on its way to us.
-    pub(super) fn fetches_what_comes_whole(&self, command: &Command) -> bool {
-        let coming = self.flights.whole().map(|(slot, _)| slot);
-        let (Some(slot), b"FETCH") = (coming, &*command.verb) else { return false };
+    /// Whether no answer to a question of ours could be taken for another's, or the other way round.
+    fn may_ask_of_a_message(&self) -> bool {
+        self.flights.asked_about().is_none()
+            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none())
+    }
+
+    /// Whether a FETCH could be answered with what we have asked of a message, or ours with its answer.
+    pub(super) fn fetches_what_we_ask(&self, command: &Command) -> bool {
+        let asked = self.flights.asked_about();
+        let (Some(slot), b"FETCH") = (asked, &*command.verb) else { return false };
         let Kind::Fetch(fetch) = &command.kind else { return true };
         let Some(set) = &fetch.set.set else { return true };
         if command.uid {
@@ -531,6 +542,14 @@ impl super::Session {
             self.views.uid(slot).is_none_or(|uid| set.contains(uid.get(), largest))
         } else {
             self.views.client_msn(slot).is_none_or(|msn| set.contains(msn.get(), self.views.client_len()))
+        }
+    }
+
+    /// Behind the first piece: before the client asks for the second, the size is known.
+    fn ask_size(&mut self, slot: SlotId, uid: Uid) {
+        if self.mailbox_key().is_some() {
+            let tag = self.flights.own(Own::Size(slot));
+            self.send(format!("{tag} UID FETCH {uid} (RFC822.SIZE)\r\n").into());
         }
     }
 
@@ -667,6 +686,16 @@ fn inline_octets(held: &Held) -> u64 {
         Held::Inline(octets) => octets.len() as u64,
         Held::Stored { .. } | Held::Filling { .. } => 0,
     }
+}
+
+/// The one piece of a section that this asks for, and how many octets at most, if all else can come from a store.
+fn only_piece(fetch: &Fetch) -> Option<(&ItemKey, u64)> {
+    let mut pieces = fetch.items.iter().filter_map(|item| Some((&item.key, item.partial?.1)));
+    let (key, count) = pieces.next()?;
+    let only = pieces.next().is_none()
+        && matches!(key.class(), ItemClass::Section(_))
+        && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
+    only.then_some((key, u64::from(count)))
 }
 
 /// Whether a store may hold values of this item.

@@ -801,3 +801,35 @@ fn a_preview_waits_for_nobody() {
     bob.client("b UID FETCH 11 BODY.PEEK[]\r\n").gets("b UID FETCH 11 BODY.PEEK[]\r\n");
     second.later(MOMENT).gets("");
 }
+
+#[test]
+fn behind_the_first_piece_of_a_message_of_unknown_size_its_size_is_asked() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("b UID FETCH 12 BODY.PEEK[]<0.65536>\r\n")
+        .gets("b UID FETCH 12 BODY.PEEK[]<0.65536>\r\nEPC0102030405062 UID FETCH 12 (RFC822.SIZE)\r\n");
+    let first = format!("* 2 FETCH (UID 12 BODY[]<0> {{65536}}\r\n{})\r\nb OK done\r\n", "x".repeat(65_536));
+    d.server(&first).hears(&first);
+    // Before it is known, the second piece waits: an answer to it could be taken for the size's.
+    d.client("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n").gets("");
+    d.server("* 2 FETCH (UID 12 RFC822.SIZE 100000)\r\nEPC0102030405062 OK done\r\n")
+        .hears("")
+        .gets("EPC0102030405063 UID FETCH 12 (BODY.PEEK[])\r\n");
+    d.server(&format!("* 2 FETCH (UID 12 BODY[] {{100000}}\r\n{}", "y".repeat(100_000)));
+    let second = format!("* 2 FETCH (UID 12 BODY[]<65536> {{34464}}\r\n{})\r\n", "y".repeat(34_464));
+    d.hears(&format!("{second}c OK UID FETCH completed\r\n"));
+}
+
+#[test]
+fn a_message_that_is_too_large_is_read_in_the_pieces_that_are_asked() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("b UID FETCH 12 BODY.PEEK[]<0.65536>\r\n")
+        .server("* 2 FETCH (UID 12 BODY[]<0> {1}\r\nx)\r\nb OK done\r\n");
+    d.server("* 2 FETCH (UID 12 RFC822.SIZE 200000000)\r\nEPC0102030405062 OK done\r\n");
+    d.server.clear();
+    d.client("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n")
+        .gets("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n");
+}
