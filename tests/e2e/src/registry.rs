@@ -40,6 +40,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),
     row("withdrawn-dovecot", "rights or mailbox gone: nothing out of the store", changes::withdrawn_dovecot),
     row("identical-thunderbird-dovecot", "Thunderbird gets the same", identical::thunderbird_dovecot),
+    row("identical-thunderbird-cyrus", "Thunderbird gets the same", identical::thunderbird_cyrus),
     row("identical-curl-dovecot", "curl gets the same direct, cold and warm", identical::curl_dovecot),
     quick(row(
         "identical-mbsync-dovecot",

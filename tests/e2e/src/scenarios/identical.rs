@@ -52,11 +52,19 @@ pub(crate) fn items_cyrus(case: &Case) -> anyhow::Result<()> {
     identical(case, Server::Cyrus, Client::Scripted, "carol")
 }
 
-/// Small messages: larger ones Thunderbird reads in chunks whose lengths follow its clock.
 pub(crate) fn thunderbird_dovecot(case: &Case) -> anyhow::Result<()> {
+    thunderbird(case, Server::Dovecot)
+}
+
+pub(crate) fn thunderbird_cyrus(case: &Case) -> anyhow::Result<()> {
+    thunderbird(case, Server::Cyrus)
+}
+
+/// Small messages: larger ones Thunderbird reads in chunks whose lengths follow its clock.
+fn thunderbird(case: &Case, server: Server) -> anyhow::Result<()> {
     let mut corpus = corpus("alice");
     corpus.attachment_octets_max = 30_000;
-    run(case, Server::Dovecot, Client::Thunderbird, corpus, "alice").map(drop)
+    run(case, server, Client::Thunderbird, corpus, "alice").map(drop)
 }
 
 pub(crate) fn warm_mbsync_dovecot(case: &Case) -> anyhow::Result<()> {
