@@ -32,6 +32,11 @@ impl OriginConnector for Origins {
         Box::pin(async move { origins.open(request).await })
     }
 
+    fn open_anew(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        let origins = self.current();
+        Box::pin(async move { origins.open_anew(request).await })
+    }
+
     fn park(&self, server: &ServerId, n: u8) {
         self.current().park(server, n);
     }
