@@ -37,7 +37,7 @@ use metrics::{Ended, Metrics};
 use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
-    intake::{Accepted, ClientTls, ClientUpgrade},
+    intake::{Accepted, ClientAddr, ClientTls, ClientUpgrade},
     origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy},
 };
 use std::{
@@ -260,14 +260,7 @@ impl Handler {
             self.turn_away(&mut client, "too many sessions (full)").await;
             return Ended::Full;
         };
-        let request = OriginRequest {
-            server: server.id.clone(),
-            addr: None,
-            client: accepted.client,
-            source: SourcePolicy::Own,
-            purpose: Class::Interactive,
-            patience: self.limits.origin_patience,
-        };
+        let request = self.request(&server, accepted.client);
         let patience = if mutants::on("handler-origin-without-patience") {
             Duration::from_secs(24 * 3600)
         } else {
@@ -306,8 +299,22 @@ impl Handler {
             re_proof: server.re_proof,
             chunk_fill_max: server.chunk_fill_max,
         });
+        if origin.caps.parked_age.is_some() {
+            session.origin_was_parked();
+        }
         session.handle_greeting(now(), &origin.greeting);
         Conversation::new(self, session, client, origin.io, upgrade, &server, card).run(drain).await
+    }
+
+    fn request(&self, server: &ServerTerms, client: ClientAddr) -> OriginRequest {
+        OriginRequest {
+            server: server.id.clone(),
+            addr: None,
+            client,
+            source: SourcePolicy::Own,
+            purpose: Class::Interactive,
+            patience: self.limits.origin_patience,
+        }
     }
 
     /// Tells a client why it is not served.

@@ -24,7 +24,9 @@ mod exchange;
 mod fetch;
 mod fresh_flags;
 mod login;
+mod prompting;
 mod renumber;
+mod replacing;
 mod responses;
 mod tee;
 mod telling;
@@ -48,6 +50,7 @@ use commands::Passing;
 use discovery_core::{id::AccountKey, now::Now};
 use fetch::{Splices, Waiting};
 use fresh_flags::FreshFlags;
+use replacing::Replacing;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Instant,
@@ -141,6 +144,7 @@ pub struct Session {
     client_finished: bool,
     /// The origin said BYE.
     bye_heard: bool,
+    replacing: Replacing,
 
     last_request: u64,
     last_fill: u64,
@@ -178,6 +182,7 @@ impl Session {
             compress_begins: false,
             client_finished: false,
             bye_heard: false,
+            replacing: Replacing::Never,
             last_request: 0,
             last_fill: 0,
             now: None,
@@ -228,6 +233,9 @@ impl Session {
     pub fn handle_server(&mut self, now: Now, mut octets: Bytes) {
         self.now = Some(now);
         loop {
+            if self.is_replacing() {
+                return;
+            }
             match self.phase {
                 Phase::Tunnel => {
                     self.say(octets);
@@ -290,6 +298,9 @@ impl Session {
         self.now = Some(now);
         if side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel) {
             return self.close(Closing::Done);
+        }
+        if self.replace_origin() {
+            return;
         }
         self.bye(Closing::OriginLost, "the connection to the mail server was lost");
     }
@@ -478,6 +489,7 @@ impl Session {
 
     fn send(&mut self, octets: Bytes) {
         if !octets.is_empty() {
+            self.replacing = Replacing::Never;
             self.outputs.push_back(Output::ToServer(octets));
         }
     }

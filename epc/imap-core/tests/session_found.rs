@@ -94,6 +94,7 @@ impl Dialogue {
                 | Output::Catalog(_)
                 | Output::StartTls
                 | Output::CompressServer { .. }
+                | Output::ReplaceOrigin
                 | Output::Event(_) => {}
             }
         }

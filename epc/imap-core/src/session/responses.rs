@@ -133,6 +133,9 @@ impl super::Session {
     }
 
     fn untagged_status(&mut self, status: Status, code: Option<Code<'_>>, piece: &Bytes, frame: Frame) {
+        if status == Status::Bye && self.replace_origin() {
+            return;
+        }
         self.bye_heard |= status == Status::Bye;
         let generation = code.filter(|c| c.name.eq_ignore_ascii_case(b"UIDVALIDITY"));
         if let Some(code) = generation {
@@ -160,6 +163,8 @@ impl super::Session {
         } else if !self.client_awaits_leave() {
             // Whatever it is for, the client knows better than we do.
             self.event(Event::UnexpectedContinuation);
+        } else if self.prompted_again() {
+            return;
         }
         self.say(piece);
         self.tell();
