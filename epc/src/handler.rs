@@ -101,6 +101,8 @@ pub struct ServerTerms {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk.
     pub chunk_fill_max: u64,
+    /// Whether each session begins by telling the server the client's address (ID).
+    pub announce_client: bool,
     sessions_max: usize,
     sessions: Semaphore,
     compress_known: AtomicBool,
@@ -120,6 +122,7 @@ impl ServerTerms {
             cache: true,
             re_proof: Duration::from_secs(300),
             chunk_fill_max: CHUNK_FILL_MAX,
+            announce_client: false,
             sessions_max,
             sessions: Semaphore::new(sessions_max),
             compress_known: AtomicBool::new(false),
@@ -130,7 +133,8 @@ impl ServerTerms {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         let said = |terms: &Self| {
-            (terms.compress, terms.cache, terms.re_proof, terms.chunk_fill_max, terms.sessions_max)
+            let proof = (terms.cache, terms.re_proof, terms.announce_client);
+            (terms.compress, proof, terms.chunk_fill_max, terms.sessions_max)
         };
         self.id == other.id && said(self) == said(other)
     }
@@ -301,6 +305,9 @@ impl Handler {
         });
         if origin.caps.parked_age.is_some() {
             session.origin_was_parked();
+        }
+        if server.announce_client {
+            session.announce_client(accepted.client.0);
         }
         session.handle_greeting(now(), &origin.greeting);
         Conversation::new(self, session, client, origin.io, upgrade, &server, card).run(drain).await

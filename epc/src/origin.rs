@@ -18,7 +18,7 @@ mod prefixed;
 pub(crate) use dial::tune;
 
 pub use parked::ParkCounts;
-pub use parking::ParkTerms;
+pub use parking::{ParkTerms, names_cyrus};
 pub use prefixed::Prefixed;
 
 use crate::tls::{

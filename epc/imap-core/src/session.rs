@@ -19,6 +19,7 @@
 //! The session owns no socket, file or clock: the shell calls `handle_*`, then drains
 //! [`Session::poll_output`].
 
+mod announcing;
 mod commands;
 mod exchange;
 mod fetch;
@@ -53,6 +54,7 @@ use fresh_flags::FreshFlags;
 use replacing::Replacing;
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     time::Instant,
 };
 use tee::Reading;
@@ -145,6 +147,8 @@ pub struct Session {
     /// The origin said BYE.
     bye_heard: bool,
     replacing: Replacing,
+    /// The client's address, to be told to the origin before anything else.
+    announce: Option<SocketAddr>,
 
     last_request: u64,
     last_fill: u64,
@@ -183,6 +187,7 @@ impl Session {
             client_finished: false,
             bye_heard: false,
             replacing: Replacing::Never,
+            announce: None,
             last_request: 0,
             last_fill: 0,
             now: None,
@@ -490,6 +495,7 @@ impl Session {
     fn send(&mut self, octets: Bytes) {
         if !octets.is_empty() {
             self.replacing = Replacing::Never;
+            self.announce();
             self.outputs.push_back(Output::ToServer(octets));
         }
     }

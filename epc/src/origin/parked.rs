@@ -50,6 +50,22 @@ pub struct ParkCounts {
     pub failed: u64,
 }
 
+impl ParkCounts {
+    /// All but those that are ready, each with its word in logs, metrics and `status`.
+    #[must_use]
+    pub fn became(self) -> [(&'static str, u64); 7] {
+        [
+            ("handed-out", self.handed_out),
+            ("missed", self.missed),
+            ("expired", self.expired),
+            ("ended", self.ended),
+            ("queue-full", self.queue_full),
+            ("spoke", self.spoke),
+            ("failed", self.failed),
+        ]
+    }
+}
+
 /// The connections of one server.
 #[derive(Debug)]
 pub(super) struct Parked {

@@ -99,7 +99,7 @@ impl Lot {
 
     /// The server's greeting, on whatever connection.
     pub(super) fn handle_greeting(&mut self, line: &[u8]) {
-        let cyrus = line.windows(CYRUS.len()).any(|word| word.eq_ignore_ascii_case(CYRUS));
+        let cyrus = names_cyrus(line);
         if cyrus != self.cyrus {
             self.cyrus = cyrus;
             self.lifetime = self.lifetime_max();
@@ -172,6 +172,12 @@ impl Lot {
         // From half of it to one and a half: a thousand nodes must not come back in the same second.
         self.not_before = Some(now + pause / 2 + pause * u32::from(chance) / 256);
     }
+}
+
+/// Whether a greeting is one of Cyrus.
+#[must_use]
+pub fn names_cyrus(greeting: &[u8]) -> bool {
+    greeting.windows(CYRUS.len()).any(|word| word.eq_ignore_ascii_case(CYRUS))
 }
 
 const CYRUS: &[u8] = b"cyrus";

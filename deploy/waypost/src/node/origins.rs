@@ -1,7 +1,7 @@
 //! The way to the servers, exchangeable while sessions run: those that are connected stay so.
 
 use discovery_core::id::ServerId;
-use epc::origin::DirectOrigins;
+use epc::origin::{DirectOrigins, ParkCounts};
 use seams::{
     BoxFuture,
     origin::{OpenError, OriginConnector, OriginRequest, OriginStream},
@@ -19,6 +19,11 @@ impl Origins {
     /// Reaches servers by these from the next client on.
     pub(crate) fn replace(&self, origins: DirectOrigins) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(origins);
+    }
+
+    /// What became of the connections kept ready, by server, since the last reload.
+    pub(crate) fn parked(&self) -> Vec<(ServerId, ParkCounts)> {
+        self.current().parked()
     }
 
     fn current(&self) -> Arc<DirectOrigins> {

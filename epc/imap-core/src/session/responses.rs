@@ -95,6 +95,9 @@ impl super::Session {
                 self.utf8 |= has_word(names, b"UTF8=ACCEPT");
                 self.forward_response(frame);
             }
+            Response::Other(word) if word.eq_ignore_ascii_case(b"ID") && self.announces() => {
+                self.skip_id(&frame);
+            }
             Response::Other(word) if word.eq_ignore_ascii_case(b"MYRIGHTS") && self.asks_rights() => {
                 self.learn_rights(&piece, &frame);
             }
@@ -308,7 +311,7 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
-            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(..) => {}
+            Own::ClientAddress | Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(..) => {}
             Own::Rights => {
                 let proved = self.rights_asked.filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {

@@ -832,3 +832,15 @@ fn flags_told_before_a_silent_store_are_asked_again() {
     d.client(store).gets(store).server("c OK done\r\n").hears("c OK done\r\n");
     d.client("d UID FETCH 11 (FLAGS BODY.PEEK[])\r\n").gets("d UID FETCH 11 (FLAGS)\r\n");
 }
+
+#[test]
+fn the_clients_address_is_told_before_its_first_words() {
+    let mut d = greeted_with_sasl_ir(&Shelf::default());
+    d.session.learn_capabilities(b"* CAPABILITY IMAP4rev1 ID\r\n");
+    d.session.announce_client("[::ffff:192.0.2.7]:4000".parse().unwrap());
+    let ours = "EPC0102030405061 ID (\"x-originating-ip\" \"192.0.2.7\" \"x-originating-port\" \"4000\")\r\n";
+    d.client("a1 ID NIL\r\n").gets(&format!("{ours}a1 ID NIL\r\n"));
+    d.server("* ID (\"name\" \"D\")\r\nEPC0102030405061 OK\r\n").hears("");
+    d.server("* ID (\"name\" \"D\")\r\na1 OK\r\n").hears("* ID (\"name\" \"D\")\r\na1 OK\r\n");
+    d.client("a2 LOGIN alice secret\r\n").gets("a2 LOGIN alice secret\r\n");
+}
