@@ -37,7 +37,7 @@ use metrics::{Ended, Metrics};
 use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
-    intake::{Accepted, ClientTls, ClientUpgrade},
+    intake::{Accepted, ClientAddr, ClientTls, ClientUpgrade},
     origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy},
 };
 use std::{
@@ -101,6 +101,8 @@ pub struct ServerTerms {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk.
     pub chunk_fill_max: u64,
+    /// Whether each session begins by telling the server the client's address (ID).
+    pub announce_client: bool,
     sessions_max: usize,
     sessions: Semaphore,
     compress_known: AtomicBool,
@@ -120,6 +122,7 @@ impl ServerTerms {
             cache: true,
             re_proof: Duration::from_secs(300),
             chunk_fill_max: CHUNK_FILL_MAX,
+            announce_client: false,
             sessions_max,
             sessions: Semaphore::new(sessions_max),
             compress_known: AtomicBool::new(false),
@@ -130,7 +133,8 @@ impl ServerTerms {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         let said = |terms: &Self| {
-            (terms.compress, terms.cache, terms.re_proof, terms.chunk_fill_max, terms.sessions_max)
+            let proof = (terms.cache, terms.re_proof, terms.announce_client);
+            (terms.compress, proof, terms.chunk_fill_max, terms.sessions_max)
         };
         self.id == other.id && said(self) == said(other)
     }
@@ -260,14 +264,7 @@ impl Handler {
             self.turn_away(&mut client, "too many sessions (full)").await;
             return Ended::Full;
         };
-        let request = OriginRequest {
-            server: server.id.clone(),
-            addr: None,
-            client: accepted.client,
-            source: SourcePolicy::Own,
-            purpose: Class::Interactive,
-            patience: self.limits.origin_patience,
-        };
+        let request = self.request(&server, accepted.client);
         let patience = if mutants::on("handler-origin-without-patience") {
             Duration::from_secs(24 * 3600)
         } else {
@@ -306,8 +303,25 @@ impl Handler {
             re_proof: server.re_proof,
             chunk_fill_max: server.chunk_fill_max,
         });
+        if origin.caps.parked_age.is_some() {
+            session.origin_was_parked();
+        }
+        if server.announce_client {
+            session.announce_client(accepted.client.0);
+        }
         session.handle_greeting(now(), &origin.greeting);
         Conversation::new(self, session, client, origin.io, upgrade, &server, card).run(drain).await
+    }
+
+    fn request(&self, server: &ServerTerms, client: ClientAddr) -> OriginRequest {
+        OriginRequest {
+            server: server.id.clone(),
+            addr: None,
+            client,
+            source: SourcePolicy::Own,
+            purpose: Class::Interactive,
+            patience: self.limits.origin_patience,
+        }
     }
 
     /// Tells a client why it is not served.

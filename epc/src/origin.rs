@@ -11,10 +11,14 @@
 
 mod dial;
 mod greeting;
+mod parked;
+mod parking;
 mod prefixed;
 
 pub(crate) use dial::tune;
 
+pub use parked::ParkCounts;
+pub use parking::{ParkTerms, names_cyrus};
 pub use prefixed::Prefixed;
 
 use crate::tls::{
@@ -22,8 +26,9 @@ use crate::tls::{
     roots::{Trust, TrustError, client_config},
     spki_sha256,
 };
-use discovery_core::id::ServerId;
+use discovery_core::{id::ServerId, value::Class};
 use greeting::{Kind, Lines};
+use parked::Parked;
 use rustls::{ClientConfig, pki_types::ServerName};
 use seams::{
     AsyncIo, BoxFuture,
@@ -67,6 +72,8 @@ pub struct OriginServer {
     pub allow_preauth: bool,
     /// How long one address may take to answer the SYN before it counts as dead.
     pub connect_timeout: Duration,
+    /// Which connections are kept ready.
+    pub park: ParkTerms,
 }
 
 impl OriginServer {
@@ -82,6 +89,7 @@ impl OriginServer {
             trust: Trust::System,
             allow_preauth: false,
             connect_timeout: Duration::from_secs(10),
+            park: ParkTerms::OFF,
         }
     }
 }
@@ -114,7 +122,7 @@ pub enum OriginSetupError {
 /// The configured servers, dialled from this machine.
 #[derive(Debug)]
 pub struct DirectOrigins {
-    roads: HashMap<ServerId, Road>,
+    roads: HashMap<ServerId, Arc<Road>>,
 }
 
 #[derive(Debug)]
@@ -123,6 +131,13 @@ struct Road {
     name: ServerName<'static>,
     /// `None` on a plain road. Kept as long as the road: it holds the TLS sessions to resume.
     config: Option<Arc<ClientConfig>>,
+    parked: Arc<Parked>,
+}
+
+impl Drop for Road {
+    fn drop(&mut self) {
+        self.parked.close();
+    }
 }
 
 impl DirectOrigins {
@@ -134,7 +149,7 @@ impl DirectOrigins {
         let mut roads = HashMap::new();
         for server in servers {
             let id = server.id.clone();
-            if roads.insert(id.clone(), Road::new(server)?).is_some() {
+            if roads.insert(id.clone(), Arc::new(Road::new(server)?)).is_some() {
                 return Err(OriginSetupError::Twice(id));
             }
         }
@@ -156,7 +171,17 @@ impl DirectOrigins {
         }
     }
 
-    async fn open_one(&self, request: OriginRequest) -> Result<OriginStream, OpenError> {
+    /// What became of the connections kept ready, by server.
+    #[must_use]
+    pub fn parked(&self) -> Vec<(ServerId, ParkCounts)> {
+        let mut counts: Vec<_> =
+            self.roads.iter().map(|(id, road)| (id.clone(), road.parked.counts())).collect();
+        counts.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        counts
+    }
+
+    /// `kept`: one that was kept ready will do.
+    async fn open_one(&self, request: OriginRequest, kept: bool) -> Result<OriginStream, OpenError> {
         let Some(road) = self.roads.get(&request.server) else {
             return Err(OpenError::UnknownServer(request.server));
         };
@@ -169,21 +194,40 @@ impl DirectOrigins {
                 ));
             }
         }
-        match timeout(request.patience, road.open(request.addr)).await {
-            Ok(result) => result,
-            Err(_) => Err(OpenError::TimedOut),
+        // They go to whatever address answered.
+        let visit = request.purpose == Class::Interactive && request.addr.is_none();
+        if kept
+            && visit
+            && let Some(stream) = road.parked.take().await
+        {
+            road.parked.client_served(road, &stream.greeting, true);
+            return Ok(stream);
         }
+        let stream = match timeout(request.patience, road.open(request.addr)).await {
+            Ok(result) => result?,
+            Err(_) => return Err(OpenError::TimedOut),
+        };
+        if visit {
+            road.parked.client_served(road, &stream.greeting, false);
+        }
+        Ok(stream)
     }
 }
 
 impl OriginConnector for DirectOrigins {
     fn open(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
-        Box::pin(self.open_one(request))
+        Box::pin(self.open_one(request, true))
     }
 
-    /// Does nothing: a connection of this connector is made when it is asked for. A server may close or count idle
-    /// connections that nobody logged in on, so keeping them ready is a policy of its own, above this one.
-    fn park(&self, _server: &ServerId, _n: u8) {}
+    fn open_anew(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        Box::pin(self.open_one(request, false))
+    }
+
+    fn park(&self, server: &ServerId, n: u8) {
+        if let Some(road) = self.roads.get(server) {
+            road.parked.set_max(n);
+        }
+    }
 }
 
 impl Road {
@@ -198,7 +242,8 @@ impl Road {
                 Err(source) => return Err(OriginSetupError::Trust { id: server.id, source }),
             },
         };
-        Ok(Self { server, name, config })
+        let parked = Arc::new(Parked::new(server.park));
+        Ok(Self { server, name, config, parked })
     }
 
     async fn open(&self, addr: Option<SocketAddr>) -> Result<OriginStream, OpenError> {

@@ -13,8 +13,8 @@ mod socket;
 
 use crate::{
     api::{
-        Collected, ListenerStatus, Named, Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine,
-        Trouble, Verified,
+        Collected, ListenerStatus, Named, ParkedStatus, Readiness, SessionStatus, Status, StoreStatus, Trace,
+        TraceLine, Trouble, Verified,
     },
     config,
     exit::Failure,
@@ -28,8 +28,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use discovery_core::id::{UserKey, UserKeying};
-use epc::handler::metrics::Ended;
+use discovery_core::id::{ServerId, UserKey, UserKeying};
+use epc::{handler::metrics::Ended, origin::ParkCounts};
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
@@ -219,6 +219,7 @@ fn describe(node: &Node, store: StoreStatus) -> Status {
         sessions_opened: metrics.sessions_opened.get(),
         ended: Ended::ALL.iter().filter_map(|how| named(how.word(), metrics.ended(*how))).collect(),
         origin_failures: metrics.open_failed().filter_map(|(word, n)| named(word, n)).collect(),
+        parked: node.parked().into_iter().filter_map(|(server, counts)| parked(&server, counts)).collect(),
         logins_accepted: metrics.logins_accepted.get(),
         logins_refused: metrics.logins_refused.get(),
         fetches: metrics.fetches().filter_map(|(outcome, n, _)| named(outcome.word(), n)).collect(),
@@ -227,6 +228,13 @@ fn describe(node: &Node, store: StoreStatus) -> Status {
         fills_abandoned: metrics.fills_abandoned.get(),
         store,
     }
+}
+
+fn parked(server: &ServerId, counts: ParkCounts) -> Option<ParkedStatus> {
+    let named = counts.became().into_iter().filter(|(_, n)| *n > 0);
+    let became: Vec<_> = named.map(|(word, n)| Named { word: word.to_owned(), n }).collect();
+    let any = counts.ready > 0 || !became.is_empty();
+    any.then(|| ParkedStatus { server: server.to_string(), ready: counts.ready, became })
 }
 
 async fn sessions(State(asked): State<Asked>) -> Json<Vec<SessionStatus>> {

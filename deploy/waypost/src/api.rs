@@ -19,6 +19,9 @@ pub(crate) struct Status {
     pub(crate) ended: Vec<Named>,
     /// Failures to reach a server by kind, where not zero.
     pub(crate) origin_failures: Vec<Named>,
+    /// Connections kept ready, by server; only servers where there were any.
+    #[serde(default)]
+    pub(crate) parked: Vec<ParkedStatus>,
     pub(crate) logins_accepted: u64,
     pub(crate) logins_refused: u64,
     /// FETCH commands by who answered them, where not zero.
@@ -27,6 +30,15 @@ pub(crate) struct Status {
     pub(crate) filled_octets: u64,
     pub(crate) fills_abandoned: u64,
     pub(crate) store: StoreStatus,
+}
+
+/// Connections kept ready for clients to come.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct ParkedStatus {
+    pub(crate) server: String,
+    pub(crate) ready: u64,
+    /// What became of earlier ones, where not zero.
+    pub(crate) became: Vec<Named>,
 }
 
 /// A listening address.

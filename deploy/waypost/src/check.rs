@@ -121,6 +121,13 @@ async fn ask(server: &Server, origins: &impl OriginConnector) -> bool {
                 }
             }
             say("greeting", String::from_utf8_lossy(&origin.greeting).trim_end());
+            let parking = server.parking;
+            if parking.max > 0 && !parking.on_cyrus && epc::origin::names_cyrus(&origin.greeting) {
+                say(
+                    "parked",
+                    "no connections are kept ready: this is Cyrus; parked_on_cyrus = true allows it",
+                );
+            }
             true
         }
         Err(error) => {

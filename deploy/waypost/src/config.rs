@@ -100,6 +100,8 @@ pub(crate) struct Server {
     pub(crate) compress: bool,
     pub(crate) shadow: bool,
     pub(crate) allow_preauth: bool,
+    pub(crate) parking: Parking,
+    pub(crate) announce_client: bool,
     pub(crate) limits: Limits,
 }
 
@@ -112,6 +114,15 @@ pub(crate) enum Trust {
     Ca(PathBuf),
     /// By its public key.
     Pin(Pin),
+}
+
+/// Connections to a server that are kept ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parking {
+    pub(crate) max: u8,
+    /// After the last client.
+    pub(crate) idle: Duration,
+    pub(crate) on_cyrus: bool,
 }
 
 /// Bounds of a server.

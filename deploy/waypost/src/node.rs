@@ -15,7 +15,7 @@ use door::Door;
 use epc::{
     handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
     intake::{FrontTls, IntakeCounts},
-    origin::{DirectOrigins, OriginServer, OriginTls},
+    origin::{DirectOrigins, OriginServer, OriginTls, ParkCounts, ParkTerms},
     store::Store,
     tls::roots::Trust,
 };
@@ -74,7 +74,7 @@ impl Node {
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
-        let origins = Arc::new(Origins::new(direct(config)?));
+        let origins = Arc::new(Origins::new(parking(config)?));
         let store = storage::open(config)?;
         let catalog: Arc<dyn Catalog> = match &store {
             Some(store) => Arc::clone(store) as Arc<_>,
@@ -115,7 +115,7 @@ impl Node {
     /// Takes on `config` where that is possible while sessions run: servers, certificates, listeners. Nothing is changed
     /// unless all that it names can be read; what needs a restart is said.
     pub(crate) async fn reload(&self, config: &Config) -> Result<(), Failure> {
-        let origins = direct(config)?;
+        let origins = parking(config)?;
         let shown = shown(config)?;
         let leaving = {
             let mut served = self.served();
@@ -198,6 +198,11 @@ impl Node {
         self.handler.roster()
     }
 
+    /// Connections kept ready, by server.
+    pub(crate) fn parked(&self) -> Vec<(ServerId, ParkCounts)> {
+        self.origins.parked()
+    }
+
     /// `None` when it could not be opened.
     pub(crate) fn store(&self) -> Option<&Arc<Store>> {
         self.store.as_ref()
@@ -240,6 +245,7 @@ impl Served {
             new.compress = server.compress;
             new.re_proof = config.store.re_proof;
             new.cache = self.cache;
+            new.announce_client = server.announce_client;
             let kept = self.terms.remove(&server.name).filter(|old| old.is_same(&new));
             terms.insert(server.name.clone(), kept.unwrap_or_else(|| Arc::new(new)));
         }
@@ -277,9 +283,18 @@ fn shown(config: &Config) -> Result<Vec<(ServerId, Shown)>, Failure> {
     config.servers.iter().filter(encrypted).map(open).collect()
 }
 
-/// The servers of `config`, dialled from here.
+/// The servers of `config`, dialled from here when they are needed.
 pub(crate) fn direct(config: &Config) -> Result<DirectOrigins, Failure> {
     DirectOrigins::new(config.servers.iter().map(origin)).map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+/// The same, with connections kept ready.
+fn parking(config: &Config) -> Result<DirectOrigins, Failure> {
+    let parking = |server: &config::Server| {
+        let config::Parking { max, idle, on_cyrus } = server.parking;
+        OriginServer { park: ParkTerms { max, idle, on_cyrus }, ..origin(server) }
+    };
+    DirectOrigins::new(config.servers.iter().map(parking)).map_err(|error| Failure::new(Exit::Usage, error))
 }
 
 fn origin(server: &config::Server) -> OriginServer {

@@ -87,6 +87,9 @@ fn describe(status: &Status) -> String {
     );
     let _ =
         writeln!(out, "logins     {} accepted, {} refused", status.logins_accepted, status.logins_refused);
+    for parked in &status.parked {
+        let _ = writeln!(out, "ready      {} at {}{}", parked.ready, parked.server, list(&parked.became));
+    }
     if !status.origin_failures.is_empty() {
         let _ = writeln!(out, "server not reached{}", list(&status.origin_failures));
     }

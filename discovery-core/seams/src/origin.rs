@@ -144,6 +144,11 @@ impl OpenError {
 pub trait OriginConnector: Send + Sync {
     /// Connects, verifies, reads the greeting.
     fn open(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>>;
+    /// The same, and never with a connection that was made before: what a client gets instead of a parked one that
+    /// ended before anything was asked of it.
+    fn open_anew(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        self.open(request)
+    }
     /// Keeps up to `n` greeted connections to `server` ready; 0 lets them go. May do nothing.
     fn park(&self, server: &ServerId, n: u8);
 }

@@ -19,13 +19,16 @@
 //! The session owns no socket, file or clock: the shell calls `handle_*`, then drains
 //! [`Session::poll_output`].
 
+mod announcing;
 mod claim;
 mod commands;
 mod exchange;
 mod fetch;
 mod fresh_flags;
 mod login;
+mod prompting;
 mod renumber;
+mod replacing;
 mod responses;
 mod tee;
 mod telling;
@@ -49,8 +52,10 @@ use commands::Passing;
 use discovery_core::{id::AccountKey, now::Now};
 use fetch::{Splices, Waiting};
 use fresh_flags::FreshFlags;
+use replacing::Replacing;
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     time::Instant,
 };
 use tee::Reading;
@@ -144,6 +149,9 @@ pub struct Session {
     client_finished: bool,
     /// The origin said BYE.
     bye_heard: bool,
+    replacing: Replacing,
+    /// The client's address, to be told to the origin before anything else.
+    announce: Option<SocketAddr>,
 
     last_request: u64,
     last_fill: u64,
@@ -182,6 +190,8 @@ impl Session {
             compress_begins: false,
             client_finished: false,
             bye_heard: false,
+            replacing: Replacing::Never,
+            announce: None,
             last_request: 0,
             last_fill: 0,
             now: None,
@@ -232,6 +242,9 @@ impl Session {
     pub fn handle_server(&mut self, now: Now, mut octets: Bytes) {
         self.now = Some(now);
         loop {
+            if self.is_replacing() {
+                return;
+            }
             match self.phase {
                 Phase::Tunnel => {
                     self.say(octets);
@@ -294,6 +307,9 @@ impl Session {
         self.now = Some(now);
         if side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel) {
             return self.close(Closing::Done);
+        }
+        if self.replace_origin() {
+            return;
         }
         self.bye(Closing::OriginLost, "the connection to the mail server was lost");
     }
@@ -483,6 +499,8 @@ impl Session {
 
     fn send(&mut self, octets: Bytes) {
         if !octets.is_empty() {
+            self.replacing = Replacing::Never;
+            self.announce();
             self.outputs.push_back(Output::ToServer(octets));
         }
     }

@@ -98,6 +98,7 @@ impl Dialogue {
                 | Output::Catalog(_)
                 | Output::StartTls
                 | Output::CompressServer { .. }
+                | Output::ReplaceOrigin
                 | Output::Event(_) => {}
             }
         }

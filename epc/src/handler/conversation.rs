@@ -16,7 +16,7 @@ use imap_core::{
     mutants,
     session::{Event, Output, Session, Side},
 };
-use seams::AsyncIo;
+use seams::{AsyncIo, intake::ClientAddr};
 use std::{future::pending, pin::Pin, sync::Arc, sync::atomic::Ordering};
 use tokio::{
     sync::watch,
@@ -39,6 +39,7 @@ pub(super) struct Conversation<'a> {
     origin_open: bool,
     upgrade: Option<Upgrade>,
     server: &'a ServerTerms,
+    client_addr: ClientAddr,
     errands: Errands,
     card: Arc<Card>,
     /// When the client said that it will say nothing more.
@@ -68,6 +69,7 @@ impl<'a> Conversation<'a> {
         server: &'a ServerTerms,
         card: Arc<Card>,
     ) -> Self {
+        let client_addr = ClientAddr(card.client);
         let wire = |io, cut| Wire::new(io, Arc::clone(&handler.buffers), cut);
         Self {
             handler,
@@ -78,6 +80,7 @@ impl<'a> Conversation<'a> {
             origin_open: true,
             upgrade,
             server,
+            client_addr,
             errands: Errands::new(Arc::clone(&handler.catalog)),
             card,
             finished: None,
@@ -199,6 +202,7 @@ impl<'a> Conversation<'a> {
                     }
                 }
                 Output::CompressServer { surplus } => self.compress(surplus).await,
+                Output::ReplaceOrigin => self.replace_origin().await,
                 Output::Event(event) => self.learned(&event),
                 Output::Close(why) => return Some(why.into()),
             }
@@ -227,6 +231,28 @@ impl<'a> Conversation<'a> {
             Err(error) => {
                 tracing::debug!(%error, "the client's TLS handshake failed");
                 Err(Ended::StartTlsFailed)
+            }
+        }
+    }
+
+    /// The server ended a parked connection that nothing was said on.
+    async fn replace_origin(&mut self) {
+        let request = self.handler.request(self.server, self.client_addr);
+        match timeout(self.limits().origin_patience, self.handler.origins.open_anew(request)).await {
+            Ok(Ok(origin)) => {
+                self.report();
+                self.origin = Wire::new(origin.io, Arc::clone(&self.handler.buffers), Cut::Apart);
+                self.counted.origin = (0, 0);
+                self.origin_open = true;
+                self.metrics().origins_replaced.one();
+                self.session.handle_replacement(now(), &origin.greeting);
+            }
+            failed => {
+                let word = failed.map_or("timed-out", |opened| opened.err().map_or("", |error| error.word()));
+                tracing::warn!(why = word, "the server cannot be reached");
+                self.metrics().count_open_failed(word);
+                self.origin_open = false;
+                self.session.handle_closed(now(), Side::Server);
             }
         }
     }

@@ -114,6 +114,8 @@ pub struct Metrics {
     open_failed: [Counter; OPEN_ERRORS.len()],
     fetches: [Counter; OUTCOMES.len()],
     fetched_messages: [Counter; OUTCOMES.len()],
+    /// Parked connections that ended before anything was said on them, and were replaced.
+    pub origins_replaced: Counter,
     /// Logins that an origin accepted.
     pub logins_accepted: Counter,
     /// Logins that an origin refused.

@@ -1,7 +1,7 @@
 //! All scenarios, a row each.
 
 use crate::case::Case;
-use crate::scenarios::{changes, commands, durability, failures, front, garbage, identical, logins};
+use crate::scenarios::{changes, commands, durability, failures, front, garbage, identical, logins, start};
 
 /// One row.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ const fn quick(scenario: Scenario) -> Scenario {
 
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),
     row("withdrawn-dovecot", "rights or mailbox gone: nothing out of the store", changes::withdrawn_dovecot),
@@ -113,6 +114,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("cut-literals", "half a message is never taken for a whole one", garbage::cut_literals),
     row("clients-leave", "a client that leaves in the middle leaves nothing half", failures::clients_leave),
     row("same-message-at-once", "eight at once, about once over the line", failures::same_message_at_once),
+    quick(row(
+        "start-known-dovecot",
+        "a known client is greeted and logged in at once",
+        start::known_dovecot,
+    )),
+    row("start-known-cyrus", "the same where it is allowed, and only there", start::known_cyrus),
+    row("start-wrong-password", "one user's wrong password slows nobody else", start::wrong_password),
+    row("start-queue-full", "a server that cuts what is kept ready is left in peace", start::queue_full),
     row("another-key", "a store sealed with another key gives nobody garbage", durability::another_key),
     row("hurries", "a second SIGTERM ends what would go on", front::hurries),
 ];

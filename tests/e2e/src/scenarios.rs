@@ -8,3 +8,4 @@ pub(crate) mod front;
 pub(crate) mod garbage;
 pub(crate) mod identical;
 pub(crate) mod logins;
+pub(crate) mod start;

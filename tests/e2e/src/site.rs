@@ -61,6 +61,16 @@ pub(crate) enum Way {
 
 impl Site {
     pub(crate) fn build(case: &Case, corpus: Corpus, servers: &[Server]) -> anyhow::Result<Self> {
+        Self::build_with(case, corpus, servers, NO_PENALTY)
+    }
+
+    /// With these lines in Dovecot's configuration.
+    pub(crate) fn build_with(
+        case: &Case,
+        corpus: Corpus,
+        servers: &[Server],
+        dovecot_lines: &str,
+    ) -> anyhow::Result<Self> {
         let lab = case.lab()?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let front = Authority::create(&lab.directory().join("front"))?.issue(&[DOVECOT, CYRUS])?;
@@ -76,7 +86,8 @@ impl Site {
         for server in servers {
             match server {
                 Server::Dovecot => {
-                    let started = Dovecot::start_with(&site.lab, &site.authority, &site.corpus, NO_PENALTY)?;
+                    let started =
+                        Dovecot::start_with(&site.lab, &site.authority, &site.corpus, dovecot_lines)?;
                     site.dovecot = Some(started);
                 }
                 Server::Cyrus => {

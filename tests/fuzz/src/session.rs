@@ -109,8 +109,11 @@ impl Stage {
                 }
                 Output::Close(_) => self.closed = true,
                 Output::Catalog(_) | Output::Event(_) => {}
-                Output::ToClientFrom { .. } | Output::StartTls | Output::CompressServer { .. } => {
-                    panic!("{output:?} cannot be: nothing was stored, TLS is on, COMPRESS is off")
+                Output::ToClientFrom { .. }
+                | Output::StartTls
+                | Output::ReplaceOrigin
+                | Output::CompressServer { .. } => {
+                    panic!("{output:?} cannot be: nothing stored, TLS on, nothing parked, COMPRESS off")
                 }
             }
         }

@@ -28,6 +28,27 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     for (word, n) in metrics.open_failed() {
         page.sample("waypost_epc_origin_failures_total", &[("reason", word)], n);
     }
+    let parked = node.parked();
+    page.family("waypost_epc_parked_ready", "gauge", "Connections kept ready now.");
+    for (server, counts) in &parked {
+        page.sample("waypost_epc_parked_ready", &[("server", server.as_str())], counts.ready);
+    }
+    page.family(
+        "waypost_epc_parked_total",
+        "counter",
+        "Connections kept ready since the last reload, by what became of them; clients for whom there was none.",
+    );
+    for (server, counts) in &parked {
+        for (word, n) in counts.became() {
+            page.sample("waypost_epc_parked_total", &[("server", server.as_str()), ("result", word)], n);
+        }
+    }
+    page.one(
+        "waypost_epc_origins_replaced_total",
+        "counter",
+        "Connections kept ready that ended before anything was said on them.",
+        metrics.origins_replaced.get(),
+    );
     page.family("waypost_epc_logins_total", "counter", "Logins by the server's answer.");
     page.sample("waypost_epc_logins_total", &[("answer", "accepted")], metrics.logins_accepted.get());
     page.sample("waypost_epc_logins_total", &[("answer", "refused")], metrics.logins_refused.get());

@@ -125,6 +125,18 @@ pub(crate) const SERVER: Section = Section {
             "true",
         ),
         key("allow_preauth", "true, false: accept a server that greets with PREAUTH", "false"),
+        key("parked", "0 to 32 connections kept ready for clients to come", "2"),
+        key("parked_for", "1m to 1d: how long after the last client connections are kept ready", r#""10m""#),
+        key(
+            "parked_on_cyrus",
+            "true, false: keep connections ready also at Cyrus, of whose maxchild each takes one",
+            "false",
+        ),
+        key(
+            "announce_client",
+            "true, false: begin with ID and the client's address, for a Dovecot whose login_trusted_networks has this node",
+            "false",
+        ),
         key("limits", "a table with sessions_max", "{ sessions_max = 2000 }"),
     ],
 };

@@ -1,7 +1,8 @@
 //! From the file's sections to checked values, one function a section.
 
 use super::{
-    Admin, Config, Limits, Listener, Log, Node, Operator, Seal, Server, Store, Surroundings, TlsFront, Trust,
+    Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Seal, Server, Store, Surroundings,
+    TlsFront, Trust,
     keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, SERVER, STORE, Section, TLS},
     problem::{Place, Problem, did_you_mean},
     reader::{Found, TableReader},
@@ -377,6 +378,8 @@ fn server(
     let compress = t.get("compress", true);
     let shadow = t.get("shadow", true);
     let allow_preauth = t.get("allow_preauth", false);
+    let parking = parking(&mut t);
+    let announce_client = t.get("announce_client", false);
     let limits = limits(t.inner("limits", &LIMITS));
     let server = match (name.clone(), host) {
         (Some(name), Some(host)) => Some(Server {
@@ -391,11 +394,30 @@ fn server(
             compress,
             shadow,
             allow_preauth,
+            parking,
+            announce_client,
             limits,
         }),
         (None, _) | (_, None) => None,
     };
     (name, server)
+}
+
+fn parking(t: &mut TableReader<'_, '_>) -> Parking {
+    let max: u32 = t.get("parked", 2);
+    let connections = u8::try_from(max).ok().filter(|max| *max <= 32);
+    if connections.is_none() {
+        t.object("parked", format!("{max} is not 0 to 32; for example: parked = 2"));
+    }
+    let idle = t.get("parked_for", Duration::from_secs(600));
+    if !(Duration::from_secs(60)..=Duration::from_secs(86_400)).contains(&idle) {
+        let given = show_time(idle);
+        t.object(
+            "parked_for",
+            format!("{given} is out of range; allowed: 1m to 1d; for example: parked_for = \"10m\""),
+        );
+    }
+    Parking { max: connections.unwrap_or_default(), idle, on_cyrus: t.get("parked_on_cyrus", false) }
 }
 
 fn limits(mut t: TableReader<'_, '_>) -> Limits {

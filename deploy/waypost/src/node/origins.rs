@@ -1,7 +1,7 @@
 //! The way to the servers, exchangeable while sessions run: those that are connected stay so.
 
 use discovery_core::id::ServerId;
-use epc::origin::DirectOrigins;
+use epc::origin::{DirectOrigins, ParkCounts};
 use seams::{
     BoxFuture,
     origin::{OpenError, OriginConnector, OriginRequest, OriginStream},
@@ -21,6 +21,11 @@ impl Origins {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(origins);
     }
 
+    /// What became of the connections kept ready, by server, since the last reload.
+    pub(crate) fn parked(&self) -> Vec<(ServerId, ParkCounts)> {
+        self.current().parked()
+    }
+
     fn current(&self) -> Arc<DirectOrigins> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -30,6 +35,11 @@ impl OriginConnector for Origins {
     fn open(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
         let origins = self.current();
         Box::pin(async move { origins.open(request).await })
+    }
+
+    fn open_anew(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        let origins = self.current();
+        Box::pin(async move { origins.open_anew(request).await })
     }
 
     fn park(&self, server: &ServerId, n: u8) {

@@ -63,6 +63,8 @@ impl super::Session {
             || self.underway.len() >= PIPELINE_MAX
             || self.flights.owns(|own| *own == Own::Compress)
             || self.renumbers()
+            || self.owes_answer()
+            || self.is_replacing()
             || matches!(self.idle, Idle::Asked(_))
             || matches!(self.outputs.back(), Some(Output::StartTls))
     }
@@ -190,22 +192,29 @@ impl super::Session {
         let dialogue = matches!(&effect, Effect::Login(login) if login.is_dialogue());
         let forbids = self.is_selected() && forbids_expunge(command.uid, &command.verb);
         let selects = matches!(effect, Effect::Select(_));
-        let complete = matches!(&effect, Effect::Login(login) if login.is_complete());
+        if let Effect::Login(login) = &effect
+            && self.prompts(login)
+        {
+            let Effect::Login(login) = effect else { return };
+            return self.prompt(command, octets, login);
+        }
         if let Effect::Idle = effect {
             self.idle = Idle::Asked(tag.clone());
         }
         let mut underway = Underway::new(tag.clone(), forbids, effect);
         underway.fetches = *command.verb == *b"FETCH";
         underway.keeps_flags = self.keeps_flags(command);
+        if !underway.keeps_flags {
+            // What the origin said of them before is of before.
+            self.flags.clear();
+        }
         self.underway.push_back(underway);
         self.flights.client(tag, false);
         self.send(octets);
         if dialogue || self.idle.is_engaged() {
             self.client.set_raw_lines(true);
         }
-        if complete {
-            self.ask_compress_early();
-        }
+        self.ask_compress_if_complete();
         if selects {
             self.phase = Phase::Selecting;
             self.forget_mailbox();
@@ -373,14 +382,21 @@ impl super::Session {
         if piece.len() > SASL_LINE_OCTETS_MAX {
             return self.client_garbled(&FrameError::LineTooLong);
         }
+        if self.answered_prompt(&piece) {
+            return;
+        }
         for underway in &mut self.underway {
             if let (None, Effect::Login(login)) = (&underway.completion, &mut underway.effect) {
                 login.message(piece.trim_ascii_end());
             }
         }
-        let complete = self.underway.iter().any(|u| matches!(&u.effect, Effect::Login(l) if l.is_complete()));
         self.send(piece);
-        if complete {
+        self.ask_compress_if_complete();
+    }
+
+    pub(super) fn ask_compress_if_complete(&mut self) {
+        let complete = |effect: &Effect| matches!(effect, Effect::Login(login) if login.is_complete());
+        if self.underway.iter().any(|u| u.completion.is_none() && complete(&u.effect)) {
             self.ask_compress_early();
         }
     }
@@ -418,6 +434,7 @@ impl super::Session {
         let upload = matches!(&*verb, b"APPEND" | b"REPLACE");
         let mut underway = Underway::new(tag.clone(), forbids_expunge(uid, &verb), Effect::Nothing);
         underway.fetches = *verb == *b"FETCH";
+        self.flags.clear();
         self.underway.push_back(underway);
         self.flights.client(tag.clone(), false);
         self.passing =

@@ -165,6 +165,10 @@ pub enum Output {
         /// Octets that came behind the origin's OK.
         surplus: Bytes,
     },
+    /// The origin's connection ended before anything was asked of it: drop it, connect anew, and say so with
+    /// [`handle_replacement`](super::Session::handle_replacement); if that fails, with
+    /// [`handle_closed`](super::Session::handle_closed).
+    ReplaceOrigin,
     /// Something to count.
     Event(Event),
     /// Once everything before is written, close both sides.
@@ -180,6 +184,7 @@ impl fmt::Debug for Output {
             Self::Catalog(op) => write!(f, "Catalog({op:?})"),
             Self::StartTls => f.write_str("StartTls"),
             Self::CompressServer { surplus } => write!(f, "CompressServer({} octets)", surplus.len()),
+            Self::ReplaceOrigin => f.write_str("ReplaceOrigin"),
             Self::Event(event) => write!(f, "Event({event:?})"),
             Self::Close(why) => write!(f, "Close({why:?})"),
         }

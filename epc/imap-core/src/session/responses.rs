@@ -95,6 +95,9 @@ impl super::Session {
                 self.utf8 |= has_word(names, b"UTF8=ACCEPT");
                 self.forward_response(frame);
             }
+            Response::Other(word) if word.eq_ignore_ascii_case(b"ID") && self.announces() => {
+                self.skip_id(&frame);
+            }
             Response::Other(word) if word.eq_ignore_ascii_case(b"MYRIGHTS") && self.asks_rights() => {
                 self.learn_rights(&piece, &frame);
             }
@@ -133,6 +136,9 @@ impl super::Session {
     }
 
     fn untagged_status(&mut self, status: Status, code: Option<Code<'_>>, piece: &Bytes, frame: Frame) {
+        if status == Status::Bye && self.replace_origin() {
+            return;
+        }
         self.bye_heard |= status == Status::Bye;
         let generation = code.filter(|c| c.name.eq_ignore_ascii_case(b"UIDVALIDITY"));
         if let Some(code) = generation {
@@ -160,6 +166,8 @@ impl super::Session {
         } else if !self.client_awaits_leave() {
             // Whatever it is for, the client knows better than we do.
             self.event(Event::UnexpectedContinuation);
+        } else if self.prompted_again() {
+            return;
         }
         self.say(piece);
         self.tell();
@@ -303,7 +311,12 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
-            Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Size(_) | Own::Whole(..) => {}
+            Own::ClientAddress
+            | Own::Uids
+            | Own::IdleEnd
+            | Own::SeenAhead
+            | Own::Size(_)
+            | Own::Whole(..) => {}
             Own::Rights => {
                 let proved = self.rights_asked.filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {

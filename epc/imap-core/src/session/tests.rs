@@ -134,6 +134,7 @@ struct Dialogue {
     client: Vec<u8>,
     server: Vec<u8>,
     events: Vec<Event>,
+    replaced: usize,
     closed: Option<Closing>,
     clock: Instant,
 }
@@ -162,6 +163,7 @@ fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -> Dialogue 
         client: Vec::new(),
         server: Vec::new(),
         events: Vec::new(),
+        replaced: 0,
         closed: None,
         clock: any_time(),
     };
@@ -195,6 +197,7 @@ impl Dialogue {
                 }
                 Output::Event(event) => self.events.push(event),
                 Output::Close(why) => self.closed = Some(why),
+                Output::ReplaceOrigin => self.replaced += 1,
                 Output::StartTls | Output::CompressServer { .. } => {}
             }
         }
@@ -728,6 +731,146 @@ fn login_by_literals_is_known_too() {
     d.client("b UID FETCH 11 (BODY.PEEK[])\r\n")
         .gets("")
         .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK UID FETCH completed\r\n");
+}
+
+fn greeted_with_sasl_ir(shelf: &Shelf) -> Dialogue {
+    let mut d = dialogue(shelf, |_| ());
+    d.session.origin_was_parked();
+    let caps = "* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2 AUTH=LOGIN\r\n";
+    d.session.learn_capabilities(caps.as_bytes());
+    d
+}
+
+/// `\0alice\0secret`
+const ALICE: &str = "AGFsaWNlAHNlY3JldA==";
+
+#[test]
+fn a_known_prompt_costs_no_round_trip() {
+    let shelf = Shelf::default();
+    let mut d = greeted_with_sasl_ir(&shelf);
+    d.client("a1 authenticate plain\r\n").gets("").hears("+ \r\n");
+    let together = format!("a1 authenticate plain {ALICE}\r\n");
+    d.client(&format!("{ALICE}\r\n")).gets(&together).hears("");
+    let ok = "a1 OK [CAPABILITY IMAP4rev1 ESEARCH] in\r\n";
+    d.server(ok).hears(ok);
+    assert!(d.session.account().is_some());
+    d.client("a2 NOOP\r\n").gets("a2 NOOP\r\n");
+}
+
+#[test]
+fn what_is_no_single_message_goes_the_long_way() {
+    let long = "QUFB".repeat(800);
+    for (line, answer) in [
+        ("*", "a1 BAD aborted\r\n"),
+        ("", "a1 NO no\r\n"),
+        ("!!", "a1 BAD no base64\r\n"),
+        ("AGFsaWNl", "a1 NO no\r\n"),
+        (long.as_str(), "a1 NO no\r\n"),
+    ] {
+        let mut d = greeted_with_sasl_ir(&Shelf::default());
+        d.client("a1 AUTHENTICATE PLAIN\r\n").gets("").hears("+ \r\n");
+        d.client(&format!("{line}\r\n")).gets("a1 AUTHENTICATE PLAIN\r\n").hears("");
+        // The client has answered that prompt.
+        d.server("+ \r\n").gets(&format!("{line}\r\n")).hears("");
+        d.server(answer).hears(answer).gets("");
+        d.client("a2 NOOP\r\n").gets("a2 NOOP\r\n");
+    }
+}
+
+#[test]
+fn a_prompt_that_is_not_known_is_the_origins() {
+    let shelf = Shelf::default();
+    for login in
+        ["a1 AUTHENTICATE LOGIN\r\n", "a1 AUTHENTICATE SCRAM-SHA-1\r\n", "a1 AUTHENTICATE OAUTHBEARER\r\n"]
+    {
+        greeted_with_sasl_ir(&shelf).client(login).gets(login).hears("");
+    }
+    let mut without = dialogue(&shelf, |_| ());
+    without.client("a1 AUTHENTICATE PLAIN\r\n").gets("a1 AUTHENTICATE PLAIN\r\n").hears("");
+}
+
+#[test]
+fn a_challenge_behind_the_first_message_is_told() {
+    let mut d = greeted_with_sasl_ir(&Shelf::default());
+    d.client("a1 AUTHENTICATE XOAUTH2\r\n").hears("+ \r\n");
+    // `user=a@b^Aauth=Bearer x^A^A`
+    let token = "dXNlcj1hQGIBYXV0aD1CZWFyZXIgeAEB";
+    d.client(&format!("{token}\r\n")).gets(&format!("a1 AUTHENTICATE XOAUTH2 {token}\r\n"));
+    d.server("+ eyJzdGF0dXMiOiI0MDEifQ==\r\n").hears("+ eyJzdGF0dXMiOiI0MDEifQ==\r\n");
+    d.client("\r\n").gets("\r\n");
+    d.server("a1 NO no\r\n").hears("a1 NO no\r\n");
+}
+
+#[test]
+fn an_origin_that_ended_before_anything_was_asked_is_replaced() {
+    for bye in [true, false] {
+        let mut d = greeted_with_sasl_ir(&Shelf::default());
+        d.client("a1 AUTHENTICATE PLAIN\r\n").hears("+ \r\n");
+        if bye {
+            d.server("* BYE Disconnected for inactivity.\r\n* BYE and more");
+        } else {
+            let now = d.now();
+            d.session.handle_closed(now, Side::Server);
+            d.drain();
+        }
+        assert_eq!(d.replaced, 1);
+        d.client(&format!("{ALICE}\r\n")).hears("").gets("");
+        let now = d.now();
+        // It does not take both in one line, so it is asked step by step.
+        d.session.handle_replacement(now, &Bytes::from_static(b"* OK [CAPABILITY IMAP4rev1] again\r\n"));
+        d.drain();
+        d.gets("a1 AUTHENTICATE PLAIN\r\n").server("+ \r\n").gets(&format!("{ALICE}\r\n"));
+        d.server("a1 OK in\r\n").hears("a1 OK in\r\n");
+    }
+}
+
+#[test]
+fn an_origin_that_ends_after_it_was_asked_is_lost() {
+    let mut d = greeted_with_sasl_ir(&Shelf::default());
+    d.client("a1 LOGIN alice secret\r\n").gets("a1 LOGIN alice secret\r\n");
+    let now = d.now();
+    d.session.handle_closed(now, Side::Server);
+    d.drain();
+    assert_eq!((d.replaced, d.closed), (0, Some(Closing::OriginLost)));
+    d.hears("* BYE Waypost: the connection to the mail server was lost\r\n").gets("");
+}
+
+#[test]
+fn only_a_parked_origin_is_replaced_and_only_once() {
+    let mut d = dialogue(&Shelf::default(), |_| ());
+    let now = d.now();
+    d.session.handle_closed(now, Side::Server);
+    d.drain();
+    assert_eq!((d.replaced, d.closed), (0, Some(Closing::OriginLost)));
+    let mut d = greeted_with_sasl_ir(&Shelf::default());
+    d.session.handle_closed(now, Side::Server);
+    d.session.handle_replacement(now, &Bytes::from_static(b"* OK again\r\n"));
+    d.server("* BYE no\r\n").hears("* BYE no\r\n");
+    assert_eq!(d.replaced, 1);
+}
+
+#[test]
+fn flags_told_before_a_silent_store_are_asked_again() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select().fill();
+    let flags = "* 1 FETCH (UID 11 FLAGS ())\r\nb OK done\r\n";
+    d.client("b UID FETCH 11 (FLAGS)\r\n").gets("b UID FETCH 11 (FLAGS)\r\n").server(flags).hears(flags);
+    let store = "c UID STORE 11 +FLAGS.SILENT (\\Seen)\r\n";
+    d.client(store).gets(store).server("c OK done\r\n").hears("c OK done\r\n");
+    d.client("d UID FETCH 11 (FLAGS BODY.PEEK[])\r\n").gets("d UID FETCH 11 (FLAGS)\r\n");
+}
+
+#[test]
+fn the_clients_address_is_told_before_its_first_words() {
+    let mut d = greeted_with_sasl_ir(&Shelf::default());
+    d.session.learn_capabilities(b"* CAPABILITY IMAP4rev1 ID\r\n");
+    d.session.announce_client("[::ffff:192.0.2.7]:4000".parse().unwrap());
+    let ours = "EPC0102030405061 ID (\"x-originating-ip\" \"192.0.2.7\" \"x-originating-port\" \"4000\")\r\n";
+    d.client("a1 ID NIL\r\n").gets(&format!("{ours}a1 ID NIL\r\n"));
+    d.server("* ID (\"name\" \"D\")\r\nEPC0102030405061 OK\r\n").hears("");
+    d.server("* ID (\"name\" \"D\")\r\na1 OK\r\n").hears("* ID (\"name\" \"D\")\r\na1 OK\r\n");
+    d.client("a2 LOGIN alice secret\r\n").gets("a2 LOGIN alice secret\r\n");
 }
 
 const MOMENT: Duration = Duration::from_millis(60);

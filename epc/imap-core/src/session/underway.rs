@@ -77,6 +77,8 @@ impl Underway {
 /// What a command of ours is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Own {
+    /// ID with the client's address.
+    ClientAddress,
     /// COMPRESS.
     Compress,
     /// Which UIDs there are.
@@ -136,7 +138,7 @@ impl Flights {
         let tag = format!("{}{}", self.prefix, self.counter);
         self.flights.push_back(Flight {
             tag: tag.clone().into(),
-            may_expunge: !matches!(own, Own::Compress),
+            may_expunge: !matches!(own, Own::Compress | Own::ClientAddress),
             owner: Owner::Own(own),
         });
         tag

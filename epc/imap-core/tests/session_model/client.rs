@@ -250,9 +250,12 @@ impl Client {
         if !self.authenticated {
             let user = self.user.clone();
             let mut then = VecDeque::new();
-            let line = match random.below(6) {
-                4 => {
-                    then.push_back(format!("{}\r\n", base64_of(&user)));
+            let line = match random.below(7) {
+                4 | 6 => {
+                    let good = base64_of(&user);
+                    // A person who gives up, a client that is wrong.
+                    let said = *random.pick(&[good, good, good, "*", "", "!", "AGFsaWNlAHdyb25n"]);
+                    then.push_back(format!("{said}\r\n"));
                     "AUTHENTICATE PLAIN".to_owned()
                 }
                 5 => {
@@ -729,7 +732,10 @@ impl Client {
             return Err(format!("{status}, and the origin said {origins:?}"));
         }
         match asked.what {
-            What::Login { user, .. } => {
+            What::Login { user, then } => {
+                if !then.is_empty() && line.contains("aborted") {
+                    return Err("aborted, and the client had not spoken".into());
+                }
                 self.authenticated = ok;
                 if ok && truth.origin.user.as_ref() != Some(&user) {
                     return Err("logged in as somebody else".into());

@@ -62,6 +62,8 @@ struct Line {
     client: Client,
     session: Session,
     origin: Origin,
+    /// Its connection was made before the client came, and may end before anything is said on it.
+    parked: bool,
     reached: Reached,
     to_session: VecDeque<u8>,
     /// With the moment at which the session said it.
@@ -110,6 +112,8 @@ struct Totals {
     replies: u64,
     from_store: u64,
     sessions: u64,
+    /// Parked connections that ended unused.
+    replaced: u64,
 }
 
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
@@ -173,12 +177,17 @@ impl World {
             chunk_fill_max: 1 << 20,
         };
         let mut session = Session::new(config);
+        let parked = self.random.once_in(2);
+        if parked {
+            session.origin_was_parked();
+        }
         let greeting = format!("* OK [CAPABILITY {}] ready\r\n", origin.capabilities());
         session.handle_greeting(self.now(), &greeting.into());
         Line {
             client: Client::new(user),
             session,
             origin,
+            parked,
             reached: Reached::default(),
             to_session: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -215,6 +224,7 @@ impl World {
             }
             85..=109 => self.session_hears_origin(at),
             120 if self.random.once_in(20) => return self.cut(at),
+            121 => self.origin_forgets(at),
             _ => self.store_answers(at),
         }
         let told = self.drain(at).and_then(|()| {
@@ -336,6 +346,20 @@ impl World {
         }
     }
 
+    /// The origin ends a parked connection on which nothing was said.
+    fn origin_forgets(&mut self, at: usize) {
+        let now = self.now();
+        let line = &mut self.lines[at];
+        if line.parked && line.closed.is_none() && line.origin.is_untouched() && line.to_origin.is_empty() {
+            if self.random.once_in(2) {
+                line.session
+                    .handle_server(now, Bytes::from_static(b"* BYE Disconnected for inactivity.\r\n"));
+            } else {
+                line.session.handle_closed(now, Side::Server);
+            }
+        }
+    }
+
     fn store_answers(&mut self, at: usize) {
         let now = self.now();
         let line = &mut self.lines[at];
@@ -376,6 +400,21 @@ impl World {
                 }
                 Output::Event(Event::Unread) => return Err("a FETCH response was not understood".into()),
                 Output::Event(_) => {}
+                Output::ReplaceOrigin => {
+                    if !std::mem::take(&mut line.parked)
+                        || !line.origin.is_untouched()
+                        || !line.to_origin.is_empty()
+                    {
+                        return Err("replaced, and something had been asked".into());
+                    }
+                    self.totals.replaced += 1;
+                    line.origin = Origin::new(self.manner);
+                    let greeting = format!("* OK [CAPABILITY {}] again\r\n", line.origin.capabilities());
+                    line.session.handle_replacement(
+                        Now { mono: self.start + self.clock, wall: UnixMillis(0) },
+                        &greeting.into(),
+                    );
+                }
                 Output::StartTls | Output::CompressServer { .. } => return Err("nobody wanted that".into()),
             }
         }
@@ -432,7 +471,14 @@ impl World {
             _ => line.session.handle_shutdown(now, "drain"),
         }
         line.cut = true;
-        let ended = self.drain(at).and_then(|()| self.end(at));
+        let drained = self.drain(at);
+        let line = &mut self.lines[at];
+        if line.closed.is_none() {
+            // Another connection does as well.
+            line.cut = false;
+            return drained.map_err(|lie| self.report(at, &lie));
+        }
+        let ended = drained.and_then(|()| self.end(at));
         ended.map_err(|lie| self.report(at, &lie))
     }
 
@@ -561,17 +607,20 @@ fn play_many(first: u64, events: u64) {
         all.replies += totals.replies;
         all.from_store += totals.from_store;
         all.sessions += totals.sessions;
+        all.replaced += totals.replaced;
         seed += 1;
     }
     println!(
-        "{} events, {} sessions, {} tagged replies, {} sections from the store, {} seeds, no lie",
+        "{} events, {} sessions, {} origins replaced, {} tagged replies, {} sections from the store, {} seeds, no lie",
         all.events,
         all.sessions,
+        all.replaced,
         all.replies,
         all.from_store,
         seed - first
     );
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
+    assert!(all.replaced > all.events / 100_000, "hardly any parked connection ended unused");
 }
 
 #[test]
@@ -595,4 +644,4 @@ fn seeds_that_once_failed() {
     }
 }
 
-const FAILED: &[u64] = &[];
+const FAILED: &[u64] = &[272];

@@ -62,6 +62,8 @@ pub(crate) struct Origin {
     sasl: Option<String>,
     /// How much had come when leave was given for a literal.
     leave_given: usize,
+    /// Whether all expunged messages are told.
+    thorough: bool,
     output: VecDeque<u8>,
     emitted: u64,
     delivered: u64,
@@ -86,6 +88,7 @@ impl Origin {
             idle: None,
             sasl: None,
             leave_given: 0,
+            thorough: false,
             output: VecDeque::new(),
             emitted: 0,
             delivered: 0,
@@ -99,9 +102,16 @@ impl Origin {
 
     pub(crate) fn capabilities(&self) -> &'static str {
         match self.manner {
-            Manner::Dovecot => "IMAP4rev1 SASL-IR LITERAL+ IDLE ESEARCH UIDPLUS MOVE COMPRESS=DEFLATE NOTIFY",
-            Manner::Cyrus => "IMAP4rev1 ACL LITERAL+ IDLE ESEARCH UIDPLUS MOVE",
+            Manner::Dovecot => {
+                "IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+ IDLE ESEARCH UIDPLUS MOVE COMPRESS=DEFLATE NOTIFY"
+            }
+            Manner::Cyrus => "IMAP4rev1 AUTH=PLAIN ACL LITERAL+ IDLE ESEARCH UIDPLUS MOVE",
         }
+    }
+
+    /// Whether the session has sent anything.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.input.is_empty() && self.queue.is_empty() && self.emitted == 0
     }
 
     pub(crate) fn receive(&mut self, octets: &[u8]) {
@@ -200,7 +210,10 @@ impl Origin {
         if all || random.once_in(2) {
             self.sync(mail, random, may_expunge);
             if all {
+                // At the end nothing may be left for later.
+                self.thorough = quiet;
                 self.sync(mail, random, may_expunge);
+                self.thorough = false;
             }
         }
         if quick && self.manner == Manner::Dovecot {
@@ -265,7 +278,7 @@ impl Origin {
                 let gone: Vec<u32> =
                     open.view.iter().copied().filter(|uid| !live.contains_key(uid)).collect();
                 for uid in gone {
-                    if random.once_in(8) {
+                    if !self.thorough && random.once_in(8) {
                         continue;
                     }
                     self.tell_expunge(&mut open, uid);
@@ -444,6 +457,9 @@ impl Origin {
 
     /// `\0USER\0PASSWORD` in base64; the model's clients know only these.
     fn log_in_by(&mut self, tag: &str, base64: &str) -> String {
+        if base64 == "*" {
+            return format!("{tag} BAD Authentication aborted");
+        }
         let user = match base64 {
             "AGFsaWNlAHNlY3JldA==" => "alice",
             "AGJvYgBzZWNyZXQ=" => "bob",

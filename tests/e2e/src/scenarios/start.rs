@@ -1,0 +1,251 @@
+//! The cold start of a client whose server is far: what it costs until the flags of INBOX are there, and what must not
+//! come of connections that were made before it came.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use lab::clients::Wire;
+use lab::{Corpus, Place};
+
+use crate::case::Case;
+use crate::scenarios::commands::get;
+use crate::site::{STALL, Server, Site, Way};
+
+/// Round trip of the line, in milliseconds: large beside what the machine itself takes.
+const ROUND_TRIP_MS: f64 = 100.0;
+
+/// A start, step by step, in round trips of the line from the TCP connection to the flags of INBOX.
+struct Start {
+    /// Until it leaves.
+    wire: Option<Wire>,
+    greeted: f64,
+    logged_in: f64,
+    done: f64,
+    answers: Vec<String>,
+}
+
+/// What a mail program says first.
+const KNOWN: [&str; 3] = ["ID (\"name\" \"Thunderbird\")", "SELECT INBOX", "UID FETCH 1:* (FLAGS)"];
+
+fn start(site: &Site, server: Server, user: &str, commands: &[&str]) -> anyhow::Result<Start> {
+    site.send_clients(Way::Waypost)?;
+    let account = site.account(server, Way::Waypost, user)?;
+    let address = site.lab.address_of(Place::Client, &account.host)?;
+    let at = (address, account.port);
+    let mut wire = Wire::dial(&site.lab, Place::Client, at, &account.host, &account.ca, STALL)?;
+    let began = Instant::now();
+    let round_trips = || began.elapsed().as_secs_f64() * 1_000.0 / ROUND_TRIP_MS;
+    wire.secure()?;
+    wire.response()?;
+    let greeted = round_trips();
+    let status = authenticate(&mut wire, &account.user, &account.password)?;
+    ensure!(status.starts_with("OK"), "the login: {status}");
+    let logged_in = round_trips();
+    let mut answers = Vec::new();
+    for command in commands {
+        let reply = wire.command(command)?;
+        ensure!(reply.status.starts_with("OK"), "{command}: {}", reply.status);
+        answers.extend(reply.untagged.iter().map(lab::clients::Response::text));
+    }
+    Ok(Start { wire: Some(wire), greeted, logged_in, done: round_trips(), answers })
+}
+
+/// As Thunderbird does it: the command, and the message when it is asked for.
+fn authenticate(wire: &mut Wire, user: &str, password: &str) -> anyhow::Result<String> {
+    let tag = wire.begin("AUTHENTICATE PLAIN")?;
+    let prompt = wire.line()?;
+    ensure!(prompt.starts_with(b"+"), "no prompt: {:?}", String::from_utf8_lossy(&prompt));
+    wire.send(format!("{}\r\n", base64(format!("\0{user}\0{password}").as_bytes())).as_bytes())?;
+    Ok(wire.finish(&tag)?.status)
+}
+
+fn base64(octets: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |of: u32, at: u32| {
+        let at = usize::try_from(of >> at & 63).unwrap_or_default();
+        DIGITS.get(at).map_or('=', |digit| char::from(*digit))
+    };
+    let mut text = String::new();
+    for three in octets.chunks(3) {
+        let of = three.iter().fold(0, |of, octet| of << 8 | u32::from(*octet)) << (8 * (3 - three.len()));
+        let digits = [18, 12, 6, 0].map(|at| digit(of, at));
+        text.extend(digits.iter().take(three.len() + 1));
+        text.extend(std::iter::repeat_n('=', 3 - three.len()));
+    }
+    text
+}
+
+fn site(case: &Case, server: Server, messages: usize, dovecot_lines: &str) -> anyhow::Result<Site> {
+    let site = Site::build_with(case, Corpus::sized(41, messages, 200_000), &[server], dovecot_lines)?;
+    slow(&site)?;
+    Ok(site)
+}
+
+/// Makes the line long.
+fn slow(site: &Site) -> anyhow::Result<()> {
+    site.lab.wan()?.change(|link| *link = lab::LinkBehaviour::both(lab::Behaviour::link(ROUND_TRIP_MS, 10.0)))
+}
+
+/// A figure of `/metrics`, by the beginning of its line.
+fn metric(site: &Site, start: &str) -> anyhow::Result<u64> {
+    let page = get(site, "/metrics")?;
+    let value = page.lines().find_map(|line| line.strip_prefix(start)?.rsplit(' ').next()?.parse().ok());
+    value.with_context(|| format!("no {start} in /metrics"))
+}
+
+fn until(site: &Site, figure: &str, fits: impl Fn(u64) -> bool) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while !fits(metric(site, figure)?) {
+        ensure!(began.elapsed() < STALL, "{figure} is {} after {STALL:?}", metric(site, figure)?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+const READY: &str = "waypost_epc_parked_ready";
+
+/// First ever, then known, then known and doing something else; each hears what the server says.
+pub(crate) fn known_dovecot(case: &Case) -> anyhow::Result<()> {
+    let site = site(case, Server::Dovecot, 300, "")?;
+    let _waypost = site.waypost(case, &site.settings())?;
+    site.beside(Server::Dovecot, "alice")?.command("SELECT INBOX")?.ok()?;
+    let mut first = start(&site, Server::Dovecot, "alice", &KNOWN)?;
+    drop(first.wire.take());
+    until(&site, READY, |ready| ready == 2)?;
+    let known = start(&site, Server::Dovecot, "alice", &KNOWN)?;
+    note(case, &first, &known);
+    ensure!(known.greeted < 0.5, "the greeting took {:.1} round trips", known.greeted);
+    ensure!(known.logged_in < 1.6, "the login took {:.1} round trips", known.logged_in);
+    ensure!(known.answers == first.answers, "the known client was told something else");
+    let mut mistaken = known.wire.context("it has not left")?;
+    mistaken.command("SELECT Archive")?.ok()?;
+    Ok(())
+}
+
+fn note(case: &Case, first: &Start, known: &Start) {
+    case.note("first_greeted_rtt", first.greeted);
+    case.note("first_login_rtt", first.logged_in);
+    case.note("first_rtt", first.done);
+    case.note("known_greeted_rtt", known.greeted);
+    case.note("known_login_rtt", known.logged_in);
+    case.note("known_rtt", known.done);
+}
+
+/// Nothing is kept ready at Cyrus unless the file says so; then the same holds.
+pub(crate) fn known_cyrus(case: &Case) -> anyhow::Result<()> {
+    let site = site(case, Server::Cyrus, 100, "")?;
+    let mut settings = site.settings();
+    {
+        let mut waypost = site.waypost(case, &settings)?;
+        drop(start(&site, Server::Cyrus, "alice", &KNOWN)?);
+        let without = start(&site, Server::Cyrus, "alice", &KNOWN)?;
+        ensure!(without.greeted > 1.5, "greeted after {:.1} round trips: from where?", without.greeted);
+        ensure!(metric(&site, READY)? == 0, "a connection is kept ready at Cyrus");
+        waypost.signal(libc::SIGTERM)?;
+        waypost.wait(STALL)?;
+    }
+    for server in &mut settings.servers {
+        server.lines += "parked_on_cyrus = true\n";
+    }
+    let _waypost = site.waypost(case, &settings)?;
+    let mut first = start(&site, Server::Cyrus, "alice", &KNOWN)?;
+    drop(first.wire.take());
+    until(&site, READY, |ready| ready == 2)?;
+    let known = start(&site, Server::Cyrus, "alice", &KNOWN)?;
+    note(case, &first, &known);
+    ensure!(known.greeted < 0.5, "the greeting took {:.1} round trips", known.greeted);
+    ensure!(known.logged_in < 2.2, "the login took {:.1} round trips", known.logged_in);
+    ensure!(known.answers == first.answers, "the known client was told something else");
+    Ok(())
+}
+
+/// One user's wrong password does not slow the others, where the server is told whose client it is.
+pub(crate) fn wrong_password(case: &Case) -> anyhow::Result<()> {
+    // Whatever the branch's own address on the line is.
+    let trusts = "login_trusted_networks = 10.0.0.0/8 fd00::/8\n";
+    let site = site(case, Server::Dovecot, 20, trusts)?;
+    let mut settings = site.settings();
+    for server in &mut settings.servers {
+        server.lines += "announce_client = true\n";
+    }
+    let _waypost = site.waypost(case, &settings)?;
+    drop(start(&site, Server::Dovecot, "alice", &KNOWN)?);
+    until(&site, READY, |ready| ready == 2)?;
+    let account = site.account(Server::Dovecot, Way::Waypost, "bob")?;
+    // From another machine of the branch: the address is what the server counts by.
+    let branch = (Place::Branch.v4(), account.port);
+    for _ in 0..2 {
+        let mut bob = Wire::dial(&site.lab, Place::Branch, branch, &account.host, &account.ca, STALL)?;
+        bob.secure()?;
+        bob.response()?;
+        let began = Instant::now();
+        let status = authenticate(&mut bob, "bob", "wrong")?;
+        ensure!(status.starts_with("NO"), "a wrong password: {status}");
+        case.note("bob_refused_s", began.elapsed().as_secs_f64());
+    }
+    let carol = start(&site, Server::Dovecot, "carol", &KNOWN)?;
+    case.note("carol_login_rtt", carol.logged_in);
+    ensure!(carol.logged_in < 5.0, "carol waited {:.1} round trips for bob", carol.logged_in);
+    Ok(())
+}
+
+/// A server that has too many connections cuts those that are kept ready: noticed, fewer are kept, nobody hears of it.
+pub(crate) fn queue_full(case: &Case) -> anyhow::Result<()> {
+    let site = site(case, Server::Dovecot, 20, "service imap-login {\n  process_limit = 4\n}\n")?;
+    let _waypost = site.waypost(case, &site.settings())?;
+    drop(start(&site, Server::Dovecot, "alice", &KNOWN)?);
+    until(&site, READY, |ready| ready == 2)?;
+    let server = std::net::SocketAddr::new(Place::Server.v4(), 143);
+    let crowd = site.lab.inside(Place::Lan, move || {
+        (0..6).map(|_| TcpStream::connect_timeout(&server, STALL)).collect::<Result<Vec<_>, _>>()
+    })??;
+    let cut = |what: &str| {
+        format!("waypost_epc_parked_total{{server=\"{}\",result=\"{what}\"}}", Server::Dovecot.host())
+    };
+    until(&site, &cut("queue-full"), |n| n > 0)?;
+    drop(crowd);
+    for user in ["alice", "bob"] {
+        drop(start(&site, Server::Dovecot, user, &KNOWN)?);
+    }
+    ensure!(metric(&site, READY)? <= 1, "as many are kept ready as before");
+    Ok(())
+}
+
+/// What is kept ready is renewed before the server ends it.
+pub(crate) fn renewed(case: &Case) -> anyhow::Result<()> {
+    let site = site(case, Server::Dovecot, 20, "")?;
+    let _waypost = site.waypost(case, &site.settings())?;
+    drop(start(&site, Server::Dovecot, "alice", &KNOWN)?);
+    let total = |what: &str| {
+        format!("waypost_epc_parked_total{{server=\"{}\",result=\"{what}\"}}", Server::Dovecot.host())
+    };
+    until(&site, READY, |ready| ready == 2)?;
+    // Dovecot ends them after 180 s.
+    std::thread::sleep(Duration::from_secs(185));
+    until(&site, READY, |ready| ready == 2)?;
+    ensure!(metric(&site, &total("expired"))? >= 2, "none was renewed");
+    ensure!(metric(&site, &total("ended"))? == 0, "the server ended some");
+    let known = start(&site, Server::Dovecot, "alice", &KNOWN)?;
+    ensure!(known.greeted < 0.5, "the greeting took {:.1} round trips", known.greeted);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        for (octets, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("\0a\0b", "AGEAYg=="),
+        ] {
+            assert_eq!(base64(octets.as_bytes()), text);
+        }
+    }
+}
