@@ -1,1 +1,272 @@
-fn main() {}
+//! Whole nodes with their servers, clients, lines and disks in one seeded thread.
+//!
+//! `sim --seed N [--trace]` plays one seed, `sim --seeds FROM..TO [--jobs N]` many. A failure prints its seed, the checker
+//! that found it, and which of the run's faults it needs. Exit code 1 if a seed failed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_precision_loss,
+    reason = "all of it is a test, and a test reports by panicking"
+)]
+
+mod checkers;
+mod disk;
+mod faults;
+mod pipe;
+mod store;
+mod trace;
+mod world;
+
+// The mail, the server and the client with its oracles are those of the session model.
+#[path = "../../../epc/imap-core/tests/session_model/client.rs"]
+#[allow(dead_code, reason = "shared with the session model")]
+mod client;
+#[path = "../../../epc/imap-core/tests/session_model/mail.rs"]
+#[allow(dead_code, reason = "shared with the session model")]
+mod mail;
+#[path = "../../../epc/imap-core/tests/session_model/origin.rs"]
+#[allow(dead_code, reason = "shared with the session model")]
+mod origin;
+#[path = "../../../epc/imap-core/tests/session_model/random.rs"]
+mod random;
+#[path = "../../../epc/imap-core/tests/session_model/wire.rs"]
+mod wire;
+
+use checkers::{Broken, Checker};
+use faults::Fault;
+use std::{
+    env,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+use trace::Trace;
+use world::{Event, RUN_US, Totals, World};
+
+/// One run: what happened in all, or what was wrong; and the lines of it if they were wanted.
+fn play(seed: u64, faults: &[(u64, Fault)], readable: bool) -> (Result<Totals, Broken>, Vec<String>) {
+    let mut world = World::new(seed, Trace::new(readable));
+    for (us, fault) in faults {
+        world.at(*us, Event::Fault(*fault));
+    }
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        world.run_until(RUN_US)?;
+        world.rest()
+    }));
+    let lines = world.trace.lines().to_vec();
+    match played {
+        Ok(Ok(())) => (Ok(world.totals), lines),
+        Ok(Err(broken)) => (Err(broken), lines),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let what = format!("panic at {} us: {}", world.now_us, text.unwrap_or_default());
+            (Err(Broken { checker: Checker::Replay, what }), lines)
+        }
+    }
+}
+
+/// Plays a seed, every `twice`th one two times, since both must be the same.
+fn check(seed: u64) -> Result<Totals, Broken> {
+    let faults = faults::drawn(seed);
+    let totals = play(seed, &faults, false).0?;
+    if seed.is_multiple_of(REPLAY_EVERY) {
+        let again = play(seed, &faults, false).0?;
+        if again.hash != totals.hash || again.events != totals.events {
+            let what = format!("{:x} and then {:x}", totals.hash, again.hash);
+            return Err(Broken { checker: Checker::Replay, what });
+        }
+    }
+    Ok(totals)
+}
+
+/// The faults without which the run does not fail any more, by leaving out one at a time.
+fn shrunk(seed: u64, checker: Checker) -> Vec<(u64, Fault)> {
+    let mut faults = faults::drawn(seed);
+    let mut at = 0;
+    while at < faults.len() {
+        let mut fewer = faults.clone();
+        fewer.remove(at);
+        let still = play(seed, &fewer, false).0.is_err_and(|broken| broken.checker == checker);
+        if still { faults = fewer } else { at += 1 }
+    }
+    faults
+}
+
+fn report(seed: u64, broken: &Broken, readable: bool) {
+    let faults = shrunk(seed, broken.checker);
+    let (again, lines) = play(seed, &faults, true);
+    if readable {
+        lines.iter().for_each(|line| println!("{line}"));
+    }
+    let broken = again.err().unwrap_or(Broken { checker: broken.checker, what: broken.what.clone() });
+    println!("FAILED seed {seed} {broken}");
+    for (us, fault) in faults {
+        println!("  needs {:?} at {:.3} s", fault, us as f64 / 1e6);
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    totals: Totals,
+    failed: Vec<u64>,
+}
+
+fn play_many(from: u64, to: u64, jobs: usize, failures_max: usize) -> Sum {
+    let sum = Mutex::new(Sum::default());
+    let next = AtomicU64::new(from);
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to || sum.lock().unwrap().failed.len() >= failures_max {
+                        return;
+                    }
+                    match check(seed) {
+                        Ok(totals) => sum.lock().unwrap().totals.add(&totals),
+                        Err(broken) => {
+                            report(seed, &broken, false);
+                            sum.lock().unwrap().failed.push(seed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.replies += other.replies;
+        self.from_store += other.from_store;
+        self.sessions += other.sessions;
+        self.damaged += other.damaged;
+        self.refused += other.refused;
+        self.replaced += other.replaced;
+        self.waiting_max = self.waiting_max.max(other.waiting_max);
+        for (word, n) in &other.faults {
+            *self.faults.entry(word).or_default() += n;
+        }
+        for (word, n) in &other.ended {
+            *self.ended.entry(word.clone()).or_default() += n;
+        }
+    }
+}
+
+const REPLAY_EVERY: u64 = 16;
+
+struct Options {
+    from: u64,
+    to: u64,
+    jobs: usize,
+    trace: bool,
+    failures_max: usize,
+}
+
+fn options() -> Option<Options> {
+    let mut options = Options { from: 1, to: 1001, jobs: 1, trace: false, failures_max: 10 };
+    let mut arguments = env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--trace" {
+            options.trace = true;
+            continue;
+        }
+        let value = arguments.next()?;
+        match argument.as_str() {
+            "--seed" => {
+                options.from = value.parse().ok()?;
+                options.to = options.from + 1;
+            }
+            "--seeds" => {
+                let (from, to) = value.split_once("..")?;
+                (options.from, options.to) = (from.parse().ok()?, to.parse().ok()?);
+            }
+            "--jobs" => options.jobs = value.parse().ok()?,
+            "--failures" => options.failures_max = value.parse().ok()?,
+            _ => return None,
+        }
+    }
+    Some(options)
+}
+
+fn main() -> ExitCode {
+    let Some(options) = options() else {
+        eprintln!("usage: sim [--seed N | --seeds FROM..TO] [--trace] [--jobs N] [--failures MAX]");
+        return ExitCode::from(64);
+    };
+    // A panic is a finding; it is reported with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    if options.to == options.from + 1 {
+        return one(options.from, options.trace);
+    }
+    let began = wall_clock();
+    let sum = play_many(options.from, options.to, options.jobs, options.failures_max);
+    let seconds = began.elapsed().as_secs_f64();
+    let t = &sum.totals;
+    let seeds = options.to - options.from;
+    println!(
+        "{seeds} seeds, {} failed, {:.1} seeds/s/core, {} events, {} sessions, {} tagged replies, {} sections from the store",
+        sum.failed.len(),
+        seeds as f64 / seconds / options.jobs as f64,
+        t.events,
+        t.sessions,
+        t.replies,
+        t.from_store
+    );
+    println!(
+        "{} values damaged and missed, {} not written, {} origins replaced, at most {} octets beyond a window",
+        t.damaged, t.refused, t.replaced, t.waiting_max
+    );
+    println!("faults {:?}; ended {:?}", t.faults, t.ended);
+    if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn one(seed: u64, readable: bool) -> ExitCode {
+    match check(seed) {
+        Ok(totals) => {
+            if readable {
+                play(seed, &faults::drawn(seed), true).1.iter().for_each(|line| println!("{line}"));
+            }
+            println!("seed {seed}: {totals:?}");
+            ExitCode::SUCCESS
+        }
+        Err(broken) => {
+            report(seed, &broken, readable);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long the runs take is measured outside of them")]
+fn wall_clock() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_clean(from: u64, to: u64) {
+        for seed in from..to {
+            if let Err(broken) = check(seed) {
+                panic!("seed {seed}: {broken}");
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_are_clean() {
+        all_clean(1, 120);
+    }
+}

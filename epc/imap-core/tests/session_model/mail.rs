@@ -58,12 +58,17 @@ pub(crate) const BOXES: [&str; 4] = ["INBOX", "Work Stuff", "Trash", "Shared"];
 
 impl Mail {
     pub(crate) fn new(random: &mut Random) -> Self {
+        Self::numbered(random, 0)
+    }
+
+    /// Its messages are numbered from `contents` on, so that two servers' can be told apart.
+    pub(crate) fn numbered(random: &mut Random, contents: u64) -> Self {
         let mut mail = Self {
             boxes: BTreeMap::new(),
             history: BTreeMap::new(),
             last_seen: BTreeMap::new(),
             revoked: BTreeMap::new(),
-            contents: 0,
+            contents,
             tick: 0,
         };
         for user in USERS {

@@ -1,0 +1,287 @@
+//! A node's message store on a model disk: a log of records, an index in memory that is read from the log after a crash.
+//! What cannot be verified is a miss, and counted.
+
+use crate::{disk::Disk, random::Random};
+use discovery_core::seam::blob::{BlobReader, Length, StoreError};
+use imap_core::{
+    catalog::{CatalogOp, CatalogReply, Claim, FillId, Held, MailboxKey, Row},
+    item::ItemKey,
+    mime::{Cut, SectionIndexer, header_fields},
+    uid::Uid,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// A body, perhaps not all of it yet.
+#[derive(Default)]
+struct Body {
+    octets: Mutex<Vec<u8>>,
+    ended: Mutex<Option<bool>>,
+}
+
+impl BlobReader for Body {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
+        let octets = self.octets.lock().unwrap();
+        let rest = octets.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+
+    fn len(&self) -> Length {
+        let octets = self.octets.lock().unwrap().len() as u64;
+        if *self.ended.lock().unwrap() == Some(true) {
+            Length::Known(octets)
+        } else {
+            Length::Growing(octets)
+        }
+    }
+
+    fn wait(&self, _: u64, _: Duration) -> Result<Length, StoreError> {
+        if *self.ended.lock().unwrap() == Some(false) { Err(StoreError::Abandoned) } else { Ok(self.len()) }
+    }
+}
+
+struct Fill {
+    mailbox: MailboxKey,
+    uid: Option<Uid>,
+    item: ItemKey,
+    octets: u64,
+    body: Arc<Body>,
+}
+
+type Place = (MailboxKey, Uid, ItemKey);
+
+/// What a record on the disk was written for; stands beside it, since the encoding is not what is tested here.
+#[derive(Clone)]
+enum Entry {
+    Value(Place),
+    Selected(MailboxKey),
+    Forgotten(MailboxKey),
+    Expunged(MailboxKey, Vec<Uid>),
+}
+
+pub(crate) struct Store {
+    disk: Disk,
+    log: Vec<Entry>,
+    rows: BTreeMap<Place, usize>,
+    fills: BTreeMap<FillId, Fill>,
+    claims: BTreeMap<u64, Place>,
+    /// Values that could not be verified, and were not served.
+    pub(crate) damaged: u64,
+    /// Values that did not fit.
+    pub(crate) refused: u64,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self {
+            disk: Disk::new(),
+            log: Vec::new(),
+            rows: BTreeMap::new(),
+            fills: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            damaged: 0,
+            refused: 0,
+        }
+    }
+
+    pub(crate) fn disk(&mut self) -> &mut Disk {
+        &mut self.disk
+    }
+
+    /// Bodies on their way from this session.
+    pub(crate) fn fills_of(&self, session: u64) -> usize {
+        self.fills.keys().filter(|fill| fill.session == session).count()
+    }
+
+    /// Whether this session still says that it fetches something.
+    pub(crate) fn has_claim(&self, session: u64) -> bool {
+        self.claims.contains_key(&session)
+    }
+
+    /// The process ends without a word, and comes back.
+    pub(crate) fn crash(&mut self, random: &mut Random, power: bool) {
+        if power {
+            self.disk.cut(random);
+        }
+        self.restart();
+    }
+
+    /// Another process opens what the disk holds.
+    pub(crate) fn restart(&mut self) {
+        self.fills.values().for_each(|fill| *fill.body.ended.lock().unwrap() = Some(false));
+        self.fills.clear();
+        self.claims.clear();
+        self.log.truncate(self.disk.len());
+        self.rows.clear();
+        for at in 0..self.log.len() {
+            if self.disk.read(at).is_some() {
+                self.apply(at);
+            } else {
+                self.damaged += 1;
+            }
+        }
+    }
+
+    fn append(&mut self, now: u64, octets: Vec<u8>, entry: Entry) {
+        match self.disk.write(now, octets) {
+            Some(at) => {
+                self.log.push(entry);
+                self.apply(at);
+            }
+            None => {
+                self.refused += 1;
+                // What must not be served any more is not, whether that can be written or not.
+                match &entry {
+                    Entry::Value(_) => {}
+                    Entry::Selected(_) | Entry::Forgotten(_) | Entry::Expunged(..) => self.retire(&entry),
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, at: usize) {
+        let entry = self.log[at].clone();
+        match entry {
+            Entry::Value(place) => drop(self.rows.insert(place, at)),
+            other => self.retire(&other),
+        }
+    }
+
+    fn retire(&mut self, entry: &Entry) {
+        let same = |a: &MailboxKey, b: &MailboxKey| a.account == b.account && a.name == b.name;
+        self.rows.retain(|(key, uid, _), _| match entry {
+            Entry::Value(_) => true,
+            Entry::Selected(mailbox) => !same(key, mailbox) || key.uid_validity == mailbox.uid_validity,
+            Entry::Forgotten(mailbox) => !same(key, mailbox),
+            Entry::Expunged(mailbox, uids) => key != mailbox || !uids.contains(uid),
+        });
+    }
+
+    pub(crate) fn handle(&mut self, now: u64, op: CatalogOp) -> Option<CatalogReply> {
+        match op {
+            CatalogOp::Record { mailbox, uid, items, .. } => {
+                for (key, value) in items {
+                    self.append(now, value.to_vec(), Entry::Value((mailbox.clone(), uid, key)));
+                }
+            }
+            CatalogOp::FillOpen { fill, mailbox, uid, item, octets } => {
+                let fill_now = Fill { mailbox, uid, item, octets, body: Arc::default() };
+                assert!(self.fills.insert(fill, fill_now).is_none(), "a fill was opened twice");
+            }
+            CatalogOp::FillData { fill, octets } => {
+                let fill = self.fills.get(&fill).expect("data of a fill that was opened");
+                let mut body = fill.body.octets.lock().unwrap();
+                body.extend_from_slice(&octets);
+                assert!(body.len() as u64 <= fill.octets, "more than was announced");
+            }
+            CatalogOp::FillCommit { fill, uid, .. } => {
+                let fill = self.fills.remove(&fill).expect("a fill that was opened");
+                *fill.body.ended.lock().unwrap() = Some(true);
+                assert!(fill.uid.is_none_or(|opened| opened == uid), "it was opened for another message");
+                let octets = fill.body.octets.lock().unwrap().clone();
+                assert_eq!(octets.len() as u64, fill.octets, "committed before its end");
+                self.append(now, octets, Entry::Value((fill.mailbox, uid, fill.item)));
+            }
+            CatalogOp::FillAbort { fill } => {
+                let fill = self.fills.remove(&fill).expect("a fill that was opened");
+                *fill.body.ended.lock().unwrap() = Some(false);
+            }
+            CatalogOp::Selected { mailbox } => self.append(now, vec![1], Entry::Selected(mailbox)),
+            CatalogOp::Forget { account, name } => {
+                let all: Vec<MailboxKey> = self
+                    .rows
+                    .keys()
+                    .map(|(key, ..)| key.clone())
+                    .filter(|key| key.account == account && key.name == name)
+                    .take(1)
+                    .collect();
+                for mailbox in all {
+                    self.append(now, vec![2], Entry::Forgotten(mailbox));
+                }
+            }
+            CatalogOp::Expunged { mailbox, uids } => {
+                self.append(now, vec![3], Entry::Expunged(mailbox, uids));
+            }
+            CatalogOp::Resolve { request, mailbox, uids, items } => {
+                let rows = uids.iter().map(|&uid| self.row(&mailbox, uid, &items)).collect();
+                return Some(CatalogReply::Resolved { request, rows });
+            }
+            CatalogOp::Claim { request, session, mailbox, uid, item } => {
+                let claim = self.claim(session, (mailbox, uid, item));
+                return Some(CatalogReply::Claimed { request, claim });
+            }
+            CatalogOp::Release { session } => drop(self.claims.remove(&session)),
+            CatalogOp::Account { .. }
+            | CatalogOp::Count { .. }
+            | CatalogOp::Used { .. }
+            | CatalogOp::ShadowWanted { .. } => {}
+        }
+        None
+    }
+
+    fn claim(&mut self, session: u64, what: Place) -> Claim {
+        if self.claims.iter().any(|(owner, claimed)| *owner != session && *claimed == what) {
+            return Claim::Others;
+        }
+        if self.value(&what.0, what.1, &what.2).is_some() {
+            return Claim::Held;
+        }
+        self.claims.insert(session, what);
+        Claim::Yours
+    }
+
+    fn row(&mut self, mailbox: &MailboxKey, uid: Uid, items: &[ItemKey]) -> Row {
+        Row { uid, values: items.iter().map(|item| self.value(mailbox, uid, item)).collect() }
+    }
+
+    fn value(&mut self, mailbox: &MailboxKey, uid: Uid, item: &ItemKey) -> Option<Held> {
+        if let Some(value) = self.read((mailbox.clone(), uid, item.clone())) {
+            return Some(held(value));
+        }
+        if let Some(whole) = self.read((mailbox.clone(), uid, ItemKey::whole())) {
+            return cut(&whole, item).map(held);
+        }
+        let joins = |fill: &&Fill| fill.mailbox == *mailbox && fill.uid == Some(uid) && fill.item == *item;
+        let fill = self.fills.values().find(joins)?;
+        Some(Held::Filling { reader: fill.body.clone(), octets: fill.octets })
+    }
+
+    fn read(&mut self, place: Place) -> Option<Vec<u8>> {
+        let at = *self.rows.get(&place)?;
+        if let Some(octets) = self.disk.read(at) {
+            return Some(octets.to_vec());
+        }
+        self.rows.remove(&place);
+        self.damaged += 1;
+        None
+    }
+}
+
+/// In memory or by reference: what is short comes in either way.
+fn held(octets: Vec<u8>) -> Held {
+    if octets.len() < 4096 && !octets.len().is_multiple_of(7) {
+        return Held::Inline(octets.into());
+    }
+    let length = octets.len() as u64;
+    // With something before and behind it, as in a larger body.
+    let body = [b"before", octets.as_slice(), b"behind"].concat();
+    let reader = Arc::new(Body { octets: Mutex::new(body), ended: Mutex::new(Some(true)) });
+    Held::Stored { reader, offset: 6, octets: length }
+}
+
+fn cut(whole: &[u8], item: &ItemKey) -> Option<Vec<u8>> {
+    let mut indexer = SectionIndexer::new();
+    indexer.push(whole);
+    let at = |n: u64| usize::try_from(n).unwrap();
+    match indexer.finish().cut(item)? {
+        Cut::Range { offset, octets } => Some(whole[at(offset)..at(offset + octets)].to_vec()),
+        Cut::HeaderFields { header, names, not } => {
+            Some(header_fields(&whole[at(header.start)..at(header.end)], &names, not))
+        }
+    }
+}
