@@ -3,7 +3,6 @@
 use crate::{
     mail::{Mail, MessageId},
     origin::Mark,
-    wire::take_message,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -160,11 +159,11 @@ impl SeenWatch {
 
     /// The client is told this; a line with a tag comes by itself.
     pub(crate) fn told(&mut self, octets: &[u8]) {
-        let mut buffer = octets.to_vec();
-        while let Some(line) = take_message(&mut buffer, false, &mut None) {
-            if let Some(tag) = line.split(|octet| *octet == b' ').next() {
-                self.tags.remove(String::from_utf8_lossy(tag).as_ref());
-            }
+        if !self.tags.is_empty()
+            && !octets.starts_with(b"*")
+            && let Some(tag) = octets.split(|octet| *octet == b' ').next()
+        {
+            self.tags.remove(String::from_utf8_lossy(tag).as_ref());
         }
     }
 

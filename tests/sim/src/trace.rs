@@ -1,5 +1,7 @@
 //! What happened, as a number that two runs can be compared by, and on request as lines to read.
 
+use node::Count;
+
 /// The trace of one run.
 pub(crate) struct Trace {
     hash: u64,
@@ -25,6 +27,15 @@ impl Trace {
         if let Some(lines) = &mut self.lines {
             let text = octets[..octets.len().min(SHOWN_OCTETS)].escape_ascii();
             lines.push(format!("{:10.4} line {slot} {who} {text}", now_us as f64 / 1e6));
+        }
+    }
+
+    /// Something that a node counted.
+    pub(crate) fn event(&mut self, now_us: u64, slot: usize, what: &Count) {
+        self.mix(now_us);
+        self.mix(slot as u64);
+        if let Some(lines) = &mut self.lines {
+            lines.push(format!("{:10.4} line {slot}   event {what:?}", now_us as f64 / 1e6));
         }
     }
 

@@ -283,7 +283,7 @@ impl World {
                 delay_us: 2000 + random.below(100_000) as u64,
                 octets_per_ms: *random.pick(&[125, 1250, 12_500]),
             },
-            think_us: *random.pick(&[100_000, 1_000_000, 4_000_000]),
+            think_us: *random.pick(&[400_000, 2_000_000, 6_000_000]),
             deceived: self.deceived.contains(&(node, server, user.to_owned())),
         }
     }
@@ -807,7 +807,6 @@ impl World {
             if let Err(lie) = line.canary.hear(&segment.octets, &line.client.user, &server.mail) {
                 return Err(self.broken(slot, Checker::Canary, lie));
             }
-            line.seen.told(&segment.octets);
             if line.deceived {
                 continue;
             }
@@ -895,6 +894,7 @@ impl World {
         match output {
             Output::Open { anew, .. } => self.open(slot, anew),
             Output::Write { side: Side::Client, octets, .. } => {
+                self.lines[slot].seen.told(&octets);
                 self.lines[slot].to_client.push_back(Written::Octets(tick, octets));
                 self.tell_on(slot);
             }
@@ -936,7 +936,7 @@ impl World {
     }
 
     fn counted(&mut self, slot: usize, what: &Count) -> Result<(), Broken> {
-        self.trace.note(self.now_us, slot, "  event", format!("{what:?}").as_bytes());
+        self.trace.event(self.now_us, slot, what);
         let line = &mut self.lines[slot];
         match what {
             Count::Ended(how) => {

@@ -62,7 +62,7 @@ pub(crate) struct Truth<'a> {
     pub(crate) said: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     tag: String,
     what: What,
@@ -70,7 +70,7 @@ struct Asked {
     at: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum What {
     /// `then`: what it says at each `+`.
     Login {
@@ -109,7 +109,7 @@ enum What {
     Other,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Fetch {
     uid_form: bool,
     numbers: Vec<u32>,
@@ -703,9 +703,9 @@ impl Client {
 
     fn tagged(&mut self, tag: &str, status: &str, line: &str, truth: &Truth<'_>) -> Result<(), Lie> {
         let asked = self.asked.pop_front().ok_or("a tag and nothing was asked")?;
-        let question = format!("{asked:?}");
+        let question = asked.clone();
         self.answered(asked, tag, status, line, truth)
-            .map_err(|lie| format!("{lie}\n  in answer to {question}"))
+            .map_err(|lie| format!("{lie}\n  in answer to {question:?}"))
     }
 
     fn answered(
