@@ -78,7 +78,7 @@ pub(crate) struct Fault {
 /// The faults of a seed, with their times.
 pub(crate) fn drawn(seed: u64) -> Vec<(u64, Fault)> {
     let mut random = Random::new(seed ^ 0xFA17);
-    // A third of all runs is free of them.
+    // Five runs of twelve are free of them.
     let count = random.below(12).saturating_sub(4);
     let mut faults: Vec<(u64, Fault)> = (0..count)
         .map(|_| {
@@ -134,7 +134,7 @@ impl World {
             }
             Kind::WallJump => {
                 let jump = i64::try_from(fault.n).unwrap() * 1000;
-                self.sites[node].wall_ms += if fault.at % 2 == 0 { jump } else { -jump };
+                self.sites[node].wall_ms += if fault.at.is_multiple_of(2) { jump } else { -jump };
             }
             Kind::DiskFull => {
                 let until = self.now_us + fault.n as u64 * 20;

@@ -1128,5 +1128,6 @@ fn truth<'a>(
     }
 }
 
-/// One reading of an origin, all that a question of one batch may bring from the store at once, and news.
-const BEYOND_WINDOW_MAX: usize = 640 * 1024;
+/// One reading of an origin, what a question of one batch brings from the store at once, and news. Mail is smaller here
+/// than elsewhere: no value that comes in memory is longer than 4 KiB.
+const BEYOND_WINDOW_MAX: usize = 224 * 1024;
