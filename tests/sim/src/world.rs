@@ -2,7 +2,7 @@
 
 use crate::{
     checkers::{Broken, Canary, Checker, SeenWatch},
-    client::{Client, Reached, Truth},
+    client::{Client, Habit, Reached, Truth},
     mail::{BOXES, Mail, USERS, box_of},
     origin::{Manner, Origin},
     pipe::{Pipe, Road, Segment, some},
@@ -94,6 +94,7 @@ pub(crate) struct Line {
     pub(crate) server: usize,
     pub(crate) conn: ConnId,
     pub(crate) client: Client,
+    habit: Habit,
     pub(crate) origin: Origin,
     reached: Reached,
     canary: Canary,
@@ -256,6 +257,7 @@ impl World {
             server,
             conn: ConnId(self.conns),
             client: Client::new(user),
+            habit: Habit::any(random),
             origin: Origin::new(self.servers[server].manner),
             reached: Reached::default(),
             canary: Canary::default(),
@@ -498,7 +500,7 @@ impl World {
             let truth =
                 truth(&line.origin, &line.reached, server, &line.client.user, clock, server.mail.tick);
             let mut uploads = Vec::new();
-            if let Some(words) = line.client.speak(&mut self.random, &truth, &mut uploads) {
+            if let Some(words) = line.client.follow(&mut line.habit, &mut self.random, &truth, &mut uploads) {
                 line.seen.asked(&words);
                 line.asked.extend(words.as_bytes());
             }

@@ -144,6 +144,13 @@ struct Open {
     flags: BTreeMap<u32, BTreeSet<String>>,
 }
 
+#[path = "habits.rs"]
+#[allow(dead_code, reason = "the simulator's clients have habits")]
+mod habits;
+
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use habits::Habit;
+
 type Lie = String;
 
 impl Client {
