@@ -87,6 +87,10 @@ impl super::Session {
                 // Ours, although it is no literal: NIL, or a string. The client's own command will say it.
                 return;
             }
+            if self.absorbs() {
+                // The client did not ask for it, and knows no flags yet that it could correct.
+                return;
+            }
             if let Some(row) = self.splices.take(slot, said.as_ref()) {
                 self.splice(slot, &row, &payload);
             } else {
