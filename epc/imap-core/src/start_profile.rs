@@ -7,7 +7,6 @@ use discovery_core::id::AccountKey;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
 /// Whose beginnings are alike.
@@ -17,24 +16,26 @@ pub struct StartKey {
     pub account: AccountKey,
     /// How the program came to its login: the names of its commands, and its ID if it told one. No argument of a login.
     pub opening: Bytes,
-    /// Which of the sessions that it begins together: many programs open one for INBOX and another for the rest.
+    /// Which of the sessions that it has open: many programs open one for INBOX and another for the rest.
     pub nth: u8,
 }
 
 /// Learns beginnings and foresees them.
 pub trait StartHabits: Send + Sync {
     /// A session of this account begins; gives its key, and the commands to expect.
-    fn begin(&self, now: Instant, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>);
+    fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>);
     /// A session of this key has begun with these commands and then said something that is never foreseen.
-    fn observe(&self, key: StartKey, commands: Vec<Bytes>);
+    fn observe(&self, key: &StartKey, commands: Vec<Bytes>);
+    /// A session of this key is over.
+    fn end(&self, key: &StartKey);
 }
 
 /// All beginnings known to a process.
 #[derive(Debug, Default)]
 pub struct StartProfiles {
     profiles: BTreeMap<StartKey, Profile>,
-    /// When the last session began, and which of those begun together it was.
-    begun: BTreeMap<(AccountKey, Bytes), (Instant, u8)>,
+    /// Which sessions of a program are open: a bit for each.
+    open: BTreeMap<(AccountKey, Bytes), u8>,
 }
 
 #[derive(Debug, Default)]
@@ -44,31 +45,40 @@ struct Profile {
 }
 
 impl StartHabits for Mutex<StartProfiles> {
-    fn begin(&self, now: Instant, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
-        self.lock().unwrap_or_else(PoisonError::into_inner).begin(now, account, opening)
+    fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).begin(account, opening)
     }
 
-    fn observe(&self, key: StartKey, commands: Vec<Bytes>) {
-        self.lock().unwrap_or_else(PoisonError::into_inner).observe(key, commands);
+    fn observe(&self, key: &StartKey, commands: Vec<Bytes>) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).observe(key.clone(), commands);
+    }
+
+    fn end(&self, key: &StartKey) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).end(key);
     }
 }
 
 impl StartProfiles {
-    fn begin(&mut self, now: Instant, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
-        if self.begun.len() >= PROFILES_MAX {
-            self.begun.clear();
-        }
-        let program = (account.clone(), opening.clone());
-        let nth = match self.begun.get(&program) {
-            Some((last, nth)) if now.saturating_duration_since(*last) < TOGETHER => (nth + 1).min(NTH_MAX),
-            Some(_) | None => 0,
-        };
-        self.begun.insert(program, (now, nth));
+    fn begin(&mut self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
+        let open = self.open.entry((account.clone(), opening.clone())).or_default();
+        let nth = open.trailing_ones().min(NTH_MAX);
+        *open |= 1 << nth;
+        let nth = u8::try_from(nth).unwrap_or(u8::MAX);
         let key = StartKey { account: account.clone(), opening, nth };
         let steps = self.profiles.get(&key).map(|profile| profile.steps.iter());
         let certain = steps.into_iter().flatten().take_while(|(_, times)| *times >= CERTAIN);
         let commands = certain.map(|(command, _)| command.clone()).collect();
         (key, commands)
+    }
+
+    fn end(&mut self, key: &StartKey) {
+        let program = (key.account.clone(), key.opening.clone());
+        if let Some(open) = self.open.get_mut(&program) {
+            *open &= !(1 << key.nth);
+            if *open == 0 {
+                self.open.remove(&program);
+            }
+        }
     }
 
     fn observe(&mut self, key: StartKey, commands: Vec<Bytes>) {
@@ -89,10 +99,8 @@ impl StartProfiles {
 
 /// So often the same, and it is expected again.
 const CERTAIN: u8 = 3;
-/// Sessions begun within this are begun together.
-const TOGETHER: Duration = Duration::from_secs(10);
 /// More at once are not told apart.
-const NTH_MAX: u8 = 4;
+const NTH_MAX: u32 = 4;
 /// Commands of a beginning; programs that say more before the first FETCH are not known.
 pub const COMMANDS_MAX: usize = 8;
 /// One with a longer argument is no habit.
@@ -115,21 +123,17 @@ mod tests {
         text.split_terminator(',').map(|c| Bytes::copy_from_slice(c.as_bytes())).collect()
     }
 
-    #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
-    fn any_time() -> Instant {
-        Instant::now()
-    }
-
-    /// Sessions far apart, each with what it was foreseen to say.
+    /// Sessions one after the other, each with what it was foreseen to say.
     fn play(sessions: &[&str]) -> Vec<String> {
-        let (mut profiles, mut now) = (StartProfiles::default(), any_time());
+        let mut profiles = StartProfiles::default();
         let mut foreseen = Vec::new();
         for said in sessions {
-            now += TOGETHER;
-            let (key, expected) = profiles.begin(now, &account(1), Bytes::from_static(b"LOGIN"));
+            let (key, expected) = profiles.begin(&account(1), Bytes::from_static(b"LOGIN"));
             foreseen.push(expected.iter().map(|c| String::from_utf8_lossy(c)).collect::<Vec<_>>().join(","));
-            profiles.observe(key, commands(said));
+            profiles.observe(key.clone(), commands(said));
+            profiles.end(&key);
         }
+        assert!(profiles.open.is_empty());
         foreseen
     }
 
@@ -152,20 +156,21 @@ mod tests {
     }
 
     #[test]
-    fn users_programs_and_sessions_begun_together_are_told_apart() {
-        let (mut profiles, mut now) = (StartProfiles::default(), any_time());
+    fn users_programs_and_sessions_at_a_time_are_told_apart() {
+        let mut profiles = StartProfiles::default();
         for _ in 0..3 {
-            now += TOGETHER;
-            for said in ["inbox", "list"] {
-                let (key, _) = profiles.begin(now, &account(1), Bytes::from_static(b"LOGIN"));
-                profiles.observe(key, commands(said));
-            }
+            let keys = ["inbox", "list"].map(|said| {
+                let (key, _) = profiles.begin(&account(1), Bytes::from_static(b"LOGIN"));
+                profiles.observe(key.clone(), commands(said));
+                key
+            });
+            keys.iter().for_each(|key| profiles.end(key));
         }
-        now += TOGETHER;
         let mut foreseen =
-            |user, opening: &'static [u8]| profiles.begin(now, &account(user), Bytes::from_static(opening)).1;
+            |user, opening: &'static [u8]| profiles.begin(&account(user), Bytes::from_static(opening)).1;
         assert_eq!(foreseen(1, b"LOGIN"), commands("inbox"));
         assert_eq!(foreseen(1, b"LOGIN"), commands("list"));
+        assert_eq!(foreseen(1, b"LOGIN"), commands(""));
         assert_eq!(foreseen(1, b"CAPABILITY LOGIN"), commands(""));
         assert_eq!(foreseen(2, b"LOGIN"), commands(""));
     }

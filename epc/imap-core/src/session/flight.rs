@@ -45,8 +45,10 @@ pub(super) struct Ahead {
     habits: Option<Arc<dyn StartHabits>>,
     /// How the client came to its login.
     opening: Vec<u8>,
+    /// Which session of its program this is.
+    begun: Option<StartKey>,
     /// What it has said since.
-    recording: Option<(StartKey, Vec<Bytes>)>,
+    recording: Option<Vec<Bytes>>,
     flight: Option<Flight>,
     /// A login was refused: another one may be too, and servers count commands without a login.
     refused: bool,
@@ -91,8 +93,21 @@ impl Ahead {
         !underway && self.flight.as_ref().is_some_and(|flight| flight.accepted.is_some() && !flight.absorbing)
     }
 
+    /// Whoever begins next may be this one again.
+    fn leave(&mut self) {
+        if let (Some(key), Some(habits)) = (self.begun.take(), &self.habits) {
+            habits.end(&key);
+        }
+    }
+
     fn unclaimed(&mut self) -> Option<&mut Sent> {
         self.flight.as_mut()?.commands.iter_mut().find(|sent| sent.claimed.is_none())
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -165,8 +180,10 @@ impl super::Session {
         let user = self.config.keying.user_key(identity);
         let account = AccountKey { server: self.config.server.clone(), user };
         let opening = Bytes::copy_from_slice(&self.ahead.opening);
-        let (key, commands) = habits.begin(now, &account, opening);
-        self.ahead.recording = Some((key, Vec::new()));
+        self.ahead.leave();
+        let (key, commands) = habits.begin(&account, opening);
+        self.ahead.begun = Some(key);
+        self.ahead.recording = Some(Vec::new());
         let mut flight = Flight {
             commands: VecDeque::new(),
             sent: Some(now),
@@ -239,7 +256,7 @@ impl super::Session {
 /// What the client says.
 impl super::Session {
     fn note_command(&mut self, command: &Command, octets: &Bytes) {
-        let Some((_, commands)) = &mut self.ahead.recording else { return };
+        let Some(commands) = &mut self.ahead.recording else { return };
         let returns = !matches!(command.kind, Kind::Select { .. }) || self.capabilities.has("UNSELECT");
         if !returns || !is_foreseeable(command, octets) || commands.len() >= COMMANDS_MAX {
             return self.recorded();
@@ -252,7 +269,8 @@ impl super::Session {
 
     /// That was how this session began.
     pub(super) fn recorded(&mut self) {
-        if let (Some((key, commands)), Some(habits)) = (self.ahead.recording.take(), &self.ahead.habits) {
+        let Some(commands) = self.ahead.recording.take() else { return };
+        if let (Some(key), Some(habits)) = (&self.ahead.begun, &self.ahead.habits) {
             habits.observe(key, commands);
         }
     }

@@ -15,16 +15,18 @@ use std::{
 struct Always(&'static [&'static str], Mutex<Vec<String>>);
 
 impl StartHabits for Always {
-    fn begin(&self, _: Instant, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
+    fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
         let commands = self.0.iter().map(|c| format!("{c}\r\n").into()).collect();
         (StartKey { account: account.clone(), opening, nth: 0 }, commands)
     }
 
-    fn observe(&self, key: StartKey, commands: Vec<Bytes>) {
+    fn observe(&self, key: &StartKey, commands: Vec<Bytes>) {
         let said = commands.iter().map(|c| String::from_utf8_lossy(c).trim_end().to_owned());
         let opening = String::from_utf8_lossy(&key.opening).replace('\n', " ");
         self.1.lock().unwrap().push(format!("{opening}: {}", said.collect::<Vec<_>>().join(", ")));
     }
+
+    fn end(&self, _: &StartKey) {}
 }
 
 const ID: &str = "ID (\"name\" \"T\")";

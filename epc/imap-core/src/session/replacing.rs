@@ -33,6 +33,12 @@ impl super::Session {
         self.replacing = Replacing::Untouched;
     }
 
+    /// Whether nothing was sent on a connection that may be exchanged.
+    #[must_use]
+    pub fn is_origin_untouched(&self) -> bool {
+        self.replacing == Replacing::Untouched
+    }
+
     /// The greeting of the connection that [`Output::ReplaceOrigin`] asked for. The client has heard one already.
     pub fn handle_replacement(&mut self, now: Now, line: &Bytes) {
         self.now = Some(now);

@@ -44,16 +44,18 @@ use std::{
 struct Guesses(Mutex<Random>, &'static [&'static str]);
 
 impl StartHabits for Guesses {
-    fn begin(&self, _: Instant, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
+    fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
         let mut random = self.0.lock().unwrap();
         let habit = if random.once_in(3) { *random.pick(&HABITS) } else { self.1 };
         let commands = habit.iter().map(|command| format!("{command}\r\n").into()).collect();
         (StartKey { account: account.clone(), opening, nth: 0 }, commands)
     }
 
-    fn observe(&self, _: StartKey, commands: Vec<Bytes>) {
+    fn observe(&self, _: &StartKey, commands: Vec<Bytes>) {
         assert!(commands.iter().all(|command| command.ends_with(b"\r\n")));
     }
+
+    fn end(&self, _: &StartKey) {}
 }
 
 /// How clients begin. Some of it must never be sent ahead.

@@ -47,7 +47,10 @@ impl Ground {
         let mut settings = self.site.settings();
         settings.front = crate::waypost::Front::Operator(self.front.clone());
         let port = if tls == "starttls" { LIAR_STARTTLS_PORT } else { LIAR_PORT };
-        settings.servers.push(self.site.server_section(LIAR, port, tls));
+        let mut liar = self.site.server_section(LIAR, port, tls);
+        // It answers one after the other: none may wait in front of the client's.
+        liar.lines += "parked = 0\n";
+        settings.servers.push(liar);
         settings.listeners.push(listener(FRONT_PORT, LIAR, "implicit"));
         settings
     }
