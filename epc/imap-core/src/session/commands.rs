@@ -77,7 +77,7 @@ impl super::Session {
     }
 
     /// Nothing may follow COMPRESS until it is answered.
-    fn asks_compress(&self) -> bool {
+    pub(super) fn asks_compress(&self) -> bool {
         self.flights.owns(|own| *own == Own::Compress)
     }
 
@@ -164,7 +164,7 @@ impl super::Session {
                 self.tell_in(crate::views::Window::All);
             }
         }
-        if self.fetches_what_comes_whole(command) {
+        if self.fetches_what_comes_whole(command) || self.compress_before(command) {
             return Some(waiting);
         }
         let by_number = self.is_selected() && is_by_number(command);

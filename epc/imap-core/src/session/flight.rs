@@ -59,7 +59,7 @@ pub(super) struct Ahead {
     stalled: Option<Frame>,
     /// What a mailbox that was opened in vain said of `\Recent`.
     recent: Option<(Bytes, u32)>,
-    /// COMPRESS is to be asked for when nothing else is under way.
+    /// COMPRESS is to be asked for.
     compress_due: bool,
 }
 
@@ -480,7 +480,7 @@ impl super::Session {
         Some(all)
     }
 
-    /// After each response: the flight may be over, and what had to wait for it may be done.
+    /// After each response: the flight may be over.
     pub(super) fn end_flight(&mut self) {
         // It may say BYE to the last of them, and to whatever came after that.
         let too_many = |flight: &Flight| flight.refused && flight.mistakes > MISTAKES_MAX;
@@ -495,11 +495,18 @@ impl super::Session {
             self.ahead.flight = None;
             self.event(event);
         }
-        let due = self.ahead.compress_due && self.ahead.flight.is_none();
-        if due && self.account.is_some() && self.flights.is_empty() {
-            self.ahead.compress_due = false;
-            self.ask_compress();
+    }
+
+    /// COMPRESS, behind which nothing may stand, comes before the first FETCH that goes to the origin after a flight: a
+    /// client that finds everything in the store does not wait for it. Whether it was asked now.
+    pub(super) fn compress_before(&mut self, command: &Command) -> bool {
+        let due = self.ahead.compress_due && self.ahead.flight.is_none() && self.flights.is_empty();
+        if !due || *command.verb != *b"FETCH" {
+            return false;
         }
+        self.ahead.compress_due = false;
+        self.ask_compress();
+        self.asks_compress()
     }
 }
 

@@ -5,6 +5,7 @@
 mod arm;
 mod bench;
 mod clients;
+mod cold_start;
 mod mail;
 mod measure;
 mod mutt;
@@ -207,6 +208,7 @@ impl Run {
         let ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
         let mut rows = Vec::new();
         if self.wants(Client::Scripted) {
+            rows.push(cold_start::explicit(&ground, if self.quick { 3 } else { 10 }, &progress)?);
             rows.extend(scripted::all(&ground, Counts::of(self.quick), self.tamper, &progress)?);
         }
         if self.wants(Client::Mutt) {

@@ -116,7 +116,11 @@ fn round_trips_allowed(row: &Row) -> Option<u64> {
 const HEAD: [&str; 9] =
     ["journey", "client", "n", "direct", "on a LAN", "Waypost", "round trips", "WAN octets", "identical"];
 
-const MEANINGS: [(&str, &str); 6] = [
+const MEANINGS: [(&str, &str); 7] = [
+    (
+        "cold-start-explicit",
+        "from the TCP connection to the flags of INBOX, when the branch knows the client",
+    ),
     ("list-500", "the headers of 500 messages of a mailbox that the branch knows"),
     ("open-hit", "open a message that the branch holds"),
     ("open-hit-unread", "the same, unread: the server marks it as read before the OK"),

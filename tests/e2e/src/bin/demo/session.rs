@@ -51,10 +51,16 @@ impl Session {
             session.recording = Some(File::options().append(true).create(true).open(file)?);
         }
         session.command(&format!("LOGIN {} {}", user.name, user.password))?;
-        session.command(&format!("SELECT {mailbox}"))?;
-        mailbox.clone_into(&mut session.mailbox);
+        session.open_mailbox(mailbox)?;
         session.command("UID FETCH 1:* (FLAGS)")?;
         Ok(session)
+    }
+
+    /// Selects, so that what comes is known to be of this mailbox.
+    pub(crate) fn open_mailbox(&mut self, mailbox: &str) -> anyhow::Result<Reply> {
+        let reply = self.command(&format!("SELECT {mailbox}"))?;
+        mailbox.clone_into(&mut self.mailbox);
+        Ok(reply)
     }
 
     /// TLS and the greeting over a connection.
