@@ -17,6 +17,7 @@ mod bodies_tests;
 mod body;
 mod body_file;
 mod chores;
+mod claims;
 mod columns;
 mod counters;
 mod disk;
@@ -55,6 +56,7 @@ pub use verify::VerifyReport;
 
 use bodies::Bodies;
 use chores::Chores;
+use claims::Claims;
 use counters::Counters;
 use discovery_core::{
     seam::{disk::Disk, sealer::Sealer},
@@ -63,7 +65,7 @@ use discovery_core::{
 use disk::DirectoryDisk;
 use fills::{Filled, Fills};
 use imap_core::{
-    catalog::{Catalog, CatalogOp, CatalogReply, Held, MailboxKey, Row},
+    catalog::{Catalog, CatalogOp, CatalogReply, Claim, Held, MailboxKey, Row},
     item::{ItemClass, ItemKey, SectionClass},
     mutants,
     uid::Uid,
@@ -79,6 +81,7 @@ use std::{
     io,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Instant,
 };
 use write::{Value, Write};
 
@@ -87,6 +90,7 @@ pub struct Store {
     index: Arc<Index>,
     bodies: Arc<Bodies>,
     fills: Fills,
+    claims: Claims,
     resolver: Arc<Resolver>,
     chores: Arc<Chores>,
     counters: Arc<Counters>,
@@ -140,6 +144,7 @@ impl Store {
         ));
         let mut store = Self {
             fills: Fills::new(Arc::clone(&bodies), Arc::clone(&counters)),
+            claims: Claims::default(),
             index,
             bodies,
             resolver,
@@ -194,27 +199,42 @@ impl Store {
     }
 
     fn resolve(&self, mailbox: &MailboxKey, uids: Vec<Uid>, items: &[ItemKey]) -> Vec<Row> {
-        let answers = self.resolver.resolve(&mailbox.account.server, &self.scope(mailbox), &uids, items);
-        let mut held = 0;
-        let mut asked = 0;
-        let rows = uids
-            .into_iter()
-            .zip(answers)
-            .map(|(uid, mut values)| {
-                for (item, value) in items.iter().zip(&mut values) {
-                    if value.is_none() {
-                        let joined = self.fills.join(mailbox, uid, item);
-                        *value = joined.map(|(reader, octets)| Held::Filling { reader, octets });
-                    }
-                    asked += 1;
-                    held += u64::from(value.is_some());
-                }
-                Row { uid, values }
-            })
-            .collect();
-        self.counters.hits.add(held);
-        self.counters.misses.add(asked - held);
+        let rows = self.held(mailbox, uids, items);
+        let values = || rows.iter().flat_map(|row| &row.values);
+        let held = values().flatten().count();
+        self.counters.hits.add(held as u64);
+        self.counters.misses.add((values().count() - held) as u64);
         rows
+    }
+
+    fn held(&self, mailbox: &MailboxKey, uids: Vec<Uid>, items: &[ItemKey]) -> Vec<Row> {
+        let answers = self.resolver.resolve(&mailbox.account.server, &self.scope(mailbox), &uids, items);
+        let mut rows: Vec<Row> =
+            uids.into_iter().zip(answers).map(|(uid, values)| Row { uid, values }).collect();
+        for Row { uid, values } in &mut rows {
+            for (item, value) in items.iter().zip(values) {
+                if value.is_none() {
+                    let joined = self.fills.join(mailbox, *uid, item);
+                    *value = joined.map(|(reader, octets)| Held::Filling { reader, octets });
+                }
+            }
+        }
+        rows
+    }
+
+    fn claim(&self, session: u64, mailbox: MailboxKey, uid: Uid, item: ItemKey) -> Claim {
+        let what = (mailbox, uid, item);
+        if !self.claims.take(session, what.clone(), Instant::now()) {
+            return Claim::Others;
+        }
+        let (mailbox, uid, item) = what;
+        // Whoever had it before may have ended between the question and the claim.
+        let rows = self.held(&mailbox, vec![uid], &[item]);
+        if rows.iter().flat_map(|row| &row.values).all(Option::is_none) {
+            return Claim::Yours;
+        }
+        self.claims.release(session);
+        Claim::Held
     }
 
     fn fill_commit(&self, fill: imap_core::catalog::FillId, uid: Uid, proof: Proof) {
@@ -240,6 +260,13 @@ impl Catalog for Store {
                 let rows = self.resolve(&mailbox, uids, &items);
                 return Some(CatalogReply::Resolved { request, rows });
             }
+            CatalogOp::Claim { request, session, mailbox, uid, item } => {
+                return Some(CatalogReply::Claimed {
+                    request,
+                    claim: self.claim(session, mailbox, uid, item),
+                });
+            }
+            CatalogOp::Release { session } => self.claims.release(session),
             CatalogOp::Count { request, mailbox, uids, items } => {
                 let server = &mailbox.account.server;
                 let (messages, known) = self.resolver.count(server, &self.scope(&mailbox), &uids, &items);
@@ -254,7 +281,10 @@ impl Catalog for Store {
                     self.chores.press();
                 }
             }
-            CatalogOp::FillData { fill, octets } => self.fills.data(fill, &octets, index::now()),
+            CatalogOp::FillData { fill, octets } => {
+                self.claims.touch(fill.session, Instant::now());
+                self.fills.data(fill, &octets, index::now());
+            }
             CatalogOp::FillCommit { fill, uid, proof } => self.fill_commit(fill, uid, proof),
             CatalogOp::FillAbort { fill } => self.fills.abort(fill),
             CatalogOp::Expunged { mailbox, uids } => {

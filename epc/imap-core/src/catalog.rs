@@ -10,7 +10,7 @@ use crate::{
 };
 use bytes::Bytes;
 use discovery_core::{id::AccountKey, seam::blob::BlobReader, value::Proof};
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// A mailbox generation of one account: the scope of a UID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +84,18 @@ impl Held {
     }
 }
 
+/// What becomes of a [`CatalogOp::Claim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// Fetch it: whoever asks from now on is told [`Claim::Others`], until [`CatalogOp::Release`], or until nothing
+    /// of it has come for [`CLAIM_IDLE`].
+    Yours,
+    /// Another session fetches it at this moment. Ask again in a while.
+    Others,
+    /// It came meanwhile: ask for it.
+    Held,
+}
+
 /// What a session asks of or tells the store.
 #[derive(Clone, Debug)]
 pub enum CatalogOp {
@@ -111,6 +123,25 @@ pub enum CatalogOp {
         uids: Vec<Uid>,
         /// Which items of each.
         items: Vec<ItemKey>,
+    },
+    /// A section is not held: may this session fetch it, or does another of this account do so at this moment?
+    /// Answered by [`CatalogReply::Claimed`]. A session has one claim at most; a second takes the place of the first.
+    Claim {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Who asks: the number that its [`FillId`]s bear.
+        session: u64,
+        /// Where.
+        mailbox: MailboxKey,
+        /// Of which message.
+        uid: Uid,
+        /// Which section.
+        item: ItemKey,
+    },
+    /// The session no longer fetches what it claimed, whether it came or not.
+    Release {
+        /// Whose claim.
+        session: u64,
     },
     /// How many of `uids` hold all of `items`? Cheap; answered by [`CatalogReply::Counted`].
     Count {
@@ -219,6 +250,13 @@ pub enum CatalogReply {
         /// The rows.
         rows: Vec<Row>,
     },
+    /// To [`CatalogOp::Claim`].
+    Claimed {
+        /// The question.
+        request: RequestId,
+        /// The answer.
+        claim: Claim,
+    },
     /// To [`CatalogOp::Count`].
     Counted {
         /// The question.
@@ -243,6 +281,10 @@ pub trait Catalog: Send + Sync {
     /// Does `op`; the ops that are questions return their answer.
     fn handle(&self, op: CatalogOp) -> Option<CatalogReply>;
 }
+
+/// A claim of which nothing comes for so long counts for nothing: its session may stand still for as long as its client
+/// likes, or have ended without a word. Longer than a round trip to the far end of the world and back.
+pub const CLAIM_IDLE: Duration = Duration::from_secs(2);
 
 /// A session asks in batches of at most this many messages, so that one question never holds a reader long.
 pub const RESOLVE_UIDS_MAX: usize = 256;

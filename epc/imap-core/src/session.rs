@@ -20,6 +20,7 @@
 //! [`Session::poll_output`].
 
 mod announcing;
+mod claim;
 mod commands;
 mod exchange;
 mod fetch;
@@ -134,6 +135,8 @@ pub struct Session {
     passing: Option<Passing>,
     idle: Idle,
     splices: Splices,
+    /// The tag of the command for which this session has the store's claim.
+    claimed: Option<Bytes>,
     /// The message asked whole whose octets have begun to come.
     whole_begun: Option<SlotId>,
     /// When the origin was last asked for the rights to the open mailbox.
@@ -183,6 +186,7 @@ impl Session {
             passing: None,
             idle: Idle::Off,
             splices: Splices::default(),
+            claimed: None,
             whole_begun: None,
             rights_asked: None,
             rights_seen: false,
@@ -337,11 +341,13 @@ impl Session {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Session::handle_timeout`], if nothing happens before. What a session waits for ends by itself, in
-    /// an answer or in the end of a connection; only what was asked ahead is given up.
+    /// When to call [`Session::handle_timeout`], if nothing happens before. Only what another session fetches is waited
+    /// for by the clock, and what was asked ahead is given up; all else ends by itself, in an answer or in the end of a
+    /// connection.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.held_until()
+        let pause = self.waiting.as_ref().and_then(Waiting::pause);
+        pause.into_iter().chain(self.held_until()).min()
     }
 
     /// Whether the session can take more from the client now; if not, the shell stops reading it.
@@ -590,6 +596,7 @@ impl Session {
 
     fn tunnel(&mut self, why: &'static str) {
         self.abort_fills();
+        self.drop_claim();
         self.phase = Phase::Tunnel;
         self.event(Event::Tunnel(why));
         let rest = std::mem::take(&mut self.client_input);
@@ -611,6 +618,7 @@ impl Session {
         }
         self.abort_fills();
         self.recorded();
+        self.drop_claim();
         self.phase = Phase::Closed;
         self.waiting = None;
         self.outputs.push_back(Output::Close(why));

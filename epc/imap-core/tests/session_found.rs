@@ -9,7 +9,7 @@ use discovery_core::{
     now::{Now, UnixMillis},
 };
 use imap_core::{
-    catalog::{CatalogOp, CatalogReply, Held, Row},
+    catalog::{CatalogOp, CatalogReply, Claim, Held, Row},
     item::ItemKey,
     session::{Closing, Compress, Output, Road, Session, SessionConfig},
     uid::Uid,
@@ -88,6 +88,10 @@ impl Dialogue {
                     let row = |&uid| Row { uid, values: items.iter().map(|item| value(uid, item)).collect() };
                     let rows = uids.iter().map(row).collect();
                     self.session.handle_store(self.now, CatalogReply::Resolved { request, rows });
+                }
+                Output::Catalog(CatalogOp::Claim { request, .. }) => {
+                    let claim = Claim::Yours;
+                    self.session.handle_store(self.now, CatalogReply::Claimed { request, claim });
                 }
                 Output::Close(why) => self.closed = Some(why),
                 Output::ToClientFrom { .. }

@@ -6,7 +6,7 @@
 //! may be following has longer: giving it up ends that session's answer in the middle. A disk that gets on earns more.
 
 use imap_core::{
-    catalog::{Catalog, CatalogOp, CatalogReply, FillId, Row},
+    catalog::{Catalog, CatalogOp, CatalogReply, Claim, FillId, Row},
     mutants,
     uid::Uid,
 };
@@ -113,6 +113,8 @@ impl Errands {
             CatalogOp::Account { .. }
             | CatalogOp::Selected { .. }
             | CatalogOp::Resolve { .. }
+            | CatalogOp::Claim { .. }
+            | CatalogOp::Release { .. }
             | CatalogOp::Count { .. }
             | CatalogOp::Record { .. }
             | CatalogOp::Expunged { .. }
@@ -258,6 +260,9 @@ fn not_held(op: &CatalogOp) -> Option<CatalogReply> {
             let row = |uid: &Uid| Row { uid: *uid, values: vec![None; items.len()] };
             Some(CatalogReply::Resolved { request: *request, rows: uids.iter().map(row).collect() })
         }
+        CatalogOp::Claim { request, .. } => {
+            Some(CatalogReply::Claimed { request: *request, claim: Claim::Yours })
+        }
         CatalogOp::Count { request, .. } => {
             Some(CatalogReply::Counted { request: *request, messages: 0, known: 0 })
         }
@@ -266,6 +271,7 @@ fn not_held(op: &CatalogOp) -> Option<CatalogReply> {
         }
         CatalogOp::Account { .. }
         | CatalogOp::Selected { .. }
+        | CatalogOp::Release { .. }
         | CatalogOp::Record { .. }
         | CatalogOp::FillOpen { .. }
         | CatalogOp::FillData { .. }

@@ -29,10 +29,9 @@ pub struct Options {
 
 /// Prints all scenarios.
 pub fn list() {
-    for Scenario { name, says, quick, not_yet, .. } in SCENARIOS {
+    for Scenario { name, says, quick, .. } in SCENARIOS {
         let mark = if *quick { "quick" } else { "" };
-        let not_yet = not_yet.map(|why| format!(" (not yet: {why})")).unwrap_or_default();
-        println!("{name:<34} {mark:<6} {says}{not_yet}");
+        println!("{name:<34} {mark:<6} {says}");
     }
 }
 
@@ -161,14 +160,10 @@ fn one(scenario: &Scenario, executable: &Path, prefix: String, directory: &Path)
         ensure!(complaints.is_empty(), "the executable complained unannounced:\n{}", complaints.join("\n"));
         Ok(())
     });
-    let verdict = match (outcome, scenario.not_yet) {
-        (Ok(()), None) => Verdict::Passed,
-        (Ok(()), Some(why)) => {
-            Verdict::Failed(format!("passes, though marked 'not yet: {why}': take the mark away"))
-        }
-        (Err(error), _) if error.is::<Skipped>() => Verdict::Skipped(error.to_string()),
-        (Err(error), Some(why)) => Verdict::Skipped(format!("not yet: {why} ({error:#})")),
-        (Err(error), None) => Verdict::Failed(format!("{error:#}\nlogs: {}", case.directory().display())),
+    let verdict = match outcome {
+        Ok(()) => Verdict::Passed,
+        Err(error) if error.is::<Skipped>() => Verdict::Skipped(error.to_string()),
+        Err(error) => Verdict::Failed(format!("{error:#}\nlogs: {}", case.directory().display())),
     };
     let notes = case.notes();
     (verdict, json!(notes))
@@ -183,9 +178,9 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
 mod tests {
     use super::*;
 
-    fn verdict(not_yet: Option<&'static str>, run: fn(&Case) -> anyhow::Result<()>) -> Verdict {
+    fn verdict(run: fn(&Case) -> anyhow::Result<()>) -> Verdict {
         let directory = std::env::temp_dir().join(format!("e2e-runner-{}-{:p}", std::process::id(), run));
-        let scenario = Scenario { name: "x", says: "", quick: false, not_yet, run };
+        let scenario = Scenario { name: "x", says: "", quick: false, run };
         let (verdict, _) = one(&scenario, Path::new("/bin/true"), "p".to_owned(), &directory);
         drop(std::fs::remove_dir_all(directory));
         verdict
@@ -193,17 +188,11 @@ mod tests {
 
     #[test]
     fn a_failure_a_panic_and_an_unannounced_complaint_fail() {
-        assert!(matches!(verdict(None, |_| Ok(())), Verdict::Passed));
-        assert!(matches!(verdict(None, |_| anyhow::bail!("no")), Verdict::Failed(_)));
-        assert!(matches!(verdict(None, |_| panic!("no")), Verdict::Failed(why) if why.contains("no")));
+        assert!(matches!(verdict(|_| Ok(())), Verdict::Passed));
+        assert!(matches!(verdict(|_| anyhow::bail!("no")), Verdict::Failed(_)));
+        assert!(matches!(verdict(|_| panic!("no")), Verdict::Failed(why) if why.contains("no")));
         let complains = |case: &Case| Ok(std::fs::write(case.watch().log, "{\"level\":\"WARN\"}\n")?);
-        assert!(matches!(verdict(None, complains), Verdict::Failed(why) if why.contains("complained")));
-    }
-
-    #[test]
-    fn a_scenario_marked_not_yet_may_fail_and_must_not_pass() {
-        assert!(matches!(verdict(Some("later"), |_| anyhow::bail!("no")), Verdict::Skipped(_)));
-        assert!(matches!(verdict(Some("later"), |_| Ok(())), Verdict::Failed(_)));
+        assert!(matches!(verdict(complains), Verdict::Failed(why) if why.contains("complained")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use discovery_core::{
     now::{Now, UnixMillis},
 };
 use imap_core::{
-    catalog::{CatalogOp, CatalogReply, Held, Row},
+    catalog::{CatalogOp, CatalogReply, Claim, Held, Row},
     session::{Compress, Output, Road, Session, SessionConfig},
 };
 use std::{
@@ -102,6 +102,10 @@ impl Stage {
                     let row = |&uid| Row { uid, values: items.iter().map(|_| value()).collect() };
                     let rows = uids.iter().map(row).collect();
                     self.session.handle_store(self.now(), CatalogReply::Resolved { request, rows });
+                }
+                Output::Catalog(CatalogOp::Claim { request, .. }) => {
+                    let claim = Claim::Yours;
+                    self.session.handle_store(self.now(), CatalogReply::Claimed { request, claim });
                 }
                 Output::Close(_) => self.closed = true,
                 Output::Catalog(_) | Output::Event(_) => {}

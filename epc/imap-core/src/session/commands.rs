@@ -59,6 +59,7 @@ impl super::Session {
                 }
             }
         }
+        self.release_claim();
         self.tell();
         self.end_if_finished();
     }
@@ -164,7 +165,7 @@ impl super::Session {
                 self.tell_in(crate::views::Window::All);
             }
         }
-        if self.fetches_what_comes_whole(command) || self.compress_before(command) {
+        if self.fetches_what_we_ask(command) || self.compress_before(command) {
             return Some(waiting);
         }
         let by_number = self.is_selected() && is_by_number(command);

@@ -10,12 +10,13 @@
 //! ```
 
 use super::{
+    claim::{Next, Patience},
     exchange::{Event, Outcome, Reason},
     telling::{Prepared, Told},
     underway::{Effect, Own, Underway, numbers},
 };
 use crate::{
-    catalog::{CatalogOp, CatalogReply, Held, RESOLVE_UIDS_MAX, RequestId, Row},
+    catalog::{CatalogOp, CatalogReply, Claim, Held, RESOLVE_UIDS_MAX, RequestId, Row},
     command::{Command, Fetch, FetchItem, Kind},
     fetch_response::FetchResponse,
     item::{ItemClass, ItemKey, SectionClass},
@@ -35,6 +36,9 @@ pub(super) struct Waiting {
     pub(super) command: Command,
     pub(super) octets: Bytes,
     stage: Stage,
+    patience: Patience,
+    /// The message of unknown size of which this asks a piece.
+    sizeless: Option<(SlotId, Uid)>,
 }
 
 enum Stage {
@@ -46,6 +50,10 @@ enum Stage {
     Rights,
     /// The store was asked.
     LookUp(LookUp),
+    /// It is not held; the store was asked whether another session fetches it at this moment.
+    Claim { look_up: LookUp, request: RequestId, said: Option<Claim> },
+    /// Another does: to be looked at again then.
+    Pause(Instant),
     /// The whole message was asked of the origin; when it begins to come, the store is asked again.
     Whole(SlotId),
 }
@@ -134,7 +142,7 @@ struct Rest {
 
 impl Waiting {
     pub(super) fn new(command: Command, octets: Bytes) -> Self {
-        Self { command, octets, stage: Stage::Fresh }
+        Self { command, octets, stage: Stage::Fresh, patience: Patience::default(), sizeless: None }
     }
 
     pub(super) fn for_origin(mut self) -> Self {
@@ -142,11 +150,21 @@ impl Waiting {
         self
     }
 
+    pub(super) fn asks_claim(&self) -> bool {
+        matches!(self.stage, Stage::Claim { .. })
+    }
+
+    /// When to look at it again although nothing has happened.
+    pub(super) fn pause(&self) -> Option<Instant> {
+        if let Stage::Pause(until) = self.stage { Some(until) } else { None }
+    }
+
     /// Whether the store or the origin owes an answer before anything can change.
     fn is_asking(&self) -> bool {
         match &self.stage {
             Stage::LookUp(look_up) => look_up.request.is_some(),
-            Stage::Fresh | Stage::Origin | Stage::Rights | Stage::Whole(_) => false,
+            Stage::Claim { said, .. } => said.is_none(),
+            Stage::Fresh | Stage::Origin | Stage::Rights | Stage::Pause(_) | Stage::Whole(_) => false,
         }
     }
 }
@@ -161,51 +179,77 @@ impl super::Session {
             if waiting.is_asking() {
                 return Some(waiting);
             }
-            waiting = match waiting.stage {
+            let stage = std::mem::replace(&mut waiting.stage, Stage::Fresh);
+            waiting.stage = match stage {
                 Stage::Fresh => match self.look_at_fetch(&waiting.command) {
-                    Ok(Look::Up(look_up)) => self.ask_store(look_up, waiting.command, waiting.octets),
+                    Ok(Look::Up(look_up)) => self.ask_store(look_up, &waiting.command),
                     Ok(Look::RightsFirst) => {
                         self.ask_rights();
-                        Waiting { stage: Stage::Rights, ..waiting }
+                        Stage::Rights
                     }
-                    Ok(Look::UidsFirst) => return Some(Waiting { stage: Stage::Fresh, ..waiting }),
+                    Ok(Look::UidsFirst) => return Some(waiting),
                     Err(reason) => {
                         self.event(Event::Fetched {
                             outcome: Outcome::Origin(reason),
                             messages: 0,
                             octets: 0,
                         });
-                        waiting.for_origin()
+                        Stage::Origin
                     }
                 },
                 Stage::Rights => {
                     if self.flights.owns(|own| *own == Own::Rights) {
-                        return Some(waiting);
+                        return Some(Waiting { stage, ..waiting });
                     }
                     // Proved again, or not to be proved: then the mailbox has no key any more.
-                    Waiting { stage: Stage::Fresh, ..waiting }
+                    Stage::Fresh
                 }
                 Stage::LookUp(look_up) if look_up.asked < look_up.messages.len() => {
-                    self.ask_store(look_up, waiting.command, waiting.octets)
+                    self.ask_store(look_up, &waiting.command)
                 }
                 Stage::LookUp(look_up) => {
                     // What is told together with the origin's words is told one command at a time; and of a message
-                    // that is on its way whole, no other answer may be asked.
+                    // of which we have asked something, no other answer may be asked.
                     let busy = !self.splices.is_empty() && has_rest(&waiting.command);
-                    if busy || look_up.missing.iter().any(|(slot, _)| self.comes_whole(*slot)) {
+                    if busy || look_up.missing.iter().any(|(slot, _)| self.flights.asks_about(*slot)) {
                         return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
                     }
-                    self.settle(look_up, waiting.command, waiting.octets)?
+                    if let (true, [message]) = (look_up.held.is_empty(), look_up.missing.as_slice()) {
+                        waiting.sizeless =
+                            Some(*message).filter(|(slot, _)| self.is_sizeless(&waiting.command, *slot));
+                    }
+                    self.settle(look_up, &waiting)?
                 }
-                Stage::Whole(slot) => {
-                    let owned = self.comes_whole(slot);
-                    match self.whole_begun.take_if(|begun| *begun == slot) {
-                        Some(_) => self.look_again(waiting.command, waiting.octets, slot),
-                        None if owned => return Some(Waiting { stage: Stage::Whole(slot), ..waiting }),
-                        None => Waiting { stage: Stage::Origin, ..waiting },
+                Stage::Claim { look_up, said, .. } => {
+                    let claim = said.unwrap_or(Claim::Yours);
+                    match self.claimed(&waiting.command, &mut waiting.patience, claim) {
+                        Next::Fetch => Stage::LookUp(look_up),
+                        Next::LookAgain => Stage::Fresh,
+                        Next::Pause(until) => Stage::Pause(until),
                     }
                 }
-                Stage::Origin => return self.pass_on(waiting),
+                Stage::Pause(until) => {
+                    if self.mono().is_some_and(|now| now < until) {
+                        return Some(Waiting { stage, ..waiting });
+                    }
+                    Stage::Fresh
+                }
+                Stage::Whole(slot) => {
+                    let owned = self.flights.whole().is_some_and(|(coming, _)| coming == slot);
+                    match self.whole_begun.take_if(|begun| *begun == slot) {
+                        Some(_) => self.look_again(&waiting.command, slot),
+                        None if owned => return Some(Waiting { stage, ..waiting }),
+                        None => Stage::Origin,
+                    }
+                }
+                Stage::Origin => {
+                    let sizeless = waiting.sizeless;
+                    let waiting = self.pass_on(waiting.for_origin());
+                    if let (None, Some((slot, uid))) = (&waiting, sizeless) {
+                        self.ask_size(slot, uid);
+                    }
+                    return waiting;
+                }
             };
         }
     }
@@ -284,7 +328,7 @@ impl super::Session {
         self.mono().is_none_or(|now| now.saturating_duration_since(proved) > self.config.re_proof)
     }
 
-    fn ask_store(&mut self, mut look_up: LookUp, command: Command, octets: Bytes) -> Waiting {
+    fn ask_store(&mut self, mut look_up: LookUp, command: &Command) -> Stage {
         let items = if let Kind::Fetch(fetch) = &command.kind { look_up.keys(fetch) } else { Vec::new() };
         let end = look_up.messages.len().min(look_up.asked + RESOLVE_UIDS_MAX);
         let batch = look_up.messages.get(look_up.asked..end).unwrap_or_default();
@@ -298,23 +342,32 @@ impl super::Session {
             // Trust ended meanwhile; nothing may be shown.
             look_up.distrust();
         }
-        Waiting { command, octets, stage: Stage::LookUp(look_up) }
+        Stage::LookUp(look_up)
     }
 
     /// The store's answer.
     pub(super) fn store_replied(&mut self, reply: CatalogReply) {
-        let CatalogReply::Resolved { request, rows } = reply else { return };
-        let Some(Waiting { command, stage: Stage::LookUp(look_up), .. }) = &mut self.waiting else { return };
-        if look_up.request != Some(request) {
-            return;
+        let Some(Waiting { command, stage, .. }) = &mut self.waiting else { return };
+        match (reply, stage) {
+            (CatalogReply::Resolved { request, rows }, Stage::LookUp(look_up))
+                if look_up.request == Some(request) =>
+            {
+                look_up.request = None;
+                let Kind::Fetch(fetch) = &command.kind else { return };
+                look_up.take(fetch, rows);
+            }
+            (CatalogReply::Claimed { request, claim }, Stage::Claim { request: asked, said, .. })
+                if *asked == request =>
+            {
+                *said = Some(claim);
+            }
+            _ => {}
         }
-        look_up.request = None;
-        let Kind::Fetch(fetch) = &command.kind else { return };
-        look_up.take(fetch, rows);
     }
 
     /// Everything is known: tells, forwards, or both.
-    fn settle(&mut self, mut look_up: LookUp, command: Command, octets: Bytes) -> Option<Waiting> {
+    fn settle(&mut self, mut look_up: LookUp, waiting: &Waiting) -> Option<Stage> {
+        let Waiting { command, octets, patience, .. } = waiting;
         let Kind::Fetch(fetch) = &command.kind else { return None };
         for (slot, size) in std::mem::take(&mut look_up.sizes) {
             self.learn_size(slot, size);
@@ -323,25 +376,35 @@ impl super::Session {
             look_up.distrust();
         }
         // Gone since the question: the origin says what there is to say.
-        let (held, gone): (Vec<_>, Vec<_>) =
-            look_up.held.into_iter().partition(|row| self.views.server_msn(row.slot).is_some());
+        let (held, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut look_up.held)
+            .into_iter()
+            .partition(|row| self.views.server_msn(row.slot).is_some());
         look_up.missing.extend(gone.into_iter().map(|row| (row.slot, row.uid)));
         let total = u32::try_from(look_up.messages.len()).unwrap_or(u32::MAX);
-        let waiting = |stage| Waiting { command: command.clone(), octets: octets.clone(), stage };
         if held.is_empty() {
             if !look_up.again
                 && let [(slot, uid)] = *look_up.missing.as_slice()
-                && let Some(key) = self.piece_of_large(fetch, slot)
             {
-                if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
-                    self.ask_seen_ahead(uid);
+                let piece = self.piece_of_large(fetch, slot);
+                // Of a preview nothing would come into the store for others.
+                let comes = piece.is_some() || fetch.items.iter().all(|item| item.partial.is_none());
+                if comes
+                    && let Some(item) = self.claimable(fetch, *patience)
+                    && let Some(request) = self.ask_claim(uid, item.clone())
+                {
+                    return Some(Stage::Claim { look_up, request, said: None });
                 }
-                self.ask_whole(slot, uid, key);
-                return Some(waiting(Stage::Whole(slot)));
+                if let Some(key) = piece {
+                    if self.sets_seen(fetch) && self.views.seen(slot) != Some(true) {
+                        self.ask_seen_ahead(uid);
+                    }
+                    self.ask_whole(slot, uid, key);
+                    return Some(Stage::Whole(slot));
+                }
             }
             let outcome = Outcome::Origin(Reason::NotHeld);
             self.event(Event::Fetched { outcome, messages: total, octets: 0 });
-            return Some(waiting(Stage::Origin));
+            return Some(Stage::Origin);
         }
 
         let mut held = held;
@@ -364,7 +427,7 @@ impl super::Session {
         if held_set.len().max(missing_set.len()) > SET_OCTETS_MAX {
             let outcome = Outcome::Origin(Reason::TooMany);
             self.event(Event::Fetched { outcome, messages: total, octets: 0 });
-            return Some(waiting(Stage::Origin));
+            return Some(Stage::Origin);
         }
 
         let all_store = rest.is_empty() && look_up.missing.is_empty();
@@ -375,7 +438,7 @@ impl super::Session {
         }
 
         let tag = Bytes::copy_from_slice(&command.tag);
-        let mut underway = Underway::new(tag.clone(), self.forbids(&command), Effect::Nothing);
+        let mut underway = Underway::new(tag.clone(), self.forbids(command), Effect::Nothing);
         underway.fetches = !look_up.missing.is_empty();
         underway.keeps_flags = !sets_seen;
         if !unseen.is_empty() && !mutants::on("session-seen-not-stored") {
@@ -391,12 +454,12 @@ impl super::Session {
         match (rest.is_empty(), look_up.missing.is_empty()) {
             (true, true) => {
                 underway.prepared = held;
-                underway.completion = Some(completed(&tag, &command));
+                underway.completion = Some(completed(&tag, command));
             }
             (true, false) => {
                 underway.prepared = held;
                 self.flights.client(tag.clone(), true);
-                self.send(rewritten(&tag, &missing_set, fetch, &octets));
+                self.send(rewritten(&tag, &missing_set, fetch, octets));
             }
             (false, true) => {
                 self.splices.begin(tag.clone(), asked, held);
@@ -415,7 +478,7 @@ impl super::Session {
                         .into(),
                 );
                 self.flights.client(tag.clone(), true);
-                self.send(rewritten(&tag, &missing_set, fetch, &octets));
+                self.send(rewritten(&tag, &missing_set, fetch, octets));
             }
         }
         self.underway.push_back(underway);
@@ -444,36 +507,34 @@ impl super::Session {
 
     /// The section that a client reads in pieces, of which this is one, if it is worth fetching whole.
     fn piece_of_large(&self, fetch: &Fetch, slot: SlotId) -> Option<ItemKey> {
-        let mut pieces = fetch.items.iter().filter_map(|item| Some((&item.key, item.partial?.1)));
-        let (key, count) = pieces.next()?;
-        let only = pieces.next().is_none()
-            && matches!(key.class(), ItemClass::Section(_))
-            && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
-        let worth = |size: u64| {
-            let count = u64::from(count);
-            size <= self.config.chunk_fill_max
-                && (count >= PIECE_OCTETS_MIN || size <= count.saturating_mul(PREVIEW))
-        };
-        let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        let (key, count) = only_piece(fetch)?;
+        let size = *self.sizes.get(&slot)?;
+        let reads_all = count >= PIECE_OCTETS_MIN;
         // A part's length is not known; it is no longer than its message, and its preview is no preview of that.
-        let size = self.sizes.get(&slot).copied();
-        let worth = size.is_some_and(|size| worth(size) && (whole || u64::from(count) >= PIECE_OCTETS_MIN));
-        let fits = worth && only
-            && self.flights.whole().is_none()
-            // An answer to one of these would be taken for ours.
-            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none());
-        fits.then(|| key.clone())
+        let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        let worth = size <= self.config.chunk_fill_max
+            && (reads_all || whole && size <= count.saturating_mul(PREVIEW));
+        (worth && self.may_ask_of_a_message()).then(|| key.clone())
     }
 
-    /// Whether all of this message is on its way to us.
-    pub(super) fn comes_whole(&self, slot: SlotId) -> bool {
-        self.flights.whole().is_some_and(|(coming, _)| coming == slot)
+    /// Whether this reads, in pieces, a message of which only the size is missing to know whether all of it should come.
+    fn is_sizeless(&self, command: &Command, slot: SlotId) -> bool {
+        let Kind::Fetch(fetch) = &command.kind else { return false };
+        let asks_itself = fetch.items.iter().any(|item| item.key.as_str() == "RFC822.SIZE");
+        let reads_all = only_piece(fetch).is_some_and(|(_, count)| count >= PIECE_OCTETS_MIN);
+        reads_all && !asks_itself && !self.sizes.contains_key(&slot) && self.may_ask_of_a_message()
     }
 
-    /// Whether a FETCH could be answered with a message that is on its way to us.
-    pub(super) fn fetches_what_comes_whole(&self, command: &Command) -> bool {
-        let coming = self.flights.whole().map(|(slot, _)| slot);
-        let (Some(slot), b"FETCH") = (coming, &*command.verb) else { return false };
+    /// Whether no answer to a question of ours could be taken for another's, or the other way round.
+    fn may_ask_of_a_message(&self) -> bool {
+        self.flights.asked_about().is_none()
+            && !self.underway.iter().any(|u| u.fetches && u.completion.is_none())
+    }
+
+    /// Whether a FETCH could be answered with what we have asked of a message, or ours with its answer.
+    pub(super) fn fetches_what_we_ask(&self, command: &Command) -> bool {
+        let asked = self.flights.asked_about();
+        let (Some(slot), b"FETCH") = (asked, &*command.verb) else { return false };
         let Kind::Fetch(fetch) = &command.kind else { return true };
         let Some(set) = &fetch.set.set else { return true };
         if command.uid {
@@ -481,6 +542,14 @@ impl super::Session {
             self.views.uid(slot).is_none_or(|uid| set.contains(uid.get(), largest))
         } else {
             self.views.client_msn(slot).is_none_or(|msn| set.contains(msn.get(), self.views.client_len()))
+        }
+    }
+
+    /// Behind the first piece: before the client asks for the second, the size is known.
+    fn ask_size(&mut self, slot: SlotId, uid: Uid) {
+        if self.mailbox_key().is_some() {
+            let tag = self.flights.own(Own::Size(slot));
+            self.send(format!("{tag} UID FETCH {uid} (RFC822.SIZE)\r\n").into());
         }
     }
 
@@ -504,9 +573,8 @@ impl super::Session {
         self.send(format!("{tag} UID FETCH {uid} (BODY.PEEK[{spec}])\r\n").into());
     }
 
-    fn look_again(&mut self, command: Command, octets: Bytes, slot: SlotId) -> Waiting {
-        let uid = self.views.uid(slot);
-        let stage = match (&command.kind, uid) {
+    fn look_again(&self, command: &Command, slot: SlotId) -> Stage {
+        match (&command.kind, self.views.uid(slot)) {
             (Kind::Fetch(fetch), Some(uid)) => {
                 let wanted = (0..fetch.items.len())
                     .filter(|n| fetch.items.get(*n).is_some_and(|i| is_held_kind(&i.key)))
@@ -514,8 +582,7 @@ impl super::Session {
                 Stage::LookUp(LookUp::new(vec![(slot, uid)], wanted, true))
             }
             _ => Stage::Origin,
-        };
-        Waiting { command, octets, stage }
+        }
     }
 
     fn can_ask_rights(&self) -> bool {
@@ -619,6 +686,16 @@ fn inline_octets(held: &Held) -> u64 {
         Held::Inline(octets) => octets.len() as u64,
         Held::Stored { .. } | Held::Filling { .. } => 0,
     }
+}
+
+/// The one piece of a section that this asks for, and how many octets at most, if all else can come from a store.
+fn only_piece(fetch: &Fetch) -> Option<(&ItemKey, u64)> {
+    let mut pieces = fetch.items.iter().filter_map(|item| Some((&item.key, item.partial?.1)));
+    let (key, count) = pieces.next()?;
+    let only = pieces.next().is_none()
+        && matches!(key.class(), ItemClass::Section(_))
+        && fetch.items.iter().all(|i| is_held_kind(&i.key) || i.key.class() == ItemClass::Uid);
+    only.then_some((key, u64::from(count)))
 }
 
 /// Whether a store may hold values of this item.

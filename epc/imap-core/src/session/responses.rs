@@ -329,7 +329,12 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
-            Own::ClientAddress | Own::Uids | Own::IdleEnd | Own::SeenAhead | Own::Whole(..) => {}
+            Own::ClientAddress
+            | Own::Uids
+            | Own::IdleEnd
+            | Own::SeenAhead
+            | Own::Size(_)
+            | Own::Whole(..) => {}
             Own::Rights => {
                 let proved = self.rights_asked.filter(|_| ok && self.rights_seen);
                 if let Phase::Selected(open) = &mut self.phase {

@@ -4,6 +4,7 @@ use super::{
     exchange::{Event, Output},
     number,
     telling::Prepared,
+    underway::Own,
 };
 use crate::{
     catalog::{CatalogOp, FillId, INLINE_OCTETS_MAX},
@@ -83,12 +84,18 @@ impl super::Session {
                 None => self.count_unread(),
             }
             let wanted = self.flights.whole().filter(|(coming, _)| *coming == slot).map(|(_, key)| key);
-            if wanted.is_some_and(|key| said.iter().flat_map(|s| &s.items).any(|i| i.key == *key)) {
+            let items = || said.iter().flat_map(|said| &said.items);
+            if wanted.is_some_and(|key| items().any(|item| item.key == *key)) {
                 // Ours, although it is no literal: NIL, or a string. The client's own command will say it.
                 return;
             }
             if self.absorbs() {
                 // The client did not ask for it, and knows no flags yet that it could correct.
+                return;
+            }
+            let only_size = said.as_ref().is_some_and(|said| said.flags.is_none() && said.items.len() == 1)
+                && items().all(|item| item.key.as_str() == "RFC822.SIZE");
+            if only_size && self.flights.owns(|own| *own == Own::Size(slot)) {
                 return;
             }
             if let Some(row) = self.splices.take(slot, said.as_ref()) {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    catalog::{Held, Row},
+    catalog::{Claim, Held, Row},
     item::ItemKey,
     uid::Uid,
 };
@@ -36,6 +36,7 @@ pub(super) struct Shelf(Arc<Mutex<ShelfState>>);
 struct ShelfState {
     values: BTreeMap<(MailboxKey, Uid, ItemKey), Bytes>,
     fills: BTreeMap<FillId, Stream>,
+    claims: BTreeMap<u64, (MailboxKey, Uid, ItemKey)>,
 }
 
 /// Where it belongs, how long it will be, what there is of it.
@@ -98,6 +99,22 @@ impl Shelf {
                     .map(|&uid| Row { uid, values: items.iter().map(|key| held(uid, key)).collect() })
                     .collect();
                 return Some(CatalogReply::Resolved { request, rows });
+            }
+            CatalogOp::Claim { request, session, mailbox, uid, item } => {
+                let what = (mailbox, uid, item);
+                let others = state.claims.iter().any(|(owner, had)| *owner != session && *had == what);
+                let claim = if others {
+                    Claim::Others
+                } else if state.values.contains_key(&what) {
+                    Claim::Held
+                } else {
+                    state.claims.insert(session, what);
+                    Claim::Yours
+                };
+                return Some(CatalogReply::Claimed { request, claim });
+            }
+            CatalogOp::Release { session } => {
+                state.claims.remove(&session);
             }
             CatalogOp::Account { .. }
             | CatalogOp::Selected { .. }
@@ -197,6 +214,17 @@ impl Dialogue {
         let now = self.now();
         self.session.handle_server(now, Bytes::copy_from_slice(text.as_bytes()));
         self.drain();
+        self
+    }
+
+    /// Time passes.
+    fn later(&mut self, by: Duration) -> &mut Self {
+        self.clock += by;
+        let now = self.now();
+        if self.session.poll_timeout().is_some_and(|due| due <= now.mono) {
+            self.session.handle_timeout(now);
+            self.drain();
+        }
         self
     }
 
@@ -843,4 +871,108 @@ fn the_clients_address_is_told_before_its_first_words() {
     d.server("* ID (\"name\" \"D\")\r\nEPC0102030405061 OK\r\n").hears("");
     d.server("* ID (\"name\" \"D\")\r\na1 OK\r\n").hears("* ID (\"name\" \"D\")\r\na1 OK\r\n");
     d.client("a2 LOGIN alice secret\r\n").gets("a2 LOGIN alice secret\r\n");
+}
+
+const MOMENT: Duration = Duration::from_millis(60);
+
+/// Two sessions of alice, the first of which fetches message 11 at this moment.
+fn two_that_want_the_same() -> (Dialogue, Dialogue) {
+    let shelf = Shelf::default();
+    let mut first = dialogue(&shelf, |_| ());
+    let mut second = dialogue(&shelf, |config| config.number = 2);
+    first
+        .log_in("alice")
+        .select()
+        .client("f UID FETCH 11 BODY.PEEK[]\r\n")
+        .gets("f UID FETCH 11 BODY.PEEK[]\r\n");
+    second.log_in("alice").select().client("s UID FETCH 11 BODY.PEEK[]\r\n").gets("");
+    (first, second)
+}
+
+#[test]
+fn what_another_session_fetches_is_waited_for() {
+    let (mut first, mut second) = two_that_want_the_same();
+    first.server("* 1 FETCH (UID 11 BODY[] {5}\r\nhel");
+    second.later(MOMENT).gets("").hears("");
+    first.server("lo)\r\nf OK done\r\n");
+    second
+        .later(MOMENT)
+        .gets("")
+        .hears("* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\ns OK UID FETCH completed\r\n");
+    assert!(first.shelf.0.lock().unwrap().claims.is_empty());
+}
+
+#[test]
+fn what_another_session_did_not_get_is_fetched() {
+    for ending in ["answered", "gone"] {
+        let (mut first, mut second) = two_that_want_the_same();
+        if ending == "answered" {
+            first.server("f NO not now\r\n");
+        } else {
+            let now = first.now();
+            first.session.handle_closed(now, Side::Client);
+            first.drain();
+        }
+        second.later(MOMENT).gets("s UID FETCH 11 BODY.PEEK[]\r\n");
+        let answer = "* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\ns OK done\r\n";
+        second.server(answer).hears(answer);
+        assert!(second.shelf.0.lock().unwrap().claims.is_empty());
+    }
+}
+
+#[test]
+fn nobody_waits_for_ever_for_another_session() {
+    let (_first, mut second) = two_that_want_the_same();
+    let mut rounds = 0;
+    while second.server.is_empty() && rounds < 1000 {
+        second.later(MOMENT);
+        rounds += 1;
+    }
+    second.gets("s UID FETCH 11 BODY.PEEK[]\r\n");
+    assert!((300..400).contains(&rounds), "{rounds} looks of 60 ms are not about 20 s");
+}
+
+#[test]
+fn a_preview_waits_for_nobody() {
+    let (_first, mut second) = two_that_want_the_same();
+    let mut third = dialogue(&second.shelf, |config| config.number = 3);
+    third.log_in("alice").select();
+    third.client("t UID FETCH 11 BODY.PEEK[]<0.100>\r\n").gets("t UID FETCH 11 BODY.PEEK[]<0.100>\r\n");
+    // Nor another user.
+    let mut bob = dialogue(&second.shelf, |config| config.number = 4);
+    bob.log_in("bob").select();
+    bob.client("b UID FETCH 11 BODY.PEEK[]\r\n").gets("b UID FETCH 11 BODY.PEEK[]\r\n");
+    second.later(MOMENT).gets("");
+}
+
+#[test]
+fn behind_the_first_piece_of_a_message_of_unknown_size_its_size_is_asked() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("b UID FETCH 12 BODY.PEEK[]<0.65536>\r\n")
+        .gets("b UID FETCH 12 BODY.PEEK[]<0.65536>\r\nEPC0102030405062 UID FETCH 12 (RFC822.SIZE)\r\n");
+    let first = format!("* 2 FETCH (UID 12 BODY[]<0> {{65536}}\r\n{})\r\nb OK done\r\n", "x".repeat(65_536));
+    d.server(&first).hears(&first);
+    // Before it is known, the second piece waits: an answer to it could be taken for the size's.
+    d.client("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n").gets("");
+    d.server("* 2 FETCH (UID 12 RFC822.SIZE 100000)\r\nEPC0102030405062 OK done\r\n")
+        .hears("")
+        .gets("EPC0102030405063 UID FETCH 12 (BODY.PEEK[])\r\n");
+    d.server(&format!("* 2 FETCH (UID 12 BODY[] {{100000}}\r\n{}", "y".repeat(100_000)));
+    let second = format!("* 2 FETCH (UID 12 BODY[]<65536> {{34464}}\r\n{})\r\n", "y".repeat(34_464));
+    d.hears(&format!("{second}c OK UID FETCH completed\r\n"));
+}
+
+#[test]
+fn a_message_that_is_too_large_is_read_in_the_pieces_that_are_asked() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.client("b UID FETCH 12 BODY.PEEK[]<0.65536>\r\n")
+        .server("* 2 FETCH (UID 12 BODY[]<0> {1}\r\nx)\r\nb OK done\r\n");
+    d.server("* 2 FETCH (UID 12 RFC822.SIZE 200000000)\r\nEPC0102030405062 OK done\r\n");
+    d.server.clear();
+    d.client("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n")
+        .gets("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n");
 }

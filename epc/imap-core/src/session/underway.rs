@@ -91,6 +91,8 @@ pub(super) enum Own {
     SeenAhead,
     /// What only the origin knows of messages that the store holds, for the client's command of this tag.
     Rest(Bytes),
+    /// The size of a message, because the client reads it in pieces.
+    Size(SlotId),
     /// A whole section, because the client reads it in pieces.
     Whole(SlotId, ItemKey),
     /// The end of an IDLE whose client has its answer already.
@@ -170,6 +172,11 @@ impl Flights {
         self.flights.iter().any(|f| f.may_expunge)
     }
 
+    /// Whether the origin owes the client an answer to this tag.
+    pub(super) fn has_client(&self, tag: &[u8]) -> bool {
+        self.flights.iter().any(|f| f.owner == Owner::Client && f.tag == tag)
+    }
+
     pub(super) fn has_own(&self) -> bool {
         self.flights.iter().any(|f| f.owner != Owner::Client)
     }
@@ -188,6 +195,18 @@ impl Flights {
         self.flights.iter().find_map(|f| {
             if let Owner::Own(Own::Whole(slot, key)) = &f.owner { Some((*slot, key)) } else { None }
         })
+    }
+
+    /// The message of which we have asked something, and whose answer must not be another's: one at a time.
+    pub(super) fn asked_about(&self) -> Option<SlotId> {
+        self.flights.iter().find_map(|f| match &f.owner {
+            Owner::Own(Own::Size(slot) | Own::Whole(slot, _)) => Some(*slot),
+            Owner::Client | Owner::Own(_) => None,
+        })
+    }
+
+    pub(super) fn asks_about(&self, slot: SlotId) -> bool {
+        self.asked_about() == Some(slot)
     }
 
     /// The tag of our question for UIDs, as an ESEARCH response names it.

@@ -245,6 +245,11 @@ impl World {
         self.mail.tick += 1;
         self.clock += Duration::from_millis(20);
         let at = self.random.below(self.lines.len());
+        let now = self.now();
+        let line = &mut self.lines[at];
+        if line.session.poll_timeout().is_some_and(|due| due <= now.mono) {
+            line.session.handle_timeout(now);
+        }
         match self.random.below(122) {
             0..=3 => self.others(),
             4 | 5 => {
@@ -548,6 +553,9 @@ impl World {
         if closed && self.shelf.fills_of(line.number) > 0 {
             return Err("a body is on its way into the store, and its session is over".into());
         }
+        if closed && self.shelf.has_claim(line.number) {
+            return Err("a session is over, and still says that it fetches something".into());
+        }
         self.totals.replies += line.client.replies;
         self.totals.from_store += line.client.from_store;
         self.totals.ahead += line.client.told_ahead;
@@ -601,6 +609,11 @@ impl World {
             let line = &mut self.lines[at];
             if line.client.is_idle() {
                 line.client.end_idle().into_iter().for_each(|done| line.to_session.extend(done.as_bytes()));
+            }
+            if let Some(due) = self.lines[at].session.poll_timeout() {
+                self.clock = self.clock.max(due.saturating_duration_since(self.start));
+                let now = self.now();
+                self.lines[at].session.handle_timeout(now);
             }
             self.session_hears_client(at);
             self.drain(at)?;

@@ -3,7 +3,7 @@
 use crate::random::Random;
 use discovery_core::seam::blob::{BlobReader, Length, StoreError};
 use imap_core::{
-    catalog::{Catalog, CatalogOp, CatalogReply, FillId, Held, MailboxKey, Row},
+    catalog::{Catalog, CatalogOp, CatalogReply, Claim, FillId, Held, MailboxKey, Row},
     item::ItemKey,
     mime::{Cut, SectionIndexer, header_fields},
     uid::Uid,
@@ -58,6 +58,7 @@ struct State {
     rows: BTreeMap<(MailboxKey, Uid, ItemKey), Arc<Vec<u8>>>,
     blobs: BTreeSet<Arc<Vec<u8>>>,
     fills: BTreeMap<FillId, Fill>,
+    claims: BTreeMap<u64, (MailboxKey, Uid, ItemKey)>,
     lost: Option<Random>,
 }
 
@@ -71,6 +72,11 @@ impl Shelf {
         let shelf = Self::default();
         shelf.0.lock().unwrap().lost = Some(random);
         shelf
+    }
+
+    /// Whether this session still says that it fetches something.
+    pub(crate) fn has_claim(&self, session: u64) -> bool {
+        self.0.lock().unwrap().claims.contains_key(&session)
     }
 
     /// Bodies on their way from this session.
@@ -130,6 +136,13 @@ impl Catalog for Shelf {
                 let rows = uids.iter().map(|&uid| state.row(&mailbox, uid, &items)).collect();
                 return Some(CatalogReply::Resolved { request, rows });
             }
+            CatalogOp::Claim { request, session, mailbox, uid, item } => {
+                let claim = state.claim(session, (mailbox, uid, item));
+                return Some(CatalogReply::Claimed { request, claim });
+            }
+            CatalogOp::Release { session } => {
+                state.claims.remove(&session);
+            }
             CatalogOp::Account { .. }
             | CatalogOp::Count { .. }
             | CatalogOp::Used { .. }
@@ -140,6 +153,19 @@ impl Catalog for Shelf {
 }
 
 impl State {
+    fn claim(&mut self, session: u64, what: (MailboxKey, Uid, ItemKey)) -> Claim {
+        // Of some, nothing has come for long.
+        let void = self.lost.as_mut().is_some_and(|random| random.once_in(20));
+        if !void && self.claims.iter().any(|(owner, claimed)| *owner != session && *claimed == what) {
+            return Claim::Others;
+        }
+        if self.value(&what.0, what.1, &what.2).is_some() {
+            return Claim::Held;
+        }
+        self.claims.insert(session, what);
+        Claim::Yours
+    }
+
     fn row(&mut self, mailbox: &MailboxKey, uid: Uid, items: &[ItemKey]) -> Row {
         if self.lost.as_mut().is_some_and(|random| random.once_in(30)) {
             self.rows.retain(|(key, of, _), _| key != mailbox || *of != uid);

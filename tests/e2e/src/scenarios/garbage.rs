@@ -48,8 +48,8 @@ impl Ground {
         settings.front = crate::waypost::Front::Operator(self.front.clone());
         let port = if tls == "starttls" { LIAR_STARTTLS_PORT } else { LIAR_PORT };
         let mut liar = self.site.server_section(LIAR, port, tls);
-        // It answers one after the other: none may wait in front of the client's.
-        liar.lines += "parked = 0\n";
+        // One liar follows another: what was ready for the next client would be the last one's.
+        liar.lines.push_str("parked = 0\n");
         settings.servers.push(liar);
         settings.listeners.push(listener(FRONT_PORT, LIAR, "implicit"));
         settings

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::arm::{Arms, Client};
 use crate::case::Case;
-use crate::mail::{bodies, same_bodies, uid};
+use crate::mail::{append, bodies, noise, same_bodies, uid};
 use crate::site::{Server, Site};
 
 pub(crate) fn curl_dovecot(case: &Case) -> anyhow::Result<()> {
@@ -52,11 +52,19 @@ pub(crate) fn items_cyrus(case: &Case) -> anyhow::Result<()> {
     identical(case, Server::Cyrus, Client::Scripted, "carol")
 }
 
-/// Small messages: larger ones Thunderbird reads in chunks whose lengths follow its clock.
 pub(crate) fn thunderbird_dovecot(case: &Case) -> anyhow::Result<()> {
+    thunderbird(case, Server::Dovecot)
+}
+
+pub(crate) fn thunderbird_cyrus(case: &Case) -> anyhow::Result<()> {
+    thunderbird(case, Server::Cyrus)
+}
+
+/// Small messages: larger ones Thunderbird reads in chunks whose lengths follow its clock.
+fn thunderbird(case: &Case, server: Server) -> anyhow::Result<()> {
     let mut corpus = corpus("alice");
     corpus.attachment_octets_max = 30_000;
-    run(case, Server::Dovecot, Client::Thunderbird, corpus, "alice").map(drop)
+    run(case, server, Client::Thunderbird, corpus, "alice").map(drop)
 }
 
 pub(crate) fn warm_mbsync_dovecot(case: &Case) -> anyhow::Result<()> {
@@ -159,6 +167,48 @@ pub(crate) fn pipelined(case: &Case) -> anyhow::Result<()> {
             }
             same_bodies(&format!("{server:?}, {run}"), &truth, &got)?;
         }
+    }
+    Ok(())
+}
+
+pub(crate) fn pieces_dovecot(case: &Case) -> anyhow::Result<()> {
+    pieces(case, Server::Dovecot)
+}
+
+pub(crate) fn pieces_cyrus(case: &Case) -> anyhow::Result<()> {
+    pieces(case, Server::Cyrus)
+}
+
+/// A client that reads a large message in pieces and never asks how large it is: the first piece crosses twice, the rest
+/// once, and for the next reader nothing.
+fn pieces(case: &Case, server: Server) -> anyhow::Result<()> {
+    const PIECE: usize = 65_536;
+    let site = Site::build(case, corpus("alice"), &[server])?;
+    let _waypost = site.waypost(case, &site.settings())?;
+    let octets = noise("in pieces", 1 << 20);
+    append(&mut site.beside(server, "alice")?, "INBOX", &octets)?;
+    let truth = bodies(&mut site.beside(server, "alice")?, "INBOX")?;
+    let (last, digest) = truth.last_key_value().context("no message")?;
+    let readers = [("first_reader_octets", octets.len() + 3 * PIECE), ("second_reader_octets", PIECE)];
+    for (reader, crosses_max) in readers {
+        let mut wire = site.through(server, "alice")?;
+        wire.command("SELECT INBOX")?.ok()?;
+        wire.command("UID FETCH 1:* (UID FLAGS)")?.ok()?;
+        site.lab.wan()?.reset()?;
+        let mut all = Sha256::new();
+        for first in (0..).step_by(PIECE) {
+            let fetch = format!("UID FETCH {last} (UID BODY.PEEK[]<{first}.{PIECE}>)");
+            let reply = wire.command(&fetch)?.ok()?;
+            let piece = reply.literals().next().context("no piece")?;
+            all.update(piece);
+            if piece.len() < PIECE {
+                break;
+            }
+        }
+        ensure!(all.finalize().to_vec() == *digest, "{reader}: something else was read");
+        let crossed = site.lab.wan()?.read()?.down.payload_octets;
+        case.note(reader, crossed);
+        ensure!(crossed < u64::try_from(crosses_max)?, "{reader}: {crossed} crossed");
     }
     Ok(())
 }

@@ -5,7 +5,6 @@
 mod arm;
 mod bench;
 mod clients;
-mod cold_start;
 mod mail;
 mod measure;
 mod mutt;
@@ -18,6 +17,7 @@ mod report;
 mod row;
 mod scripted;
 mod session;
+mod start;
 mod stats;
 mod sync;
 mod tamper;
@@ -208,7 +208,7 @@ impl Run {
         let ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
         let mut rows = Vec::new();
         if self.wants(Client::Scripted) {
-            rows.push(cold_start::explicit(&ground, if self.quick { 3 } else { 10 }, &progress)?);
+            rows.extend(start::cold(&ground, if self.quick { 2 } else { 20 }, &progress)?);
             rows.extend(scripted::all(&ground, Counts::of(self.quick), self.tamper, &progress)?);
         }
         if self.wants(Client::Mutt) {
