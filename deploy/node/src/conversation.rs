@@ -11,8 +11,21 @@ use imap_core::{
     catalog::CatalogReply,
     mutants,
     session::{Output as Wanted, Session, SessionConfig, Side},
+    start_profile::StartProfiles,
 };
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+/// What all clients of a node have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) keying: Arc<dyn UserKeying>,
+    /// How clients begin, by account and program.
+    pub(crate) habits: Arc<Mutex<StartProfiles>>,
+}
 
 /// Where it stands.
 enum Stage {
@@ -51,7 +64,7 @@ pub(crate) struct Conversation {
     number: u64,
     terms: ServerTerms,
     limits: Limits,
-    keying: Arc<dyn UserKeying>,
+    common: Common,
     stage: Stage,
     client: Flow,
     origin: Flow,
@@ -67,7 +80,7 @@ impl Conversation {
         number: u64,
         terms: ServerTerms,
         limits: Limits,
-        keying: Arc<dyn UserKeying>,
+        common: Common,
         outputs: &mut VecDeque<Output>,
     ) -> Self {
         let (conn, server) = (arrival.conn, arrival.server.clone());
@@ -77,7 +90,7 @@ impl Conversation {
             number,
             terms,
             limits,
-            keying,
+            common,
             stage: Stage::Opening { since: now.mono, finished: false },
             client: Flow::new(now.mono),
             origin: Flow::new(now.mono),
@@ -154,7 +167,7 @@ impl Conversation {
                     number: self.number,
                     nonce: self.arrival.nonce,
                     server: self.arrival.server.clone(),
-                    keying: Arc::clone(&self.keying),
+                    keying: Arc::clone(&self.common.keying),
                     road: self.arrival.road,
                     compress: self.terms.compress,
                     cache: self.terms.cache,
@@ -163,6 +176,9 @@ impl Conversation {
                 });
                 if parked {
                     session.origin_was_parked();
+                }
+                if self.terms.foresee {
+                    session.foresee(Arc::clone(&self.common.habits) as Arc<_>);
                 }
                 session.handle_greeting(now, greeting);
                 if finished {

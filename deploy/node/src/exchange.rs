@@ -56,6 +56,8 @@ pub struct ServerTerms {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk.
     pub chunk_fill_max: u64,
+    /// Whether what a known client always asks first is asked behind its login; only where TLS keeps records apart.
+    pub foresee: bool,
     /// More sessions at a time are turned away.
     pub sessions_max: usize,
 }

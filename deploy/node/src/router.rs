@@ -1,20 +1,23 @@
 //! Who an input is for, and what the whole node does.
 
 use crate::{
-    conversation::{Conversation, Drain},
-    exchange::{Arrival, ConnId, Count, Ended, Input, NodeConfig, Order, Output},
+    conversation::{Common, Conversation, Drain},
+    exchange::{Arrival, ConnId, Count, Ended, Input, Limits, NodeConfig, Order, Output, ServerTerms},
     planted,
 };
 use discovery_core::{id::ServerId, now::Now};
 use imap_core::session::Side;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Instant,
 };
 
 /// See the crate's documentation.
 pub struct Node {
-    config: NodeConfig,
+    limits: Limits,
+    servers: BTreeMap<ServerId, ServerTerms>,
+    common: Common,
     conversations: BTreeMap<ConnId, Conversation>,
     /// How many each server has.
     sessions: BTreeMap<ServerId, usize>,
@@ -31,10 +34,12 @@ pub struct Node {
 impl Node {
     /// A node without clients.
     #[must_use]
-    pub fn new(mut config: NodeConfig) -> Self {
-        config.keying = planted::keying(config.keying);
+    pub fn new(config: NodeConfig) -> Self {
+        let NodeConfig { limits, servers, keying } = config;
         Self {
-            config,
+            limits,
+            servers,
+            common: Common { keying: planted::keying(keying), habits: Arc::default() },
             conversations: BTreeMap::new(),
             sessions: BTreeMap::new(),
             counted: BTreeMap::new(),
@@ -109,7 +114,7 @@ impl Node {
         let conn = arrival.conn;
         self.outputs.push_back(Output::Count { conn, what: Count::Accepted });
         self.numbers += 1;
-        let terms = self.config.servers.get(&arrival.server).cloned();
+        let terms = self.servers.get(&arrival.server).cloned();
         let Some(terms) = terms else {
             self.outputs.push_back(Output::Count { conn, what: Count::OpenFailed("unknown-server") });
             self.outputs.push_back(Output::Count { conn, what: Count::Ended(Ended::NoOrigin) });
@@ -126,8 +131,8 @@ impl Node {
             arrival,
             self.numbers,
             terms,
-            self.config.limits,
-            self.config.keying.clone(),
+            self.limits,
+            self.common.clone(),
             &mut begun,
         );
         if full {

@@ -37,6 +37,7 @@ fn rig() -> Rig {
         cache: true,
         re_proof: Duration::from_secs(300),
         chunk_fill_max: 1 << 20,
+        foresee: false,
         sessions_max: 1,
     };
     let servers = BTreeMap::from([(ServerId::new("mail.example.org").expect("a name"), terms)]);

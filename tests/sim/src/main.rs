@@ -153,6 +153,7 @@ impl Totals {
         self.damaged += other.damaged;
         self.refused += other.refused;
         self.replaced += other.replaced;
+        self.ahead += other.ahead;
         self.waiting_max = self.waiting_max.max(other.waiting_max);
         for (word, n) in &other.faults {
             *self.faults.entry(word).or_default() += n;
@@ -231,8 +232,8 @@ fn main() -> ExitCode {
         t.from_store
     );
     println!(
-        "{} values damaged and missed, {} not written, {} origins replaced, at most {} octets beyond a window",
-        t.damaged, t.refused, t.replaced, t.waiting_max
+        "{} values damaged and missed, {} not written, {} origins replaced, {} answers told ahead, at most {} octets beyond a window",
+        t.damaged, t.refused, t.replaced, t.ahead, t.waiting_max
     );
     println!("faults {:?}; ended {:?}", t.faults, t.ended);
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

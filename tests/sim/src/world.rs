@@ -141,6 +141,8 @@ pub(crate) struct Totals {
     pub(crate) refused: u64,
     pub(crate) waiting_max: usize,
     pub(crate) replaced: u64,
+    /// Answers that were there before they were asked.
+    pub(crate) ahead: u64,
     pub(crate) hash: u64,
 }
 
@@ -381,6 +383,8 @@ impl World {
             self.lines[slot].origin = Origin::new(self.servers[server].manner);
             self.lines[slot].answer = Pipe::default();
             self.lines[slot].forward = Pipe::default();
+            self.lines[slot].to_origin.clear();
+            self.lines[slot].hung_up = false;
             self.totals.replaced += 1;
         }
         if !anew && self.random.once_in(3) {
@@ -437,9 +441,10 @@ impl World {
         let servers = self.servers.len();
         let random = &mut self.random;
         let window = *random.pick(&[16 * 1024, 64 * 1024]);
+        let foresee = !random.once_in(4);
         let site = &mut self.sites[node];
         site.window = window;
-        site.node = new_node(window, servers);
+        site.node = new_node(window, servers, foresee);
         site.draining = false;
         site.woken_at = None;
     }
@@ -451,6 +456,7 @@ impl World {
         let line = std::mem::replace(&mut self.lines[slot], fresh);
         self.totals.replies += line.client.replies;
         self.totals.from_store += line.client.from_store;
+        self.totals.ahead += line.client.told_ahead;
         self.totals.sessions += 1;
         self.soon(1_000_000, Event::Reconnect(slot));
     }
@@ -531,7 +537,7 @@ impl World {
         self.answer_on(slot);
         let line = &self.lines[slot];
         let quiet = line.origin.is_quiet();
-        if !(line.origin.said_bye && !line.origin.has_output() || quiet && resting) {
+        if !(line.hung_up || quiet && resting) {
             self.origin_soon(slot, if quiet { 2_000_000 } else { 3000 });
         }
     }
@@ -732,7 +738,7 @@ impl World {
             self.put(slot, Way::Answer, Segment { octets: octets.into(), marks, ..Segment::default() });
         }
         let line = &self.lines[slot];
-        if line.origin.said_bye && !line.origin.has_output() && !line.hung_up {
+        if (line.origin.said_bye || line.origin.is_gone) && !line.origin.has_output() && !line.hung_up {
             self.lines[slot].hung_up = true;
             self.put(slot, Way::Answer, Segment { last: true, ..Segment::default() });
         }
@@ -1061,6 +1067,8 @@ impl World {
         for line in &self.lines {
             self.totals.replies += line.client.replies;
             self.totals.from_store += line.client.from_store;
+            self.totals.ahead += line.client.told_ahead;
+            self.totals.ahead += line.client.told_ahead;
             self.totals.sessions += 1;
         }
         for site in &self.sites {
@@ -1083,7 +1091,7 @@ impl Site {
     fn new(random: &mut Random, servers: usize) -> Self {
         let window = *random.pick(&[16 * 1024, 64 * 1024]);
         Self {
-            node: new_node(window, servers),
+            node: new_node(window, servers, !random.once_in(4)),
             store: Store::new(),
             wall_ms: 1_700_000_000_000,
             window,
@@ -1094,13 +1102,14 @@ impl Site {
     }
 }
 
-fn new_node(window: usize, servers: usize) -> Node {
+fn new_node(window: usize, servers: usize, foresee: bool) -> Node {
     let limits = Limits { window_octets: window, stuck: Duration::from_secs(15), ..Limits::default() };
     let terms = ServerTerms {
         compress: Compress::Off,
         cache: true,
         re_proof: RE_PROOF,
         chunk_fill_max: 1 << 20,
+        foresee,
         sessions_max: 20,
     };
     let servers = (0..servers).map(|at| (server_id(at), terms.clone())).collect();
