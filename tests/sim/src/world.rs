@@ -1068,7 +1068,6 @@ impl World {
             self.totals.replies += line.client.replies;
             self.totals.from_store += line.client.from_store;
             self.totals.ahead += line.client.told_ahead;
-            self.totals.ahead += line.client.told_ahead;
             self.totals.sessions += 1;
         }
         for site in &self.sites {
