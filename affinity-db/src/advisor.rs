@@ -60,53 +60,57 @@ impl AffinityAdvisor {
         self.database.expire(now, max)
     }
 
+    /// Forgets all that is known of a user.
+    pub fn forget(&mut self, user: UserKey) {
+        self.database.forget(user);
+        self.evidence.forget(user);
+    }
+
     /// The records themselves.
     #[must_use]
     pub fn database(&self) -> &Database {
         &self.database
     }
 
-    /// The chance in parts of a thousand that `user` opens `item`.
+    /// The chance in parts of a thousand that `user` opens `item` of `collection`.
     #[must_use]
-    pub fn chance(
-        &self,
-        user: UserKey,
-        collection: &ObjectKey,
-        item: &Item,
-        beside: bool,
-        now: UnixMillis,
-    ) -> u64 {
+    pub fn chance(&self, user: UserKey, collection: &ObjectKey, item: &Item, now: UnixMillis) -> u64 {
+        self.chance_of(&self.expectations(user, collection), item, false, now)
+    }
+
+    /// What is expected of a collection's items before anything is known of one.
+    fn expectations(&self, user: UserKey, collection: &ObjectKey) -> Expectations {
+        let server = &collection.server;
+        let unknown = self.policy.unknown_permille;
+        let anything = self.of(user, &everything(server), unknown, WEIGHT_WIDE);
+        Expectations {
+            user,
+            opened: self.of(user, collection, anything, WEIGHT_WIDE),
+            whole: self.of(user, &whole_of(server), WHOLE_UNKNOWN, WEIGHT_WIDE),
+        }
+    }
+
+    fn chance_of(&self, expected: &Expectations, item: &Item, beside: bool, now: UnixMillis) -> u64 {
         if item.used {
             // Nobody knows who used it, and once is mostly enough.
             return if beside { self.policy.again_beside_permille } else { self.policy.again_permille };
         }
-        let unknown = self.policy.unknown_permille;
-        let server = &item.object.server;
-        let mut chance = self.of(user, &everything(server), unknown, WEIGHT_WIDE);
-        chance = self.of(user, collection, chance, WEIGHT_WIDE);
-        for (kin, weight) in item.kin.iter().zip(KIN_WEIGHTS).filter(|(kin, _)| **kin != Kin::NONE) {
-            chance = self.of(user, &kin.object(server), chance, weight);
-        }
-        if now.since(item.arrived) > STALE_AFTER { chance * STALE_PERMILLE / 1000 } else { chance }
+        let kin = item.kin.iter().zip(KIN_WEIGHTS).filter(|(kin, _)| **kin != Kin::NONE);
+        let chance = kin.fold(expected.opened, |chance, (kin, weight)| {
+            self.of(expected.user, &kin.object(&item.object.server), chance, weight)
+        });
+        if is_stale(item, now) { chance * STALE_PERMILLE / 1000 } else { chance }
     }
 
     /// What a store should weigh before it forgets `item`.
     #[must_use]
     pub fn weight(&self, user: UserKey, collection: &ObjectKey, item: &Item, now: UnixMillis) -> Weight {
-        let chance = self.chance(user, collection, item, false, now).min(1000);
+        let chance = self.chance(user, collection, item, now).min(1000);
         Weight { object: item.object.clone(), permille: u16::try_from(chance).unwrap_or(1000) }
     }
 
     fn of(&self, user: UserKey, object: &ObjectKey, prior: u64, weight: u64) -> u64 {
         self.database.get(user, object).map_or(prior, |record| record.chance(prior, weight))
-    }
-
-    /// The chance that all of an item is wanted when it is opened.
-    fn whole(&self, user: UserKey, item: &Item) -> u64 {
-        if item.main_octets >= item.octets {
-            return 1000;
-        }
-        self.of(user, &whole_of(&item.object.server), WHOLE_UNKNOWN, WEIGHT_WIDE)
     }
 
     fn learn(&mut self, user: UserKey, open: &Open, event: Event, at: UnixMillis) {
@@ -132,20 +136,26 @@ impl AffinityAdvisor {
         reason: Reason,
         now: Now,
     ) -> Option<FetchOrder> {
+        let expected = self.expectations(facts.user, collection.object);
         let left = self.budget.left(&facts.user, now.wall);
         items.take(SCAN_MAX).filter(|item| item.held != Held::Whole).find_map(|item| {
-            if self.given.is_given(facts.user, &item.object, item.held, now.mono) {
-                return None;
-            }
-            let chance =
-                self.chance(facts.user, collection.object, item, reason == Reason::Neighbour, now.wall);
-            let amount = self.policy.amount(Question {
+            let question = |chance| Question {
                 chance,
-                whole: self.whole(facts.user, item),
+                whole: if item.main_octets < item.octets { expected.whole } else { 1000 },
                 octets: item.octets,
                 main_octets: item.main_octets,
                 held: item.held,
-            })?;
+            };
+            // Most items of a scan are old: not worth it at the best they can be.
+            if is_stale(item, now.wall) && !item.used {
+                self.policy.amount(question(STALE_PERMILLE))?;
+            }
+            let beside = reason == Reason::Neighbour;
+            let chance = self.chance_of(&expected, item, beside, now.wall);
+            let amount = self.policy.amount(question(chance))?;
+            if self.given.is_given(facts.user, &item.object, now.mono) {
+                return None;
+            }
             let octets = match amount {
                 Amount::Whole => item.octets,
                 Amount::Start(octets) => octets,
@@ -164,13 +174,13 @@ impl AffinityAdvisor {
     fn choose(&self, facts: &SessionFacts<'_>, now: Now) -> Option<FetchOrder> {
         let (open, others) = facts.collections.split_first()?;
         let newest = || open.items.iter().rev();
-        let is_new = |item: &&Item| !item.used && now.wall.since(item.arrived) <= STALE_AFTER;
+        let is_new = |item: &&Item| !item.used && !is_stale(item, now.wall);
         self.first_of(facts, open, newest().filter(is_new), Reason::New, now)
             .or_else(|| {
                 let beside = neighbours(open.items, facts.reading?);
                 self.first_of(facts, open, beside.into_iter(), Reason::Neighbour, now)
             })
-            .or_else(|| self.first_of(facts, open, newest(), Reason::Rest, now))
+            .or_else(|| self.first_of(facts, open, newest().filter(|item| !is_new(item)), Reason::Rest, now))
             .or_else(|| {
                 let mut others: Vec<_> = others.iter().collect();
                 others.sort_by_cached_key(|other| std::cmp::Reverse(self.pull_of(facts.user, other, now)));
@@ -187,10 +197,20 @@ impl AffinityAdvisor {
     }
 }
 
+/// What is expected of a user and a collection, in parts of a thousand.
+#[derive(Debug)]
+struct Expectations {
+    user: UserKey,
+    /// That an item is opened.
+    opened: u64,
+    /// That all of it is wanted then.
+    whole: u64,
+}
+
 impl Advisor for AffinityAdvisor {
     fn listed(&mut self, user: UserKey, collection: &ObjectKey, item: &Item, now: Now) {
         // What is old or was read already says nothing about what is read when it comes.
-        if !item.used && now.wall.since(item.arrived) <= STALE_AFTER {
+        if !item.used && !is_stale(item, now.wall) {
             self.evidence.listed(user, collection, item, now.wall);
         }
     }
@@ -235,6 +255,10 @@ fn neighbours(items: &[Item], reading: u32) -> Vec<&Item> {
     out
 }
 
+fn is_stale(item: &Item, now: UnixMillis) -> bool {
+    now.since(item.arrived) > STALE_AFTER
+}
+
 /// All that a user does at a server: what is expected before anything is known of an item.
 fn everything(server: &ServerId) -> ObjectKey {
     ObjectKey { server: server.clone(), key: vec![0xff] }
@@ -253,7 +277,7 @@ struct Given {
 }
 
 impl Given {
-    fn is_given(&self, user: UserKey, object: &ObjectKey, _: Held, now: Instant) -> bool {
+    fn is_given(&self, user: UserKey, object: &ObjectKey, now: Instant) -> bool {
         // The pair is made only where something was given: this is asked for every item of a scan.
         !self.at.is_empty()
             && self
@@ -306,3 +330,6 @@ const GIVEN_FOR: Duration = Duration::from_secs(600);
 
 /// Orders remembered.
 const GIVEN_MAX: usize = 65_536;
+
+#[cfg(test)]
+mod tests;

@@ -60,6 +60,11 @@ impl Evidence {
         }
     }
 
+    /// Nothing is known of the user any longer.
+    pub(crate) fn forget(&mut self, user: UserKey) {
+        self.users.remove(&user);
+    }
+
     /// The user used `object`; gives what was open if this was the first time.
     pub(crate) fn used(&mut self, user: UserKey, object: &ObjectKey, at: UnixMillis) -> Option<Open> {
         let mine = self.users.get_mut(&user)?;

@@ -30,7 +30,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             wasted_permille_max: 200,
-            octets_for_a_hit: 60_000,
+            octets_for_a_hit: 260_000,
             whole_octets_max: 8 << 20,
             certain_permille: 900,
             start_octets: 256 << 10,

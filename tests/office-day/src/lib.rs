@@ -5,4 +5,6 @@
 
 pub mod habits;
 pub mod office;
+pub mod rivals;
 pub mod rng;
+pub mod trial;
