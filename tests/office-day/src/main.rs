@@ -28,55 +28,55 @@ fn main() -> io::Result<()> {
     let mut out = io::stdout().lock();
     let offices: Vec<(u64, Days)> =
         seeds.into_iter().map(|seed| (seed, Days::make(seed, BEFORE + 1 + AFTER))).collect();
-    let measured = i64::from(BEFORE) * DAY..i64::from(BEFORE + 1) * DAY;
-    writeln!(out, "a day of office mail, {} days known before; 10 Mbit/s, 25 % for the background", BEFORE)?;
-    table(&mut out, &offices, &measured)?;
-    writeln!(out, "\nthe very first day")?;
-    table(&mut out, &offices, &(0..DAY))
-}
-
-fn table(out: &mut impl Write, offices: &[(u64, Days)], span: &Range<i64>) -> io::Result<()> {
+    let known = i64::from(BEFORE) * DAY..i64::from(BEFORE + 1) * DAY;
+    let spans = [known, 0..DAY];
+    let [mut one, mut other] = [Vec::new(), Vec::new()];
+    for name in ["affinity", "nothing", "fetch-all", "newest-20", "knows the habits", "oracle"] {
+        let mut sums = [Outcome::default(); 2];
+        for (seed, days) in &offices {
+            let outcomes = trial(name, days, &spans);
+            for ((outcome, sum), rows) in outcomes.into_iter().zip(&mut sums).zip([&mut one, &mut other]) {
+                *sum = sum.plus(outcome);
+                if name == "affinity" {
+                    rows.push(row(name, &seed.to_string(), &outcome));
+                }
+            }
+        }
+        for (sum, rows) in sums.iter().zip([&mut one, &mut other]) {
+            rows.push(row(name, "all", sum));
+        }
+    }
     writeln!(
         out,
-        "{:<18} {:>6} {:>7} {:>7} {:>9} {:>10} {:>8}",
-        "policy", "seed", "opens", "hits", "new: hits", "fetched", "unused"
+        "a day of office mail, {BEFORE} days known before; 10 Mbit/s, 25 % of it for the background"
     )?;
-    let only = std::env::var("ONLY").ok();
-    for name in ["affinity", "nothing", "fetch-all", "newest-20", "knows the habits", "oracle"] {
-        if only.as_deref().is_some_and(|only| only != name) {
-            continue;
-        }
-        let mut all = Outcome::default();
-        for (seed, days) in offices {
-            let mut policy: Option<Box<dyn Advisor>> = match name {
-                "affinity" => Some(Box::new(AffinityAdvisor::new(Policy::default(), Limits::default()))),
-                "fetch-all" => Some(Box::new(rivals::fetch_all())),
-                "newest-20" => Some(Box::new(rivals::newest_20())),
-                "knows the habits" => Some(Box::new(rivals::knows_the_habits(days, Policy::default()))),
-                "oracle" => Some(Box::new(rivals::oracle(days))),
-                _ => None,
-            };
-            let outcome = match &mut policy {
-                Some(policy) => run(days, LINE, span, Some(&mut **policy)),
-                None => run(days, LINE, span, None),
-            };
-            if name == "affinity" {
-                row(out, name, &seed.to_string(), &outcome)?;
-            }
-            all = all.plus(outcome);
-        }
-        row(out, name, "all", &all)?;
-    }
-    Ok(())
+    writeln!(out, "{HEAD}\n{}", one.join("\n"))?;
+    writeln!(out, "\nthe very first day\n{HEAD}\n{}", other.join("\n"))
 }
 
-fn row(out: &mut impl Write, name: &str, seed: &str, outcome: &Outcome) -> io::Result<()> {
+fn trial(name: &str, days: &Days, spans: &[Range<i64>]) -> Vec<Outcome> {
+    let mut policy: Option<Box<dyn Advisor>> = match name {
+        "affinity" => Some(Box::new(AffinityAdvisor::new(Policy::default(), Limits::default()))),
+        "fetch-all" => Some(Box::new(rivals::fetch_all())),
+        "newest-20" => Some(Box::new(rivals::newest_20())),
+        "knows the habits" => Some(Box::new(rivals::knows_the_habits(days, Policy::default()))),
+        "oracle" => Some(Box::new(rivals::oracle(days))),
+        _ => None,
+    };
+    match &mut policy {
+        Some(policy) => run(days, LINE, spans, Some(&mut **policy)),
+        None => run(days, LINE, spans, None),
+    }
+}
+
+const HEAD: &str = "policy               seed   opens    hits new: hits    fetched   unused";
+
+fn row(name: &str, seed: &str, outcome: &Outcome) -> String {
     let percent = |part: u64, whole: u64| {
         let permille = (part * 1000).checked_div(whole).unwrap_or(0);
         format!("{}.{} %", permille / 10, permille % 10)
     };
-    writeln!(
-        out,
+    format!(
         "{name:<18} {seed:>6} {:>7} {:>7} {:>9} {:>7} MB {:>8}",
         outcome.opens,
         percent(outcome.hits, outcome.opens),

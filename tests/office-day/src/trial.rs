@@ -62,9 +62,9 @@ impl Outcome {
 /// The advisor of each trial. `None` fetches nothing.
 pub type Policy<'a> = Option<&'a mut dyn Advisor>;
 
-/// Lives through all `days` and judges what happens within `span` (seconds from the first midnight).
-pub fn run(days: &Days, line: Line, span: &Range<i64>, policy: Policy<'_>) -> Outcome {
-    let mut trial = Trial::new(days, line, span.clone());
+/// Lives through all `days` once and judges what happens within each of `spans` (seconds from the first midnight).
+pub fn run(days: &Days, line: Line, spans: &[Range<i64>], policy: Policy<'_>) -> Vec<Outcome> {
+    let mut trial = Trial::new(days, line, spans.to_vec());
     match policy {
         Some(policy) => {
             trial.list_archives(policy);
@@ -121,7 +121,7 @@ struct Mailbox {
 struct Trial<'a> {
     days: &'a Days,
     line: Line,
-    span: Range<i64>,
+    judged: Vec<(Range<i64>, Outcome)>,
     start: Instant,
     copies: Vec<Copy>,
     mailboxes: Vec<Vec<Mailbox>>,
@@ -132,12 +132,11 @@ struct Trial<'a> {
     /// Milliseconds until which the line is taken.
     free_at: i64,
     turn: usize,
-    outcome: Outcome,
 }
 
 impl<'a> Trial<'a> {
     #[expect(clippy::disallowed_methods, reason = "an arbitrary beginning; nothing depends on it")]
-    fn new(days: &'a Days, line: Line, span: Range<i64>) -> Self {
+    fn new(days: &'a Days, line: Line, spans: Vec<Range<i64>>) -> Self {
         let mut boxes: Vec<BTreeMap<usize, Mailbox>> = (0..days.users).map(|_| BTreeMap::new()).collect();
         for message in &days.messages {
             if let Some(mine) = boxes.get_mut(message.user) {
@@ -154,7 +153,7 @@ impl<'a> Trial<'a> {
         Self {
             days,
             line,
-            span,
+            judged: spans.into_iter().map(|span| (span, Outcome::default())).collect(),
             start: Instant::now(),
             copies: vec![Copy::default(); days.messages.len()],
             mailboxes,
@@ -162,7 +161,6 @@ impl<'a> Trial<'a> {
             hungry: BTreeSet::new(),
             free_at: 0,
             turn: 0,
-            outcome: Outcome::default(),
         }
     }
 
@@ -230,11 +228,11 @@ impl<'a> Trial<'a> {
         let needed = if whole { Held::Whole } else { Held::Part };
         let hit = copy.held >= needed;
         let first = !copy.opened && !message.seen_before && message.arrived >= 0;
-        if self.span.contains(&at) {
-            self.outcome.opens += 1;
-            self.outcome.hits += u64::from(hit);
-            self.outcome.first_opens += u64::from(first);
-            self.outcome.first_hits += u64::from(first && hit);
+        for (_, outcome) in self.judged.iter_mut().filter(|(span, _)| span.contains(&at)) {
+            outcome.opens += 1;
+            outcome.hits += u64::from(hit);
+            outcome.first_opens += u64::from(first);
+            outcome.first_hits += u64::from(first && hit);
         }
         copy.opened = true;
         copy.used = copy.used.max(wanted.min(copy.ahead));
@@ -329,12 +327,14 @@ impl<'a> Trial<'a> {
         self.set_item(message, |item| item.held = held);
     }
 
-    fn judge(mut self) -> Outcome {
-        for copy in self.copies.iter().filter(|copy| self.span.contains(&copy.fetched_at)) {
-            self.outcome.fetched += copy.ahead;
-            self.outcome.used += copy.used;
+    fn judge(mut self) -> Vec<Outcome> {
+        for (span, outcome) in &mut self.judged {
+            for copy in self.copies.iter().filter(|copy| span.contains(&copy.fetched_at)) {
+                outcome.fetched += copy.ahead;
+                outcome.used += copy.used;
+            }
         }
-        self.outcome
+        self.judged.into_iter().map(|(_, outcome)| outcome).collect()
     }
 }
 
