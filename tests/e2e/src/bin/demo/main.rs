@@ -17,6 +17,7 @@ mod report;
 mod row;
 mod scripted;
 mod session;
+mod start;
 mod stats;
 mod sync;
 mod tamper;
@@ -207,6 +208,7 @@ impl Run {
         let ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
         let mut rows = Vec::new();
         if self.wants(Client::Scripted) {
+            rows.extend(start::cold(&ground, if self.quick { 2 } else { 20 }, &progress)?);
             rows.extend(scripted::all(&ground, Counts::of(self.quick), self.tamper, &progress)?);
         }
         if self.wants(Client::Mutt) {

@@ -85,7 +85,7 @@ impl Report {
         text += "\n";
         for (name, meaning) in MEANINGS {
             if self.rows.iter().any(|row| row.name == name) {
-                text += &format!("{name:<17} {meaning}\n");
+                text += &format!("{name:<20} {meaning}\n");
             }
         }
         if self.rows.iter().any(|row| !row.client.starts_with("scripted")) {
@@ -116,7 +116,8 @@ fn round_trips_allowed(row: &Row) -> Option<u64> {
 const HEAD: [&str; 9] =
     ["journey", "client", "n", "direct", "on a LAN", "Waypost", "round trips", "WAN octets", "identical"];
 
-const MEANINGS: [(&str, &str); 6] = [
+const MEANINGS: [(&str, &str); 7] = [
+    ("cold-start-explicit", "from the connection to the flags of a mailbox, as Thunderbird begins"),
     ("list-500", "the headers of 500 messages of a mailbox that the branch knows"),
     ("open-hit", "open a message that the branch holds"),
     ("open-hit-unread", "the same, unread: the server marks it as read before the OK"),

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
@@ -51,8 +53,7 @@ impl Session {
             session.recording = Some(File::options().append(true).create(true).open(file)?);
         }
         session.command(&format!("LOGIN {} {}", user.name, user.password))?;
-        session.command(&format!("SELECT {mailbox}"))?;
-        mailbox.clone_into(&mut session.mailbox);
+        session.select(mailbox)?;
         session.command("UID FETCH 1:* (FLAGS)")?;
         Ok(session)
     }
@@ -79,9 +80,31 @@ impl Session {
         Ok(session)
     }
 
+    /// Opens a mailbox.
+    pub(crate) fn select(&mut self, mailbox: &str) -> anyhow::Result<Reply> {
+        let reply = self.command(&format!("SELECT {mailbox}"))?;
+        mailbox.clone_into(&mut self.mailbox);
+        Ok(reply)
+    }
+
+    /// Logs in as Thunderbird does: waits for the prompt, then says who it is.
+    pub(crate) fn authenticate(&mut self, user: &str, password: &str) -> anyhow::Result<Reply> {
+        let (start, tag) = (Instant::now(), self.send("AUTHENTICATE PLAIN")?);
+        let prompt = self.line()?;
+        ensure!(prompt.starts_with(b"+"), "no prompt: {}", String::from_utf8_lossy(&prompt));
+        let message = BASE64.encode(format!("\0{user}\0{password}"));
+        self.stream.write_all(format!("{message}\r\n").as_bytes())?;
+        self.stream.flush()?;
+        self.reply("AUTHENTICATE PLAIN", start, &tag)
+    }
+
     /// Sends a command and reads to its tagged OK.
     pub(crate) fn command(&mut self, text: &str) -> anyhow::Result<Reply> {
         let (start, tag) = (Instant::now(), self.send(text)?);
+        self.reply(text, start, &tag)
+    }
+
+    fn reply(&mut self, text: &str, start: Instant, tag: &str) -> anyhow::Result<Reply> {
         let (mut literal, mut literal_octets, mut at) = (None, 0, 0);
         // Noted behind the clock: hashing is not the server's doing.
         let (end, status) = loop {
@@ -98,7 +121,7 @@ impl Session {
             if line.starts_with(tag.as_bytes()) {
                 break (Instant::now(), line);
             }
-            if line.starts_with(b"* BYE") {
+            if line.starts_with(b"* BYE") && text != "LOGOUT" {
                 bail!("{text}: {}", String::from_utf8_lossy(&line).trim_end());
             }
         };
@@ -108,7 +131,7 @@ impl Session {
         }
         self.note(&mut octets)?;
         let status = String::from_utf8_lossy(&status).into_owned();
-        let verdict = status.strip_prefix(&tag).unwrap_or_default();
+        let verdict = status.strip_prefix(tag).unwrap_or_default();
         ensure!(verdict.starts_with("OK"), "{text}: {}", status.trim_end());
         Ok(Reply { start, literal, end, literal_octets })
     }
