@@ -1,7 +1,8 @@
 //! When background work may use the WAN: a token bucket for each server, and people in front.
 //!
-//! A slice goes only while no person's command to that server is under way, nor was a moment ago. A person
-//! therefore waits for one slice at most: the one that had gone before his command came.
+//! A slice goes only while no person's command to that server is under way, nor was a moment ago. On his session a
+//! person therefore waits for one slice at most, the one that had gone before his command came; what all sessions
+//! together may have sent at one moment is the burst, and the end of the slice that emptied it.
 
 use crate::{budget::Budget, mutants};
 use discovery_core::{
@@ -340,6 +341,14 @@ mod tests {
         assert_eq!(gate.ask(Class::Background, &server(2), 50_000, clock.at(31)), Grant::Go, "a bucket each");
         let gone: u64 = (32..532).map(|at| u64::from(ask(10_000, at) == Grant::Go) * 10_000).sum();
         assert!((490_000..=510_000).contains(&gone), "{gone} octets in half a second at 1 MB/s");
+    }
+
+    #[test]
+    fn many_sessions_at_one_moment_send_a_burst_together() {
+        let (clock, gate) = (clock(), Gate::new(settings()));
+        let ask = |_| gate.ask(Class::Background, &server(1), 32_768, clock.at(0));
+        let gone = (0..100).filter(|nth| ask(*nth) == Grant::Go).count();
+        assert_eq!(gone, 1, "a second one does not fit a burst of 50,000");
     }
 
     #[test]

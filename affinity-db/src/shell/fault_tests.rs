@@ -120,6 +120,29 @@ fn garbage_is_set_aside_and_habits_are_learned_anew() {
 }
 
 #[test]
+fn a_database_with_other_tables_is_set_aside() {
+    let root = tempfile::tempdir().unwrap();
+    drop(open(root.path()));
+    for sql in [
+        "ALTER TABLE tally RENAME TO tallx",
+        "ALTER TABLE access RENAME COLUMN passed TO passex",
+        "PRAGMA application_id = 5",
+        "PRAGMA user_version = 0",
+    ] {
+        let raw = rusqlite::Connection::open(root.path().join(file::FILE)).unwrap();
+        raw.execute_batch(sql).unwrap();
+        drop(raw);
+        let db = open(root.path());
+        let aside = root.path().join("quarantine");
+        assert!(aside.join(file::FILE).exists(), "{sql}");
+        fs::remove_dir_all(aside).unwrap();
+        db.accesses().put(access(user(1), 1));
+        drop(db);
+        assert!(record(&open(root.path()), user(1), 1).is_some(), "{sql}");
+    }
+}
+
+#[test]
 fn a_newer_database_is_refused_and_one_process_has_it() {
     let root = tempfile::tempdir().unwrap();
     let db = open(root.path());

@@ -100,9 +100,10 @@ enum Failure {
 
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
         match error.sqlite_error_code() {
-            Some(DatabaseCorrupt | NotADatabase) => Self::Damaged,
+            // `Unknown` is how a statement of ours is answered by tables that are not ours.
+            Some(DatabaseCorrupt | NotADatabase | Unknown) => Self::Damaged,
             Some(_) | None => Self::Sqlite(error),
         }
     }

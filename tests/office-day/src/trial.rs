@@ -353,3 +353,6 @@ fn fill_gaps(mut boxes: BTreeMap<usize, Mailbox>) -> Vec<Mailbox> {
 
 /// The oldest mail of an archive; the monotonic clock begins before it.
 const DAYS_BEFORE_MILLIS: i64 = 400 * 86_400_000;
+
+#[cfg(test)]
+mod tests;
