@@ -101,8 +101,11 @@ enum Failure {
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
+        // How a statement of ours is answered by tables that are not ours.
+        if matches!(error, rusqlite::Error::SqlInputError { .. }) {
+            return Self::Damaged;
+        }
         match error.sqlite_error_code() {
-            // `Unknown` is how a statement of ours is answered by tables that are not ours.
             Some(DatabaseCorrupt | NotADatabase | Unknown) => Self::Damaged,
             Some(_) | None => Self::Sqlite(error),
         }
