@@ -32,17 +32,18 @@ use imap_core::{
     catalog::Catalog,
     mutants,
     session::{Compress, Road, Session, SessionConfig},
+    start_profile::StartProfiles,
 };
 use metrics::{Ended, Metrics};
 use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
     intake::{Accepted, ClientAddr, ClientTls, ClientUpgrade},
-    origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy},
+    origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy, VerifiedBy},
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -103,6 +104,8 @@ pub struct ServerTerms {
     pub chunk_fill_max: u64,
     /// Whether each session begins by telling the server the client's address (ID).
     pub announce_client: bool,
+    /// Whether what a known client always asks first is asked behind its login.
+    pub foresee: bool,
     sessions_max: usize,
     sessions: Semaphore,
     compress_known: AtomicBool,
@@ -123,6 +126,7 @@ impl ServerTerms {
             re_proof: Duration::from_secs(300),
             chunk_fill_max: CHUNK_FILL_MAX,
             announce_client: false,
+            foresee: true,
             sessions_max,
             sessions: Semaphore::new(sessions_max),
             compress_known: AtomicBool::new(false),
@@ -133,7 +137,7 @@ impl ServerTerms {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         let said = |terms: &Self| {
-            let proof = (terms.cache, terms.re_proof, terms.announce_client);
+            let proof = (terms.cache, terms.re_proof, terms.announce_client, terms.foresee);
             (terms.compress, proof, terms.chunk_fill_max, terms.sessions_max)
         };
         self.id == other.id && said(self) == said(other)
@@ -194,6 +198,8 @@ pub struct Handler {
     metrics: Arc<Metrics>,
     roster: Arc<Roster>,
     buffers: Arc<Buffers>,
+    /// How clients begin, by account and program; in memory alone.
+    habits: Arc<Mutex<StartProfiles>>,
     numbers: AtomicU64,
 }
 
@@ -214,6 +220,7 @@ impl Handler {
             metrics: Arc::new(Metrics::default()),
             roster: Arc::new(Roster::default()),
             buffers: Arc::new(Buffers::default()),
+            habits: Arc::default(),
             numbers: AtomicU64::new(1),
         }
     }
@@ -305,6 +312,10 @@ impl Handler {
         });
         if origin.caps.parked_age.is_some() {
             session.origin_was_parked();
+        }
+        // Without TLS there are no records to keep commands apart.
+        if server.foresee && origin.peer.verified_by != VerifiedBy::Plain {
+            session.foresee(Arc::clone(&self.habits) as Arc<_>);
         }
         if server.announce_client {
             session.announce_client(accepted.client.0);

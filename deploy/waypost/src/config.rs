@@ -102,6 +102,7 @@ pub(crate) struct Server {
     pub(crate) allow_preauth: bool,
     pub(crate) parking: Parking,
     pub(crate) announce_client: bool,
+    pub(crate) foresee: bool,
     pub(crate) limits: Limits,
 }
 

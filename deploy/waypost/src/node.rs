@@ -246,6 +246,7 @@ impl Served {
             new.re_proof = config.store.re_proof;
             new.cache = self.cache;
             new.announce_client = server.announce_client;
+            new.foresee = server.foresee;
             let kept = self.terms.remove(&server.name).filter(|old| old.is_same(&new));
             terms.insert(server.name.clone(), kept.unwrap_or_else(|| Arc::new(new)));
         }

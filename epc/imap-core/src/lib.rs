@@ -19,5 +19,6 @@ pub mod sasl;
 pub mod search_criteria;
 pub mod sequence_set;
 pub mod session;
+pub mod start_profile;
 pub mod uid;
 pub mod views;

@@ -24,6 +24,7 @@ mod claim;
 mod commands;
 mod exchange;
 mod fetch;
+mod flight;
 mod fresh_flags;
 mod login;
 mod prompting;
@@ -34,6 +35,8 @@ mod tee;
 mod telling;
 mod underway;
 
+#[cfg(test)]
+mod flight_tests;
 #[cfg(test)]
 mod tests;
 
@@ -51,6 +54,7 @@ use bytes::{Bytes, BytesMut};
 use commands::Passing;
 use discovery_core::{id::AccountKey, now::Now};
 use fetch::{Splices, Waiting};
+use flight::Ahead;
 use fresh_flags::FreshFlags;
 use replacing::Replacing;
 use std::{
@@ -152,6 +156,7 @@ pub struct Session {
     replacing: Replacing,
     /// The client's address, to be told to the origin before anything else.
     announce: Option<SocketAddr>,
+    ahead: Ahead,
 
     last_request: u64,
     last_fill: u64,
@@ -192,6 +197,7 @@ impl Session {
             bye_heard: false,
             replacing: Replacing::Never,
             announce: None,
+            ahead: Ahead::default(),
             last_request: 0,
             last_fill: 0,
             now: None,
@@ -239,11 +245,20 @@ impl Session {
     }
 
     /// Octets from the origin.
-    pub fn handle_server(&mut self, now: Now, mut octets: Bytes) {
+    pub fn handle_server(&mut self, now: Now, octets: Bytes) {
         self.now = Some(now);
+        self.hold(now, octets, false);
+        self.read_held();
+        self.pump();
+    }
+
+    fn server_octets(&mut self, mut octets: Bytes) {
         loop {
             if self.is_replacing() {
                 return;
+            }
+            if let Some(now) = self.now.filter(|_| self.holds()) {
+                return self.hold(now, octets, true);
             }
             match self.phase {
                 Phase::Tunnel => {
@@ -262,6 +277,7 @@ impl Session {
                     self.server_frame(frame);
                     // At once: what the next frame brings is told behind it.
                     self.release();
+                    self.end_flight();
                     if std::mem::take(&mut self.compress_begins) {
                         self.outputs.push_back(Output::CompressServer { surplus: octets });
                         self.event(Event::Compressing);
@@ -275,7 +291,6 @@ impl Session {
                 }
             }
         }
-        self.pump();
     }
 
     /// The store's answer to a question of ours.
@@ -317,6 +332,7 @@ impl Session {
     /// The deadline of [`Session::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.now = Some(now);
+        self.hold_no_longer();
         self.pump();
     }
 
@@ -326,10 +342,12 @@ impl Session {
     }
 
     /// When to call [`Session::handle_timeout`], if nothing happens before. Only what another session fetches is waited
-    /// for by the clock; all else ends by itself, in an answer or in the end of a connection.
+    /// for by the clock, and what was asked ahead is given up; all else ends by itself, in an answer or in the end of a
+    /// connection.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.waiting.as_ref().and_then(Waiting::pause)
+        let pause = self.waiting.as_ref().and_then(Waiting::pause);
+        pause.into_iter().chain(self.held_until()).min()
     }
 
     /// Whether the session can take more from the client now; if not, the shell stops reading it.
@@ -341,7 +359,7 @@ impl Session {
     /// Whether the session can take more from the origin now.
     #[must_use]
     pub fn wants_server(&self) -> bool {
-        !self.views.is_full()
+        !self.views.is_full() && self.may_hold_more()
     }
 
     /// Whether a secret may pass: the shell then keeps its buffers to itself and wipes them.
@@ -358,6 +376,7 @@ impl Session {
             && self.waiting.is_none()
             && self.passing.is_none()
             && self.client_input.is_empty()
+            && !self.is_stalled()
             && matches!(self.reading, Reading::Nothing)
             && !matches!(self.phase, Phase::Tunnel)
     }
@@ -556,7 +575,8 @@ impl Session {
     /// Ends the session of a client that says nothing more, once nothing can still be told to it.
     fn end_if_finished(&mut self) {
         let answerable =
-            !(self.underway.is_empty() && self.waiting.is_none() && self.client_input.is_empty());
+            !(self.underway.is_empty() && self.waiting.is_none() && self.client_input.is_empty())
+                || self.is_stalled();
         // An IDLE, a dialogue and half a command end only by a word of the client.
         let waits_for_it = self.idle.is_engaged() || self.passing.is_some() || self.login_in_dialogue();
         let followed = !matches!(self.phase, Phase::Tunnel | Phase::Greeting);
@@ -597,6 +617,7 @@ impl Session {
             return;
         }
         self.abort_fills();
+        self.recorded();
         self.drop_claim();
         self.phase = Phase::Closed;
         self.waiting = None;

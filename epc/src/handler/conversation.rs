@@ -17,7 +17,12 @@ use imap_core::{
     session::{Event, Output, Session, Side},
 };
 use seams::{AsyncIo, intake::ClientAddr};
-use std::{future::pending, pin::Pin, sync::Arc, sync::atomic::Ordering};
+use std::{
+    future::{pending, ready},
+    pin::Pin,
+    sync::Arc,
+    sync::atomic::Ordering,
+};
 use tokio::{
     sync::watch,
     time::{Duration, Instant, Sleep, sleep_until, timeout},
@@ -119,6 +124,9 @@ impl<'a> Conversation<'a> {
             let deadline = pause.into_iter().chain([self.deadline()]).min().unwrap_or_else(Instant::now);
             tokio::select! {
                 happened = self.client.turn(from_client) => {
+                    if let Some(how) = self.look_at_untouched().await {
+                        return how;
+                    }
                     if let Some(how) = self.happened(Side::Client, happened) {
                         return how;
                     }
@@ -144,6 +152,19 @@ impl<'a> Conversation<'a> {
                 }
             }
         }
+    }
+
+    /// What the client says first must not go to a parked connection of whose end the news has come already.
+    async fn look_at_untouched(&mut self) -> Option<Ended> {
+        if !self.session.is_origin_untouched() || !self.origin_open {
+            return None;
+        }
+        let happened = tokio::select! {
+            biased;
+            happened = self.origin.turn(Reading::Yes { secret: self.session.is_secret() }) => happened,
+            () = ready(()) => return None,
+        };
+        self.happened(Side::Server, happened)
     }
 
     /// Whether to read one side: only while less than a window waits for the other.
@@ -282,6 +303,7 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
+            | Event::Foreseen { .. }
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -300,6 +322,7 @@ impl<'a> Conversation<'a> {
             Event::LoginRefused
             | Event::Fetched { .. }
             | Event::Filled(_)
+            | Event::Foreseen { .. }
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation

@@ -116,6 +116,10 @@ pub struct Metrics {
     fetched_messages: [Counter; OUTCOMES.len()],
     /// Parked connections that ended before anything was said on them, and were replaced.
     pub origins_replaced: Counter,
+    /// Commands sent ahead of a client that it then asked.
+    pub foreseen_told: Counter,
+    /// Commands sent ahead of a client that it did not ask.
+    pub foreseen_in_vain: Counter,
     /// Logins that an origin accepted.
     pub logins_accepted: Counter,
     /// Logins that an origin refused.
@@ -201,6 +205,10 @@ impl Metrics {
                 self.served_octets.add(*octets);
             }
             Event::Filled(octets) => self.filled_octets.add(*octets),
+            Event::Foreseen { told, in_vain, .. } => {
+                self.foreseen_told.add(u64::from(*told));
+                self.foreseen_in_vain.add(u64::from(*in_vain));
+            }
             Event::Unread => self.unread.one(),
             Event::UnexpectedContinuation => self.unexpected_continuations.one(),
             Event::Compressing => self.compressed.one(),

@@ -313,17 +313,58 @@ async fn the_origin_is_spoken_to_compressed_once_it_agreed() {
 async fn a_panic_ends_one_session_and_no_other() {
     let office = Office::new();
     let (mut other, mut other_origin, _other_ended) = office.logged_in().await;
-    let (mut client, mut origin, ended) = office.visit();
+    let (mut client, _origin, ended) = office.visit();
     client.hears(GREETING).await;
     client.say("a1 LOGIN panics secret\r\n").await;
-    origin.line().await;
-    origin.say("a1 OK in\r\n").await;
     assert!(ended.await.expect_err("the task panicked").is_panic());
     assert_eq!(office.handler.metrics().ended(Ended::Panicked), 1);
     assert_eq!(client.rest().await, "");
     assert_eq!(office.handler.roster().running(), 1);
     other.say("a2 NOOP\r\n").await;
     other_origin.hears("a2 NOOP\r\n").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_origin_that_ended_unused_is_replaced_before_anybody_hears_of_it() {
+    let office = Office::new();
+    let parked = office.prepare_parked();
+    let mut fresh = office.prepare();
+    let (mut client, _ended) = office.arrive(ClientTls::Implicit, None);
+    client.hears(GREETING).await;
+    drop(parked);
+    client.say("a1 LOGIN mia secret\r\n").await;
+    fresh.hears("a1 LOGIN mia secret\r\n").await;
+    fresh.say("a1 OK in\r\n").await;
+    client.hears("a1 OK in\r\n").await;
+    assert_eq!(office.handler.metrics().origins_replaced.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_always_asks_first_is_asked_behind_its_login() {
+    let office = Office::new();
+    for times in 0..4 {
+        let (mut client, mut origin, ended) = office.visit();
+        client.hears(GREETING).await;
+        client.say("a1 LOGIN mia secret\r\n").await;
+        origin.hears("a1 LOGIN mia secret\r\n").await;
+        if times < 3 {
+            origin.say("a1 OK in\r\n").await;
+            client.hears("a1 OK in\r\n").await;
+            client.say("a2 NAMESPACE\r\n").await;
+            origin.hears("a2 NAMESPACE\r\n").await;
+            origin.say("a2 OK names\r\n").await;
+        } else {
+            let ahead = origin.line().await;
+            let tag = ahead.strip_suffix(" NAMESPACE\r\n").expect("foreseen").to_owned();
+            origin.say(&format!("a1 OK in\r\n{tag} OK names\r\n")).await;
+            client.hears("a1 OK in\r\n").await;
+            client.say("a2 NAMESPACE\r\n").await;
+        }
+        client.hears("a2 OK names\r\n").await;
+        drop(client);
+        ended.await.expect("no panic");
+    }
+    assert_eq!(office.handler.metrics().foreseen_told.get(), 1);
 }
 
 /// Writes down what it is told.

@@ -100,12 +100,21 @@ impl Office {
 
     /// The far end of the next origin.
     pub(crate) fn prepare(&self) -> Talk {
+        self.prepare_with(StreamCaps::default())
+    }
+
+    /// The same, made before its client came.
+    pub(crate) fn prepare_parked(&self) -> Talk {
+        self.prepare_with(StreamCaps { parked_age: Some(Duration::from_secs(60)), ..StreamCaps::default() })
+    }
+
+    fn prepare_with(&self, caps: StreamCaps) -> Talk {
         let (near, far) = duplex(4096);
         let stream = OriginStream {
             io: Box::new(near),
             greeting: GREETING.into(),
             peer: OriginIdentity { spki_sha256: [0; 32], verified_by: VerifiedBy::Local },
-            caps: StreamCaps::default(),
+            caps,
         };
         self.origins.0.lock().expect("not poisoned").push_back(Next::Stream(Box::new(stream)));
         Talk(far)

@@ -43,6 +43,14 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
             page.sample("waypost_epc_parked_total", &[("server", server.as_str()), ("result", word)], n);
         }
     }
+    page.family(
+        "waypost_epc_foreseen_commands_total",
+        "counter",
+        "Commands sent behind a login before its client asked.",
+    );
+    for (word, n) in [("asked", metrics.foreseen_told.get()), ("in-vain", metrics.foreseen_in_vain.get())] {
+        page.sample("waypost_epc_foreseen_commands_total", &[("result", word)], n);
+    }
     page.one(
         "waypost_epc_origins_replaced_total",
         "counter",

@@ -137,6 +137,7 @@ pub(crate) const SERVER: Section = Section {
             "true, false: begin with ID and the client's address, for a Dovecot whose login_trusted_networks has this node",
             "false",
         ),
+        key("foresee", "true, false: send what a client always asks first right behind its login", "true"),
         key("limits", "a table with sessions_max", "{ sessions_max = 2000 }"),
     ],
 };

@@ -380,6 +380,7 @@ fn server(
     let allow_preauth = t.get("allow_preauth", false);
     let parking = parking(&mut t);
     let announce_client = t.get("announce_client", false);
+    let foresee = t.get("foresee", true);
     let limits = limits(t.inner("limits", &LIMITS));
     let server = match (name.clone(), host) {
         (Some(name), Some(host)) => Some(Server {
@@ -396,6 +397,7 @@ fn server(
             allow_preauth,
             parking,
             announce_client,
+            foresee,
             limits,
         }),
         (None, _) | (_, None) => None,

@@ -2,7 +2,7 @@
 //! passwords by address would then make all of them wait for one. Dovecot believes the address in an ID (RFC 2971) that
 //! comes from a network it trusts, and only the first one: so ours goes before anything of the client's.
 
-use super::{tee::Reading, underway::Own};
+use super::underway::Own;
 use crate::framer::Frame;
 use std::net::SocketAddr;
 
@@ -31,8 +31,6 @@ impl super::Session {
 
     /// The origin's own ID in answer to ours, which the client did not ask for.
     pub(super) fn skip_id(&mut self, frame: &Frame) {
-        if !matches!(frame, Frame::End { .. }) {
-            self.reading = Reading::Opaque { told: false };
-        }
+        self.skip_rest(frame);
     }
 }

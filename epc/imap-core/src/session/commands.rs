@@ -33,6 +33,9 @@ impl super::Session {
     pub(super) fn pump(&mut self) {
         loop {
             self.release();
+            if self.absorbs() || self.asks_compress() {
+                break;
+            }
             if let Some(waiting) = self.waiting.take() {
                 self.waiting = self.advance(waiting);
                 if self.waiting.is_some() {
@@ -42,6 +45,10 @@ impl super::Session {
             }
             if self.is_blocked() {
                 break;
+            }
+            if let Some(frame) = self.take_stalled() {
+                self.client_frame(frame);
+                continue;
             }
             match self.client.next(&mut self.client_input) {
                 Ok(Some(frame)) => self.client_frame(frame),
@@ -61,12 +68,18 @@ impl super::Session {
     pub(super) fn is_blocked(&self) -> bool {
         matches!(self.phase, Phase::Greeting | Phase::Selecting | Phase::Tunnel | Phase::Closed)
             || self.underway.len() >= PIPELINE_MAX
-            || self.flights.owns(|own| *own == Own::Compress)
+            || self.asks_compress()
             || self.renumbers()
             || self.owes_answer()
             || self.is_replacing()
+            || self.is_ahead() && !self.underway.is_empty()
             || matches!(self.idle, Idle::Asked(_))
             || matches!(self.outputs.back(), Some(Output::StartTls))
+    }
+
+    /// Nothing may follow COMPRESS until it is answered.
+    pub(super) fn asks_compress(&self) -> bool {
+        self.flights.owns(|own| *own == Own::Compress)
     }
 
     /// A SEARCH response would be taken for another's: nothing else is forwarded meanwhile.
@@ -84,6 +97,11 @@ impl super::Session {
         }
         match frame {
             Frame::End { piece } if self.passing.is_none() => self.client_command(piece),
+            frame @ Frame::Literal { .. } if self.passing.is_none() && self.is_ahead() => {
+                if let Some(frame) = self.unforeseen(frame) {
+                    self.client_frame(frame);
+                }
+            }
             Frame::Literal { piece, octets, nonsync, .. } => {
                 if self.passing.is_none() && !self.begin_passing(&piece) {
                     return;
@@ -109,7 +127,7 @@ impl super::Session {
             return self.client_garbled(&FrameError::LineTooLong);
         }
         match command::parse(&octets) {
-            Ok(command) => self.waiting = Some(Waiting::new(command, octets)),
+            Ok(command) => self.waiting = self.foreseen(Waiting::new(command, octets)),
             // RFC 9051 §7.1.3. Servers differ in their words for it, and the framing is sound.
             Err(_) => {
                 self.answer(
@@ -147,7 +165,7 @@ impl super::Session {
                 self.tell_in(crate::views::Window::All);
             }
         }
-        if self.fetches_what_we_ask(command) {
+        if self.fetches_what_we_ask(command) || self.compress_before(command) {
             return Some(waiting);
         }
         let by_number = self.is_selected() && is_by_number(command);
@@ -192,6 +210,7 @@ impl super::Session {
         let dialogue = matches!(&effect, Effect::Login(login) if login.is_dialogue());
         let forbids = self.is_selected() && forbids_expunge(command.uid, &command.verb);
         let selects = matches!(effect, Effect::Select(_));
+        let login = matches!(effect, Effect::Login(_));
         if let Effect::Login(login) = &effect
             && self.prompts(login)
         {
@@ -214,7 +233,9 @@ impl super::Session {
         if dialogue || self.idle.is_engaged() {
             self.client.set_raw_lines(true);
         }
-        self.ask_compress_if_complete();
+        if login {
+            self.login_sent();
+        }
         if selects {
             self.phase = Phase::Selecting;
             self.forget_mailbox();
@@ -223,7 +244,7 @@ impl super::Session {
     }
 
     /// Whether a command changes no flags. Of most it is not known.
-    fn keeps_flags(&self, command: &Command) -> bool {
+    pub(super) fn keeps_flags(&self, command: &Command) -> bool {
         if let Kind::Fetch(fetch) = &command.kind {
             return !self.sets_seen(fetch);
         }
@@ -231,7 +252,7 @@ impl super::Session {
     }
 
     /// Which messages there are: asked behind SELECT, so that it costs no round trip.
-    fn ask_uids(&mut self) {
+    pub(super) fn ask_uids(&mut self) {
         if !self.config.cache || self.account.is_none() || !self.capabilities.has("ESEARCH") {
             return;
         }
@@ -282,7 +303,7 @@ impl super::Session {
         }
     }
 
-    fn effect_of(&self, command: &Command, octets: &Bytes) -> Effect {
+    pub(super) fn effect_of(&self, command: &Command, octets: &Bytes) -> Effect {
         if let Some(login) = Login::of(command) {
             return Effect::Login(login);
         }
@@ -391,12 +412,13 @@ impl super::Session {
             }
         }
         self.send(piece);
-        self.ask_compress_if_complete();
+        self.login_sent();
     }
 
-    pub(super) fn ask_compress_if_complete(&mut self) {
-        let complete = |effect: &Effect| matches!(effect, Effect::Login(login) if login.is_complete());
-        if self.underway.iter().any(|u| u.completion.is_none() && complete(&u.effect)) {
+    /// What may follow a login, if it has all been sent now.
+    pub(super) fn login_sent(&mut self) {
+        let complete = |effect: &Effect| matches!(effect, Effect::Login(login) if login.may_be_followed());
+        if self.underway.iter().any(|u| u.completion.is_none() && complete(&u.effect)) && !self.launch() {
             self.ask_compress_early();
         }
     }

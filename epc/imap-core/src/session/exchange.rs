@@ -133,6 +133,15 @@ pub enum Event {
     Unread,
     /// The origin has COMPRESS, and it is on now.
     Compressing,
+    /// What was asked ahead of a client has been dealt with.
+    Foreseen {
+        /// Commands that the client then asked.
+        told: u32,
+        /// Commands that it did not ask.
+        in_vain: u32,
+        /// The login in front of them was refused.
+        refused: bool,
+    },
     /// The origin asked for something that the client did not announce.
     UnexpectedContinuation,
     /// From here on octets pass both ways and nothing is learned.

@@ -44,7 +44,7 @@ impl super::Session {
         match said {
             Said::Together(octets) => {
                 self.send(octets);
-                self.ask_compress_if_complete();
+                self.login_sent();
             }
             Said::Apart(command) => self.send(command),
         }
@@ -62,7 +62,7 @@ impl super::Session {
             self.send(line.clone());
         }
         self.send(line);
-        self.ask_compress_if_complete();
+        self.login_sent();
         true
     }
 

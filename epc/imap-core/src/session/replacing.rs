@@ -33,12 +33,20 @@ impl super::Session {
         self.replacing = Replacing::Untouched;
     }
 
+    /// Whether nothing was sent on a connection that may be exchanged.
+    #[must_use]
+    pub fn is_origin_untouched(&self) -> bool {
+        self.replacing == Replacing::Untouched
+    }
+
     /// The greeting of the connection that [`Output::ReplaceOrigin`] asked for. The client has heard one already.
     pub fn handle_replacement(&mut self, now: Now, line: &Bytes) {
         self.now = Some(now);
         self.replacing = Replacing::Never;
         self.server = Framer::new(Direction::FromServer);
         self.bye_heard = false;
+        self.forget_flight();
+        self.forget_flight();
         match response::response(line) {
             Ok(Response::Status { status: Status::Ok, .. }) => {
                 self.learn_capabilities(line);
@@ -55,8 +63,10 @@ impl super::Session {
 
     /// Asks for another connection, where that is the same to everybody.
     pub(super) fn replace_origin(&mut self) -> bool {
-        let untouched =
-            self.replacing == Replacing::Untouched || mutants::on("session-replaced-after-asking");
+        // A server may have had enough of commands behind a refused login, which the client never said.
+        let untouched = self.replacing == Replacing::Untouched
+            || self.was_refused() && self.underway.is_empty()
+            || mutants::on("session-replaced-after-asking");
         let early = matches!(self.phase, Phase::NotAuthenticated) && matches!(self.reading, Reading::Nothing);
         if !untouched || !early || self.replacing == Replacing::UnderWay {
             return false;

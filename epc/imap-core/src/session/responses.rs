@@ -23,6 +23,7 @@ impl super::Session {
         if !matches!(self.reading, Reading::Nothing) {
             return self.continue_response(frame);
         }
+        let Some(frame) = self.answer_ahead(frame) else { return };
         let piece = match &frame {
             Frame::End { piece } | Frame::Literal { piece, .. } | Frame::Overlong { piece } => piece.clone(),
             // A chunk without its literal cannot come out of the framer.
@@ -30,9 +31,15 @@ impl super::Session {
         };
         let Ok(response) = response::response(&piece) else {
             // Not a response that anyone knows: the client may.
+            if self.absorbs() {
+                return self.skip_rest(&frame);
+            }
             return self.forward_response(frame);
         };
         self.refresh_proof();
+        if self.absorb(&response, &piece, &frame) {
+            return;
+        }
         match response {
             Response::Tagged { tag, status, code } => self.tagged(tag, status, code, &piece),
             Response::Continuation(_) => self.continuation(piece),
@@ -53,6 +60,14 @@ impl super::Session {
                 }
                 self.views.deliver(Window::All, &mut |_| ());
                 self.say(piece);
+            }
+            Response::Recent(n) if matches!(self.phase, Phase::Selecting) => {
+                match self.recent_with_remembered(n) {
+                    Some(all) => {
+                        self.say(format!("* {} RECENT\r\n", all.min(self.views.server_len())).into())
+                    }
+                    None => self.forward_response(frame),
+                }
             }
             Response::Recent(n) if self.is_selected() => {
                 self.views.log_recent(n);
@@ -209,6 +224,7 @@ impl super::Session {
                     self.logged_in(&login);
                 } else {
                     self.event(Event::LoginRefused);
+                    self.flight_refused();
                 }
             }
             Effect::Select(selecting) => self.selected(selecting, status, code),
@@ -254,12 +270,14 @@ impl super::Session {
             self.event(Event::LoggedIn(account.clone()));
             self.catalog(CatalogOp::Account { account, identity });
         }
-        self.ask_compress();
+        if !self.flight_accepted() {
+            self.ask_compress();
+        }
     }
 
     /// RFC 4978 §3: nothing may follow until the origin has answered, so the client waits a round trip. Where the
     /// origin is known to have it, see [`super::Session::ask_compress_early`].
-    fn ask_compress(&mut self) {
+    pub(super) fn ask_compress(&mut self) {
         let offered = self.capabilities.has("COMPRESS=DEFLATE");
         if self.config.compress != Compress::Off && !self.compress_asked && offered && self.flights.is_empty()
         {
@@ -414,6 +432,7 @@ impl super::Session {
     pub(super) fn desync(&mut self, why: &'static str, frame: Frame) {
         self.event(Event::Desync(why));
         let clean = self.views.agree()
+            && !self.is_ahead()
             && self.waiting.is_none()
             && self.passing.is_none()
             && self.splices.is_empty()

@@ -89,6 +89,10 @@ impl super::Session {
                 // Ours, although it is no literal: NIL, or a string. The client's own command will say it.
                 return;
             }
+            if self.absorbs() {
+                // The client did not ask for it, and knows no flags yet that it could correct.
+                return;
+            }
             let only_size = said.as_ref().is_some_and(|said| said.flags.is_none() && said.items.len() == 1)
                 && items().all(|item| item.key.as_str() == "RFC822.SIZE");
             if only_size && self.flights.owns(|own| *own == Own::Size(slot)) {

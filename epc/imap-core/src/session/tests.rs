@@ -30,7 +30,7 @@ impl UserKeying for PlainKeys {
 
 /// A store as simple as can be: one value a mailbox, UID and item.
 #[derive(Clone, Default)]
-struct Shelf(Arc<Mutex<ShelfState>>);
+pub(super) struct Shelf(Arc<Mutex<ShelfState>>);
 
 #[derive(Default)]
 struct ShelfState {
@@ -128,23 +128,23 @@ impl Shelf {
     }
 }
 
-struct Dialogue {
-    session: Session,
+pub(super) struct Dialogue {
+    pub(super) session: Session,
     shelf: Shelf,
     client: Vec<u8>,
-    server: Vec<u8>,
-    events: Vec<Event>,
-    replaced: usize,
-    closed: Option<Closing>,
-    clock: Instant,
+    pub(super) server: Vec<u8>,
+    pub(super) events: Vec<Event>,
+    pub(super) replaced: usize,
+    pub(super) closed: Option<Closing>,
+    pub(super) clock: Instant,
 }
 
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
-fn any_time() -> Instant {
+pub(super) fn any_time() -> Instant {
     Instant::now()
 }
 
-fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -> Dialogue {
+pub(super) fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -> Dialogue {
     let mut config = SessionConfig {
         number: 1,
         nonce: [1, 2, 3, 4, 5, 6],
@@ -175,11 +175,11 @@ fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -> Dialogue 
 }
 
 impl Dialogue {
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now { mono: self.clock, wall: UnixMillis(0) }
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::ToClient(octets) => self.client.extend_from_slice(&octets),
@@ -203,14 +203,14 @@ impl Dialogue {
         }
     }
 
-    fn client(&mut self, text: &str) -> &mut Self {
+    pub(super) fn client(&mut self, text: &str) -> &mut Self {
         let now = self.now();
         self.session.handle_client(now, Bytes::copy_from_slice(text.as_bytes()));
         self.drain();
         self
     }
 
-    fn server(&mut self, text: &str) -> &mut Self {
+    pub(super) fn server(&mut self, text: &str) -> &mut Self {
         let now = self.now();
         self.session.handle_server(now, Bytes::copy_from_slice(text.as_bytes()));
         self.drain();
@@ -230,14 +230,14 @@ impl Dialogue {
 
     /// What the client heard since the last look.
     #[track_caller]
-    fn hears(&mut self, text: &str) -> &mut Self {
+    pub(super) fn hears(&mut self, text: &str) -> &mut Self {
         assert_eq!(String::from_utf8_lossy(&std::mem::take(&mut self.client)), text);
         self
     }
 
     /// What the origin heard since the last look.
     #[track_caller]
-    fn gets(&mut self, text: &str) -> &mut Self {
+    pub(super) fn gets(&mut self, text: &str) -> &mut Self {
         assert_eq!(String::from_utf8_lossy(&std::mem::take(&mut self.server)), text);
         self
     }

@@ -132,10 +132,15 @@ impl Flights {
         self.flights.push_back(Flight { tag, owner: Owner::Client, may_expunge: rewritten });
     }
 
+    /// A tag of ours for a command whose answer is not looked for here.
+    pub(super) fn reserve(&mut self) -> String {
+        self.counter += 1;
+        format!("{}{}", self.prefix, self.counter)
+    }
+
     /// A tag for a command of ours that is sent now.
     pub(super) fn own(&mut self, own: Own) -> String {
-        self.counter += 1;
-        let tag = format!("{}{}", self.prefix, self.counter);
+        let tag = self.reserve();
         self.flights.push_back(Flight {
             tag: tag.clone().into(),
             may_expunge: !matches!(own, Own::Compress | Own::ClientAddress),

@@ -21,6 +21,8 @@ pub(crate) struct Reached {
     /// When the origin itself last gave sections of it.
     sections: BTreeMap<MessageId, Duration>,
     completed: BTreeMap<String, bool>,
+    /// Answers to commands that the session sent ahead, by what they asked, oldest first.
+    ahead: BTreeMap<String, VecDeque<bool>>,
     /// The messages that it said have `\\Seen`, and when it last took that back.
     seen: BTreeSet<MessageId>,
     unseen: BTreeMap<MessageId, u64>,
@@ -43,7 +45,12 @@ impl Reached {
             }
             Mark::Named(id) => drop(self.named.insert(id)),
             Mark::Expunged(id) => drop(self.expunged.insert(id, tick)),
-            Mark::Completed { tag, ok } => drop(self.completed.insert(tag, ok)),
+            Mark::Completed { tag, ok, asked } => {
+                if tag.starts_with(OURS) {
+                    self.ahead.entry(asked).or_default().push_back(ok);
+                }
+                self.completed.insert(tag, ok);
+            }
             Mark::Nothing => {}
         }
     }
@@ -65,6 +72,8 @@ pub(crate) struct Truth<'a> {
 #[derive(Debug)]
 struct Asked {
     tag: String,
+    /// The command without its tag.
+    line: String,
     what: What,
     issued: u64,
     at: Duration,
@@ -131,6 +140,11 @@ pub(crate) struct Client {
     pub(crate) logged_out: bool,
     pub(crate) replies: u64,
     pub(crate) from_store: u64,
+    /// Answers to what was asked ahead of it, by the command.
+    used: BTreeMap<String, usize>,
+    pub(crate) told_ahead: u64,
+    /// What it always says first.
+    habit: VecDeque<&'static str>,
     /// Lines without a tag that it has said by mistake, and not been told off for.
     mistakes: usize,
 }
@@ -143,6 +157,9 @@ struct Open {
     view: Vec<Option<u32>>,
     flags: BTreeMap<u32, BTreeSet<String>>,
 }
+
+/// How tags of the session's own begin.
+const OURS: &str = "EPC010203040506";
 
 type Lie = String;
 
@@ -159,8 +176,17 @@ impl Client {
             logged_out: false,
             replies: 0,
             from_store: 0,
+            used: BTreeMap::new(),
+            told_ahead: 0,
+            habit: VecDeque::new(),
             mistakes: 0,
         }
+    }
+
+    /// Begins with these.
+    pub(crate) fn with_habit(mut self, habit: &[&'static str]) -> Self {
+        self.habit = habit.iter().copied().collect();
+        self
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
@@ -269,6 +295,12 @@ impl Client {
             };
             return Some(self.ask(What::Login { user, then }, truth, &line));
         }
+        if !self.asked.is_empty() && !self.habit.is_empty() {
+            return None;
+        }
+        if let Some(line) = self.habit.pop_front() {
+            return Some(self.by_habit(line, truth));
+        }
         if self.open.is_none() {
             return Some(match random.below(8) {
                 0 => self.ask(What::Other, truth, "NOOP"),
@@ -288,10 +320,28 @@ impl Client {
             87..=88 => self.ask(What::Other, truth, "EXPUNGE"),
             89..=90 => self.append(random, truth, uploads),
             91 => self.ask(What::Close, truth, if random.once_in(2) { "CLOSE" } else { "UNSELECT" }),
-            93 if random.once_in(5) => self.ask(What::Logout, truth, "LOGOUT"),
+            93 if random.once_in(2) => self.ask(What::Logout, truth, "LOGOUT"),
             94 | 95 => self.select(random, truth),
             _ => self.ask(What::Other, truth, "CHECK"),
         })
+    }
+
+    fn by_habit(&mut self, line: &str, truth: &Truth<'_>) -> String {
+        let what = if let Some(name) = line.strip_prefix("SELECT ") {
+            What::Select { name: name.into(), examine: false, count: None, validity: None }
+        } else if line.contains("FETCH") && self.open.is_some() {
+            What::Fetch(Fetch {
+                uid_form: true,
+                numbers: Vec::new(),
+                items: vec!["UID".into(), "FLAGS".into()],
+                known: self.open.iter().flat_map(|open| open.view.iter().copied().flatten()).collect(),
+                got: BTreeMap::new(),
+                alone: true,
+            })
+        } else {
+            What::Other
+        };
+        self.ask(what, truth, line)
     }
 
     /// Something that must be answered with all there is to say.
@@ -310,7 +360,8 @@ impl Client {
                 }
             }
         }
-        self.asked.push_back(Asked { tag, what, issued: truth.mail.tick, at: truth.clock });
+        let said = line.split_once(' ').map_or("", |(_, said)| said.trim_end()).to_owned();
+        self.asked.push_back(Asked { tag, line: said, what, issued: truth.mail.tick, at: truth.clock });
         line
     }
 
@@ -722,6 +773,16 @@ impl Client {
         self.replies += 1;
         let ok = status == "OK";
         let origins = truth.reached.completed.get(tag).copied();
+        // Sent ahead: what was asked must be the same, and each answer is told once.
+        let used = self.used.entry(asked.line.clone()).or_default();
+        let origins = origins.or_else(|| {
+            let answers = truth.reached.ahead.get(&asked.line)?;
+            // Those behind a refused login are told to nobody.
+            let at = (*used..answers.len()).find(|at| answers[*at] == ok)?;
+            *used = at + 1;
+            self.told_ahead += 1;
+            Some(ok)
+        });
         let by_itself = match &asked.what {
             What::Fetch(_) => true,
             What::Idle { done, .. } => *done,

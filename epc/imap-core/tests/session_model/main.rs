@@ -21,13 +21,14 @@ mod wire;
 use bytes::Bytes;
 use client::{Client, Reached, Truth};
 use discovery_core::{
-    id::{ServerId, UserKey, UserKeying},
+    id::{AccountKey, ServerId, UserKey, UserKeying},
     now::{Now, UnixMillis},
     seam::blob::BlobReader,
 };
 use imap_core::{
     catalog::{Catalog, CatalogOp},
     session::{Closing, Compress, Event, Output, Road, Session, SessionConfig, Side},
+    start_profile::{StartHabits, StartKey},
 };
 use mail::{BOXES, Mail, USERS, box_of};
 use origin::{Manner, Origin};
@@ -35,9 +36,41 @@ use random::Random;
 use shelf::Shelf;
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
+
+/// Foresees by chance: as the client has it, or not.
+struct Guesses(Mutex<Random>, &'static [&'static str]);
+
+impl StartHabits for Guesses {
+    fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
+        let mut random = self.0.lock().unwrap();
+        let habit = if random.once_in(3) { *random.pick(&HABITS) } else { self.1 };
+        let commands = habit.iter().map(|command| format!("{command}\r\n").into()).collect();
+        (StartKey { account: account.clone(), opening, nth: 0 }, commands)
+    }
+
+    fn observe(&self, _: &StartKey, commands: Vec<Bytes>) {
+        assert!(commands.iter().all(|command| command.ends_with(b"\r\n")));
+    }
+
+    fn end(&self, _: &StartKey) {}
+}
+
+/// How clients begin. Some of it must never be sent ahead.
+const HABITS: [&[&str]; 10] = [
+    &[],
+    &["NOOP"],
+    &["SELECT INBOX", "UID FETCH 1:* (UID FLAGS)"],
+    &["SELECT INBOX", "UID FETCH 1:* (UID FLAGS)"],
+    &["STATUS \"Work Stuff\" (MESSAGES)", "SELECT INBOX", "UID FETCH 1:* (UID FLAGS)"],
+    &["SELECT INBOX", "NOOP", "UID FETCH 1:* (UID FLAGS)"],
+    &["SELECT Shared", "UID FETCH 1:* (UID FLAGS)"],
+    &["SELECT Nowhere", "UID FETCH 1:* (UID FLAGS)"],
+    &["SELECT INBOX"],
+    &["SELECT INBOX", "EXPUNGE"],
+];
 
 const RE_PROOF: Duration = Duration::from_secs(60);
 
@@ -114,6 +147,10 @@ struct Totals {
     sessions: u64,
     /// Parked connections that ended unused.
     replaced: u64,
+    /// Origins that ended behind a refused login.
+    had_enough: u64,
+    /// Answers that were there before they were asked.
+    ahead: u64,
 }
 
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
@@ -177,6 +214,9 @@ impl World {
             chunk_fill_max: 1 << 20,
         };
         let mut session = Session::new(config);
+        let random = Random::new(self.random.below(usize::MAX) as u64);
+        let habit = *self.random.pick(&HABITS);
+        session.foresee(Arc::new(Guesses(Mutex::new(random), habit)));
         let parked = self.random.once_in(2);
         if parked {
             session.origin_was_parked();
@@ -184,7 +224,7 @@ impl World {
         let greeting = format!("* OK [CAPABILITY {}] ready\r\n", origin.capabilities());
         session.handle_greeting(self.now(), &greeting.into());
         Line {
-            client: Client::new(user),
+            client: Client::new(user).with_habit(habit),
             session,
             origin,
             parked,
@@ -226,6 +266,10 @@ impl World {
             120 if self.random.once_in(20) => return self.cut(at),
             121 => self.origin_forgets(at),
             _ => self.store_answers(at),
+        }
+        let (now, line) = (self.now(), &mut self.lines[at]);
+        if line.closed.is_none() && line.session.poll_timeout().is_some_and(|moment| moment <= now.mono) {
+            line.session.handle_timeout(now);
         }
         let told = self.drain(at).and_then(|()| {
             let line = &self.lines[at];
@@ -401,13 +445,19 @@ impl World {
                 Output::Event(Event::Unread) => return Err("a FETCH response was not understood".into()),
                 Output::Event(_) => {}
                 Output::ReplaceOrigin => {
-                    if !std::mem::take(&mut line.parked)
-                        || !line.origin.is_untouched()
-                        || !line.to_origin.is_empty()
-                    {
+                    let unused = std::mem::take(&mut line.parked)
+                        && line.origin.is_untouched()
+                        && line.to_origin.is_empty();
+                    // It was sent more than it forgives, behind a login that it refused.
+                    let unread = line.origin.unanswered() + &text_of(line.to_origin.make_contiguous());
+                    let asked = ["LOGIN", "AUTHENTICATE"].iter().any(|login| unread.contains(login));
+                    let had_enough = line.origin.has_refused && !asked;
+                    if !unused && !had_enough {
                         return Err("replaced, and something had been asked".into());
                     }
-                    self.totals.replaced += 1;
+                    line.to_origin.clear();
+                    self.totals.replaced += u64::from(unused);
+                    self.totals.had_enough += u64::from(had_enough);
                     line.origin = Origin::new(self.manner);
                     let greeting = format!("* OK [CAPABILITY {}] again\r\n", line.origin.capabilities());
                     line.session.handle_replacement(
@@ -467,7 +517,10 @@ impl World {
         let line = &mut self.lines[at];
         match self.random.below(3) {
             0 => line.session.handle_closed(now, Side::Client),
-            1 => line.session.handle_closed(now, Side::Server),
+            1 => {
+                line.origin.is_gone = true;
+                line.session.handle_closed(now, Side::Server);
+            }
             _ => line.session.handle_shutdown(now, "drain"),
         }
         line.cut = true;
@@ -505,6 +558,7 @@ impl World {
         }
         self.totals.replies += line.client.replies;
         self.totals.from_store += line.client.from_store;
+        self.totals.ahead += line.client.told_ahead;
         self.totals.sessions += 1;
         self.drain(at)
     }
@@ -543,6 +597,7 @@ impl World {
         }
         self.totals.replies += line.client.replies;
         self.totals.from_store += line.client.from_store;
+        self.totals.ahead += line.client.told_ahead;
         self.totals.sessions += 1;
         Ok(())
     }
@@ -590,6 +645,10 @@ impl World {
     }
 }
 
+fn text_of(octets: &[u8]) -> String {
+    String::from_utf8_lossy(octets).into_owned()
+}
+
 /// Long enough for several selections in each of three lines.
 const STEPS: usize = 6_000;
 
@@ -608,18 +667,24 @@ fn play_many(first: u64, events: u64) {
         all.from_store += totals.from_store;
         all.sessions += totals.sessions;
         all.replaced += totals.replaced;
+        all.had_enough += totals.had_enough;
+        all.ahead += totals.ahead;
         seed += 1;
     }
     println!(
-        "{} events, {} sessions, {} origins replaced, {} tagged replies, {} sections from the store, {} seeds, no lie",
+        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} tagged replies, {} sections from the store, {} seeds, no lie",
         all.events,
         all.sessions,
         all.replaced,
+        all.had_enough,
+        all.ahead,
         all.replies,
         all.from_store,
         seed - first
     );
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
+    assert!(all.ahead > all.events / 5000, "hardly anything was foreseen");
+    assert!(all.had_enough > 0, "no origin had enough");
     assert!(all.replaced > all.events / 100_000, "hardly any parked connection ended unused");
 }
 

@@ -35,9 +35,11 @@ pub(crate) enum Mark {
         id: MessageId,
         seen: bool,
     },
+    /// `asked`: the command without its tag.
     Completed {
         tag: String,
         ok: bool,
+        asked: String,
     },
     Nothing,
 }
@@ -75,6 +77,15 @@ pub(crate) struct Origin {
     /// What clients are about to append.
     pub(crate) uploads: Vec<Rc<Content>>,
     pub(crate) said_bye: bool,
+    /// What it is asked, by tag.
+    asked: BTreeMap<String, String>,
+    /// Commands that need a login, without one.
+    strikes: usize,
+    pub(crate) has_refused: bool,
+    /// It has had enough and reads no more.
+    pub(crate) is_gone: bool,
+    /// What it was sent after that.
+    unread: Vec<u8>,
 }
 
 impl Origin {
@@ -97,6 +108,11 @@ impl Origin {
             found: BTreeMap::new(),
             uploads: Vec::new(),
             said_bye: false,
+            asked: BTreeMap::new(),
+            strikes: 0,
+            has_refused: false,
+            is_gone: false,
+            unread: Vec::new(),
         }
     }
 
@@ -115,7 +131,16 @@ impl Origin {
     }
 
     pub(crate) fn receive(&mut self, octets: &[u8]) {
+        if self.is_gone {
+            return self.unread.extend_from_slice(octets);
+        }
         self.input.extend_from_slice(octets);
+    }
+
+    /// Everything that it was sent and has not answered.
+    pub(crate) fn unanswered(&self) -> String {
+        let queued = self.queue.iter().flatten().copied();
+        text(&queued.chain(self.input.iter().copied()).chain(self.unread.iter().copied()).collect::<Vec<_>>())
     }
 
     pub(crate) fn has_output(&self) -> bool {
@@ -158,11 +183,21 @@ impl Origin {
         self.line(line);
         let mut words = line.split(' ');
         let tag = words.next().unwrap().to_owned();
-        self.mark(Mark::Completed { tag, ok: words.next() == Some("OK") });
+        let asked = self.asked.remove(&tag).unwrap_or_default();
+        self.mark(Mark::Completed { tag, ok: words.next() == Some("OK"), asked });
+        if self.strikes > 2 {
+            self.line("* BYE Too many invalid IMAP commands.");
+            self.is_gone = true;
+        }
     }
 
     /// Does what is next, if anything is. `quiet`: says nothing that was not asked for.
     pub(crate) fn step(&mut self, mail: &mut Mail, random: &mut Random, quiet: bool) {
+        if self.is_gone {
+            self.unread.append(&mut self.input);
+            self.queue.drain(..).for_each(|command| self.unread.extend(command));
+            return;
+        }
         if let Some(tag) = self.idle.clone() {
             if self.input.starts_with(b"DONE\r\n") {
                 self.input.drain(..6);
@@ -354,10 +389,18 @@ impl Origin {
         let first = if uid_form { 3 } else { 2 };
         let verb = word(first - 1).to_ascii_uppercase();
         let selects = ["FETCH", "STORE", "SEARCH", "COPY", "MOVE", "EXPUNGE", "CLOSE", "UNSELECT"];
+        let ok = |text: &str| Some(format!("{tag} OK {text}"));
+        let line = text(command);
+        let said = line.split_once(' ').map_or("", |(_, said)| said.trim_end());
+        self.asked.insert(tag.clone(), said.to_owned());
+        let without_login = ["NOOP", "CHECK", "CAPABILITY", "LOGIN", "AUTHENTICATE", "LOGOUT"];
+        if self.user.is_none() && !without_login.contains(&verb.as_str()) {
+            self.strikes += usize::from(self.manner == Manner::Dovecot);
+            return Some(format!("{tag} BAD Please login first"));
+        }
         if selects.contains(&verb.as_str()) && self.selected.is_none() {
             return Some(format!("{tag} BAD No mailbox selected"));
         }
-        let ok = |text: &str| Some(format!("{tag} OK {text}"));
         match verb.as_str() {
             "NOOP" | "CHECK" | "CAPABILITY" => ok("done"),
             "LOGIN" => Some(self.log_in(&tag, &argument(2), &argument(3))),
@@ -449,6 +492,7 @@ impl Origin {
 
     fn log_in(&mut self, tag: &str, user: &str, password: &str) -> String {
         if !USERS.contains(&user) || password != "secret" || self.user.is_some() {
+            self.has_refused = true;
             return format!("{tag} NO [AUTHENTICATIONFAILED] no");
         }
         self.user = Some(user.to_owned());
