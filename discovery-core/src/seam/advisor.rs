@@ -28,7 +28,7 @@ impl Kin {
     }
 }
 
-/// Kin of one item, the most telling last: list or sender first, thread last.
+/// Kin of one item, the most telling last (IMAP: class of mail by its header, sender or list, thread).
 pub type Kinship = [Kin; 3];
 
 /// How much of an item the store holds.

@@ -12,8 +12,8 @@ use std::{
     ops::Range,
 };
 
-/// The seeds 1 to 5 were looked at while the policy was tuned; these were not.
-const SEEDS: [u64; 8] = [101, 102, 103, 104, 105, 106, 107, 108];
+/// The seeds 1 to 5 and 101 to 108 were looked at while the policy was tuned; these were not.
+const SEEDS: [u64; 8] = [201, 202, 203, 204, 205, 206, 207, 208];
 
 /// 10 Mbit/s, a quarter of it for what is fetched ahead.
 const LINE: Line = Line { octets_per_second: 1_250_000, background_percent: 25 };

@@ -5,6 +5,7 @@
 //! policy is told is what a proxy can know: what arrives, its sizes and kin, what is opened. What a session is
 //! looking at comes first in its facts.
 
+use crate::habits::Kind;
 use crate::office::{Days, Event, Message};
 use discovery_core::{
     id::{ServerId, UserKey},
@@ -187,11 +188,7 @@ impl<'a> Trial<'a> {
             arrived: UnixMillis(message.arrived * 1000),
             used: message.seen_before,
             held: self.copies.get(id).map_or(Held::Nothing, |copy| copy.held),
-            kin: [
-                Kin(message.source + 1),
-                Kin::NONE,
-                Kin(u64::MAX - message.thread * 1000 - u64::try_from(message.user).unwrap_or(0)),
-            ],
+            kin: kin(message),
         };
         let Some(mailbox) = self.mailboxes.get_mut(message.user).and_then(|all| all.get_mut(message.mailbox))
         else {
@@ -336,6 +333,21 @@ impl<'a> Trial<'a> {
         }
         self.judged.into_iter().map(|(_, outcome)| outcome).collect()
     }
+}
+
+/// What a proxy reads from a header: the class of mail (own domain, another one, `List-Id`, `List-Unsubscribe`,
+/// `Auto-Submitted`), who or which list, and the thread. A stranger looks like anybody of another domain.
+fn kin(message: &Message) -> [Kin; 3] {
+    let class = match message.kind {
+        Kind::Colleague => 1,
+        Kind::Outsider | Kind::Stranger => 2,
+        Kind::List => 3,
+        Kind::Newsletter => 4,
+        Kind::Machine => 5,
+    };
+    // Threads are counted for each user anew.
+    let thread = message.thread * 1000 + u64::try_from(message.user).unwrap_or(0);
+    [Kin(u64::MAX - class), Kin(message.source + 1), Kin(1 << 62 | thread)]
 }
 
 /// Mailboxes by their number; one that never holds anything is empty.
