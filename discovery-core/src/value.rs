@@ -93,6 +93,15 @@ pub struct Access {
     pub at: UnixMillis,
 }
 
+/// How likely a user is to use an object again: what a store weighs before it forgets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// What.
+    pub object: ObjectKey,
+    /// Parts of a thousand; 0 for what nobody is expected to use.
+    pub permille: u16,
+}
+
 /// A short, ignorable message between nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
