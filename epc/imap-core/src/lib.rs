@@ -15,6 +15,7 @@ pub mod item;
 pub mod mime;
 pub mod mutants;
 pub mod response;
+pub mod retained;
 pub mod sasl;
 pub mod search_criteria;
 pub mod sequence_set;
