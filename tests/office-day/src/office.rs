@@ -27,9 +27,9 @@ pub struct Message {
     pub attachment_octets: u64,
     /// Already read when Waypost came.
     pub seen_before: bool,
-    /// What kind of source it is: for the bound of what can be known, and for no policy.
+    /// What kind of source it is. A policy is told as much of it as a header tells (`trial`).
     pub kind: Kind,
-    /// The chance with which it was opened: likewise.
+    /// The chance with which it was opened: for the bound of what can be known, and for no policy.
     pub chance: f64,
 }
 
