@@ -84,7 +84,7 @@ struct Sent {
     mailbox: Option<Bytes>,
     fetches: bool,
     /// The client's tag, once it has asked the same.
-    claimed: Option<Bytes>,
+    asked: Option<Bytes>,
 }
 
 impl Ahead {
@@ -100,8 +100,8 @@ impl Ahead {
         }
     }
 
-    fn unclaimed(&mut self) -> Option<&mut Sent> {
-        self.flight.as_mut()?.commands.iter_mut().find(|sent| sent.claimed.is_none())
+    fn unasked(&mut self) -> Option<&mut Sent> {
+        self.flight.as_mut()?.commands.iter_mut().find(|sent| sent.asked.is_none())
     }
 }
 
@@ -146,7 +146,7 @@ impl super::Session {
         } else {
             self.note_command(&waiting.command, &waiting.octets);
         }
-        self.claim(waiting)
+        self.meet_foreseen(waiting)
     }
 
     fn note_opening(&mut self, command: &Command, octets: &[u8]) {
@@ -208,7 +208,7 @@ impl super::Session {
             };
             let fetches = matches!(command.kind, Kind::Fetch(_));
             flight.mistakes += usize::from(!matches!(&*command.verb, b"ID" | b"CAPABILITY" | b"NOOP"));
-            flight.commands.push_back(Sent { tag: tag.into(), octets, mailbox, fetches, claimed: None });
+            flight.commands.push_back(Sent { tag: tag.into(), octets, mailbox, fetches, asked: None });
             self.send(line);
         }
         let any = !flight.commands.is_empty();
@@ -275,9 +275,9 @@ impl super::Session {
         }
     }
 
-    fn claim(&mut self, waiting: Waiting) -> Option<Waiting> {
+    fn meet_foreseen(&mut self, waiting: Waiting) -> Option<Waiting> {
         let holding = self.holds();
-        let Some(sent) = self.ahead.unclaimed() else { return Some(waiting) };
+        let Some(sent) = self.ahead.unasked() else { return Some(waiting) };
         let (command, octets) = (&waiting.command, &waiting.octets);
         let same = sent.octets == after_tag(octets)
             || mutants::on("session-foreseen-other-arguments") && sent.fetches && *command.verb == *b"FETCH";
@@ -286,7 +286,7 @@ impl super::Session {
             return Some(waiting);
         }
         let tag = Bytes::copy_from_slice(&command.tag);
-        sent.claimed = Some(tag.clone());
+        sent.asked = Some(tag.clone());
         let mut effect = self.effect_of(command, octets);
         let selects = if let Effect::Select(selecting) = &mut effect {
             selecting.asked = self.ahead.flight.as_ref().and_then(|flight| flight.sent);
@@ -303,7 +303,7 @@ impl super::Session {
             self.phase = Phase::Selecting;
             self.forget_mailbox();
             // The FETCH behind it says which messages there are.
-            if self.ahead.unclaimed().is_none_or(|sent| !sent.fetches) {
+            if self.ahead.unasked().is_none_or(|sent| !sent.fetches) {
                 self.ask_uids();
             }
         }
@@ -337,11 +337,11 @@ impl super::Session {
             return;
         }
         flight.absorbing = true;
-        if flight.commands.iter().any(|sent| sent.mailbox.is_some() && sent.claimed.is_none()) {
+        if flight.commands.iter().any(|sent| sent.mailbox.is_some() && sent.asked.is_none()) {
             let tag = self.flights.reserve();
             let octets = Bytes::from_static(b"UNSELECT\r\n");
             let line = [tag.as_bytes(), b" ", &octets].concat();
-            let sent = Sent { tag: tag.into(), octets, mailbox: None, fetches: false, claimed: None };
+            let sent = Sent { tag: tag.into(), octets, mailbox: None, fetches: false, asked: None };
             flight.commands.push_back(sent);
             self.send(line.into());
         }
@@ -398,8 +398,8 @@ impl super::Session {
         let tag = piece.split(|o| *o == b' ').next().unwrap_or_default();
         let Some(at) = flight.commands.iter().position(|sent| sent.tag == tag) else { return Some(frame) };
         let rest = piece.slice(tag.len()..);
-        let claimed = flight.commands.remove(at).and_then(|sent| sent.claimed);
-        let Some(tag) = claimed else {
+        let asked = flight.commands.remove(at).and_then(|sent| sent.asked);
+        let Some(tag) = asked else {
             flight.absorbed += 1;
             // Before its turn: whatever this server does, it is not what was foreseen.
             flight.absorbing = true;
