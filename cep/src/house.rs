@@ -18,6 +18,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::{Catalog, CatalogOp},
+    mutants,
     retained::{Handed, Retained},
 };
 use seams::AsyncIo;
@@ -201,6 +202,9 @@ impl Sink<Handed<Box<dyn AsyncIo>>> for House {
             Handed::LoggedIn(account) => end(&account, Why::NewLogin),
             Handed::Limited(account) => end(&account, Why::Connections),
             Handed::Refused(account) => {
+                if mutants::on("house-stranger-ends") {
+                    end(&account, Why::NewLogin);
+                }
                 if let Some(card) = self.0.kept().get(&account) {
                     *lock(&card.suspended) = Some(now().mono + SUSPENSION);
                 }

@@ -26,11 +26,13 @@ use conversation::Conversation;
 use discovery_core::{
     id::{ServerId, UserKeying},
     now::{Now, UnixMillis},
+    seam::sink::{Nowhere, Sink},
     value::Class,
 };
 use imap_core::{
     catalog::Catalog,
     mutants,
+    retained::Handed,
     session::{Compress, Road, Session, SessionConfig},
     start_profile::StartProfiles,
 };
@@ -38,6 +40,7 @@ use metrics::{Ended, Metrics};
 use ring::rand::{SecureRandom, SystemRandom};
 use roster::{Card, Roster};
 use seams::{
+    AsyncIo,
     intake::{Accepted, ClientAddr, ClientTls, ClientUpgrade},
     origin::{OpenError, OriginConnector, OriginRequest, SourcePolicy, VerifiedBy},
 };
@@ -102,6 +105,8 @@ pub struct ServerTerms {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk.
     pub chunk_fill_max: u64,
+    /// Whether connections to the server outlive their clients.
+    pub retain: bool,
     /// Whether each session begins by telling the server the client's address (ID).
     pub announce_client: bool,
     /// Whether what a known client always asks first is asked behind its login.
@@ -125,6 +130,7 @@ impl ServerTerms {
             cache: true,
             re_proof: Duration::from_secs(300),
             chunk_fill_max: CHUNK_FILL_MAX,
+            retain: false,
             announce_client: false,
             foresee: true,
             sessions_max,
@@ -138,7 +144,7 @@ impl ServerTerms {
     pub fn is_same(&self, other: &Self) -> bool {
         let said = |terms: &Self| {
             let proof = (terms.cache, terms.re_proof, terms.announce_client, terms.foresee);
-            (terms.compress, proof, terms.chunk_fill_max, terms.sessions_max)
+            (terms.compress, proof, terms.chunk_fill_max, terms.retain, terms.sessions_max)
         };
         self.id == other.id && said(self) == said(other)
     }
@@ -201,6 +207,7 @@ pub struct Handler {
     /// How clients begin, by account and program; in memory alone.
     habits: Arc<Mutex<StartProfiles>>,
     numbers: AtomicU64,
+    kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
 }
 
 impl Handler {
@@ -222,7 +229,15 @@ impl Handler {
             buffers: Arc::new(Buffers::default()),
             habits: Arc::default(),
             numbers: AtomicU64::new(1),
+            kept: Arc::new(Nowhere),
         }
+    }
+
+    /// Hands connections whose client has left to `kept`, where the server's terms say so.
+    #[must_use]
+    pub fn with_keeper(mut self, kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>) -> Self {
+        self.kept = kept;
+        self
     }
 
     /// The counters.
@@ -309,6 +324,7 @@ impl Handler {
             cache: server.cache,
             re_proof: server.re_proof,
             chunk_fill_max: server.chunk_fill_max,
+            retain: server.retain && !matches!(*drain.borrow(), Drain::By(_) | Drain::Now),
         });
         if origin.caps.parked_age.is_some() {
             session.origin_was_parked();
@@ -336,7 +352,7 @@ impl Handler {
     }
 
     /// Tells a client why it is not served.
-    async fn turn_away(&self, client: &mut Box<dyn seams::AsyncIo>, why: &str) {
+    async fn turn_away(&self, client: &mut Box<dyn AsyncIo>, why: &str) {
         let said = async {
             client.write_all(&bye(why)).await?;
             client.shutdown().await

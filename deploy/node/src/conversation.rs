@@ -173,6 +173,7 @@ impl Conversation {
                     cache: self.terms.cache,
                     re_proof: self.terms.re_proof,
                     chunk_fill_max: self.terms.chunk_fill_max,
+                    retain: false,
                 });
                 if parked {
                     session.origin_was_parked();
@@ -438,6 +439,11 @@ impl Conversation {
                 }
                 Wanted::Event(event) => {
                     outputs.push_back(Output::Count { conn, what: Count::Event(event) });
+                }
+                // Never asked for (`retain`): there is no keeper in here yet.
+                Wanted::Retain(_) => {
+                    let how = serving.ours.unwrap_or(Ended::Done);
+                    self.end(now, how, outputs);
                 }
                 Wanted::Close(why) => {
                     let how = serving.ours.unwrap_or(why.into());

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `GET /api/v1/status` `sessions` `trace?user=` | JSON, on the socket only: it tells who works when |
 //! | `GET /api/v1/store/stats`, `POST /api/v1/store/verify` `gc` | the store, on the socket only |
+//! | `GET /api/v1/sustained`, `POST /api/v1/sustained/end?user=` | sessions whose client has left, on the socket only |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /livez` `/readyz` | whether it runs; whether it takes clients |
 
@@ -13,8 +14,8 @@ mod socket;
 
 use crate::{
     api::{
-        Collected, ListenerStatus, Named, ParkedStatus, Readiness, SessionStatus, Status, StoreStatus, Trace,
-        TraceLine, Trouble, Verified,
+        Collected, EndedSessions, Kept, KeptSession, ListenerStatus, Named, ParkedStatus, Readiness,
+        SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble, Verified,
     },
     config,
     exit::Failure,
@@ -84,6 +85,8 @@ impl Admin {
             .route("/api/v1/status", get(status))
             .route("/api/v1/sessions", get(sessions))
             .route("/api/v1/trace", get(trace))
+            .route("/api/v1/sustained", get(sustained))
+            .route("/api/v1/sustained/end", post(sustained_end))
             .route("/api/v1/store/stats", get(store_stats))
             .route("/api/v1/store/verify", post(store_verify))
             .route("/api/v1/store/gc", post(store_gc));
@@ -254,6 +257,29 @@ async fn sessions(State(asked): State<Asked>) -> Json<Vec<SessionStatus>> {
         }
     };
     Json(sessions.iter().map(describe).collect())
+}
+
+async fn sustained(State(asked): State<Asked>) -> Json<Kept> {
+    let house = asked.node.house();
+    let (so_far, ended) = house.counts();
+    let sessions = house.list().into_iter().map(|kept| KeptSession {
+        user: kept.account.user.to_string(),
+        server: kept.account.server.to_string(),
+        mailbox: String::from_utf8_lossy(&kept.mailbox).into_owned(),
+        since_unix_ms: kept.since.0,
+        way: kept.way.to_owned(),
+        messages: kept.messages,
+        octets: kept.octets,
+    });
+    let ended = ended.into_iter().filter(|(_, n)| *n > 0);
+    let ended = ended.map(|(why, n)| Named { word: why.word().to_owned(), n }).collect();
+    Json(Kept { sessions: sessions.collect(), so_far, ended })
+}
+
+async fn sustained_end(State(asked): State<Asked>, Query(whose): Query<Whose>) -> Json<EndedSessions> {
+    let user = parse_key(&whose.user).unwrap_or_else(|| asked.node.keying().user_key(whose.user.as_bytes()));
+    let ended = asked.node.house().end(user, cep::keeper::Why::Operator);
+    Json(EndedSessions { ended: u64::try_from(ended).unwrap_or(u64::MAX) })
 }
 
 #[derive(Deserialize)]

@@ -138,6 +138,35 @@ pub(crate) struct SessionStatus {
     pub(crate) to_client_octets: u64,
 }
 
+/// `GET /api/v1/sustained`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Kept {
+    pub(crate) sessions: Vec<KeptSession>,
+    /// Sessions kept since the node started.
+    pub(crate) so_far: u64,
+    /// How they ended, where it is not zero.
+    pub(crate) ended: Vec<Named>,
+}
+
+/// A session whose client has left.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct KeptSession {
+    pub(crate) user: String,
+    pub(crate) server: String,
+    pub(crate) mailbox: String,
+    pub(crate) since_unix_ms: i64,
+    /// `idle` or `poll`.
+    pub(crate) way: String,
+    pub(crate) messages: u64,
+    pub(crate) octets: u64,
+}
+
+/// `POST /api/v1/sustained/end?user=…`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct EndedSessions {
+    pub(crate) ended: u64,
+}
+
 /// `GET /api/v1/trace?user=…`
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Trace {

@@ -61,6 +61,13 @@ pub(crate) enum Command {
         #[arg(long)]
         sessions: bool,
     },
+    /// Sessions that outlive their client: who has one, and ending one
+    Sessions {
+        #[command(subcommand)]
+        command: Option<SessionsCommand>,
+        #[command(flatten)]
+        node: RunningNode,
+    },
     /// What was decided for a user, and why: served from the store, or by the server because …
     Trace {
         /// The user's key (u1-…, as in the log and in `status`), or the name that he logs in with
@@ -128,6 +135,17 @@ pub(crate) enum ConfigCommand {
         /// Leave out what is a default
         #[arg(long)]
         changed: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionsCommand {
+    /// End those of a user, now
+    End {
+        /// The user's key (u1-…), or the name that he logs in with
+        user: String,
+        #[command(flatten)]
+        node: RunningNode,
     },
 }
 

@@ -40,6 +40,17 @@ pub(crate) struct Config {
     pub(crate) servers: Vec<Server>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) store: Store,
+    pub(crate) sustain: Sustain,
+}
+
+/// Sessions that outlive their client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sustain {
+    pub(crate) enabled: bool,
+    pub(crate) absolute: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) per_server_max: u32,
+    pub(crate) size_max: Size,
 }
 
 /// Who this node is and where it keeps what it must not lose.

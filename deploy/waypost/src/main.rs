@@ -18,6 +18,7 @@ mod node;
 mod notify;
 mod run;
 mod say;
+mod sessions;
 mod show;
 mod status;
 mod storage;
@@ -25,7 +26,7 @@ mod store;
 mod trust;
 
 use clap::Parser;
-use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile};
+use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile, SessionsCommand};
 use exit::{Exit, Failure};
 use std::process::ExitCode;
 
@@ -57,6 +58,10 @@ fn obey(command: Command) -> Result<Exit, Failure> {
             show::show(&config, changed)
         }
         Command::Status { node, sessions } => status::status(&node, sessions),
+        Command::Sessions { command: None, node } => sessions::list(&node),
+        Command::Sessions { command: Some(SessionsCommand::End { user, node }), .. } => {
+            sessions::end(&node, &user)
+        }
         Command::Trace { user, node } => status::trace(&node, &user),
         Command::Store(command) => store::store(&command),
         Command::Ca(CaCommand::Init { interception: _, permit, dir }) => ca::init(&permit, dir),

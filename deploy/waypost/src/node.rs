@@ -10,7 +10,13 @@ use crate::{
     keying::OrganisationKey,
     storage,
 };
-use discovery_core::id::ServerId;
+use cep::{house::House, keeper};
+use discovery_core::{
+    id::ServerId,
+    now::Now,
+    seam::gate::{BackgroundGate, Grant},
+    value::Class,
+};
 use door::Door;
 use epc::{
     handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
@@ -44,6 +50,7 @@ const DRAIN_CLOSE: Duration = Duration::from_secs(5);
 pub(crate) struct Node {
     handler: Arc<Handler>,
     store: Option<Arc<Store>>,
+    house: House,
     origins: Arc<Origins>,
     keying: Arc<OrganisationKey>,
     drain: watch::Sender<Drain>,
@@ -80,12 +87,25 @@ impl Node {
             Some(store) => Arc::clone(store) as Arc<_>,
             None => Arc::new(NoCatalog),
         };
-        let handler = Arc::new(Handler::new(
+        let sustain = &config.sustain;
+        let house = House::new(
+            keeper::Limits {
+                absolute: sustain.absolute,
+                idle: sustain.idle,
+                size_max: sustain.size_max.0,
+                ..keeper::Limits::default()
+            },
+            usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            Arc::clone(&catalog),
+            Arc::new(AlwaysGo),
+        );
+        let handler = Handler::new(
             Arc::clone(&origins) as Arc<_>,
             catalog,
             Arc::clone(&keying) as Arc<_>,
             Limits::default(),
-        ));
+        );
+        let handler = Arc::new(handler.with_keeper(Arc::new(house.clone())));
         let (drain, draining) = watch::channel(Drain::Serving);
         let mut served = Served {
             config: config.clone(),
@@ -104,6 +124,7 @@ impl Node {
         Ok(Self {
             handler,
             store,
+            house,
             origins,
             keying,
             drain,
@@ -152,13 +173,16 @@ impl Node {
     /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`.
     pub(crate) async fn drain(&self, by: Instant) {
         self.drain.send_replace(Drain::By(by));
-        self.empty(by).await;
+        tokio::join!(self.empty(by), self.house.drain());
     }
 
     /// Ends all sessions now.
     pub(crate) async fn hurry(&self) {
         self.drain.send_replace(Drain::Now);
-        self.empty(Instant::now()).await;
+        let by = Instant::now();
+        tokio::join!(self.empty(by), async {
+            let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
+        });
     }
 
     /// Every door and session holds a receiver, and nobody else does.
@@ -196,6 +220,11 @@ impl Node {
 
     pub(crate) fn roster(&self) -> Arc<Roster> {
         self.handler.roster()
+    }
+
+    /// Sessions whose client has left.
+    pub(crate) fn house(&self) -> &House {
+        &self.house
     }
 
     /// Connections kept ready, by server.
@@ -245,6 +274,7 @@ impl Served {
             new.compress = server.compress;
             new.re_proof = config.store.re_proof;
             new.cache = self.cache;
+            new.retain = self.cache && config.sustain.enabled;
             new.announce_client = server.announce_client;
             new.foresee = server.foresee;
             let kept = self.terms.remove(&server.name).filter(|old| old.is_same(&new));
@@ -319,6 +349,7 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
     let parts = [
         ("[node]", old.node != new.node),
         ("[admin]", old.admin != new.admin),
+        ("[sustain], its limits", Config::sustain_needs_restart(old, new)),
         ("[store]", Config::store_needs_restart(old, new)),
         ("[log] format", old.log.format != new.log.format),
     ];
@@ -329,7 +360,24 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
     }
 }
 
+/// Nothing else moves mail in the background yet.
+struct AlwaysGo;
+
+impl BackgroundGate for AlwaysGo {
+    fn ask(&self, _: Class, _: &ServerId, _: u32, _: Now) -> Grant {
+        Grant::Go
+    }
+
+    fn foreground(&self, _: &ServerId, _: bool, _: Now) {}
+}
+
 impl Config {
+    fn sustain_needs_restart(old: &Self, new: &Self) -> bool {
+        let mut same = old.sustain;
+        same.enabled = new.sustain.enabled;
+        same != new.sustain
+    }
+
     fn store_needs_restart(old: &Self, new: &Self) -> bool {
         let mut same = old.store.clone();
         same.re_proof = new.store.re_proof;

@@ -136,7 +136,7 @@ fn list(named: &[Named]) -> String {
 }
 
 /// Columns as wide as their widest cell, two spaces between.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -156,7 +156,7 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// The time of day.
-fn clock(unix_ms: i64) -> String {
+pub(crate) fn clock(unix_ms: i64) -> String {
     let s = unix_ms.div_euclid(1000).rem_euclid(86_400);
     format!("{:02}:{:02}:{:02}.{:03}", s / 3600, s / 60 % 60, s % 60, unix_ms.rem_euclid(1000))
 }

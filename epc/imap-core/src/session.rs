@@ -31,6 +31,7 @@ mod prompting;
 mod renumber;
 mod replacing;
 mod responses;
+mod retain;
 mod tee;
 mod telling;
 mod underway;
@@ -153,6 +154,8 @@ pub struct Session {
     client_finished: bool,
     /// The origin said BYE.
     bye_heard: bool,
+    /// When the origin accepted the login, and whether by a token.
+    authenticated: Option<(Now, bool)>,
     replacing: Replacing,
     /// The client's address, to be told to the origin before anything else.
     announce: Option<SocketAddr>,
@@ -195,6 +198,7 @@ impl Session {
             compress_begins: false,
             client_finished: false,
             bye_heard: false,
+            authenticated: None,
             replacing: Replacing::Never,
             announce: None,
             ahead: Ahead::default(),
@@ -320,7 +324,10 @@ impl Session {
     /// One side closed its stream, in whatever way.
     pub fn handle_closed(&mut self, now: Now, side: Side) {
         self.now = Some(now);
-        if side == Side::Client || self.bye_heard || matches!(self.phase, Phase::Tunnel) {
+        if side == Side::Client {
+            return self.client_gone();
+        }
+        if self.bye_heard || matches!(self.phase, Phase::Tunnel) {
             return self.close(Closing::Done);
         }
         if self.replace_origin() {
@@ -581,7 +588,7 @@ impl Session {
         let waits_for_it = self.idle.is_engaged() || self.passing.is_some() || self.login_in_dialogue();
         let followed = !matches!(self.phase, Phase::Tunnel | Phase::Greeting);
         if self.client_finished && !(answerable && followed && !waits_for_it) {
-            self.close(Closing::Done);
+            self.client_gone();
         }
     }
 

@@ -51,6 +51,7 @@ fn dialogue() -> Dialogue {
         cache: true,
         re_proof: Duration::from_secs(60),
         chunk_fill_max: 1 << 20,
+        retain: false,
     };
     let uid = |n| Uid::new(n).unwrap();
     let size = ItemKey::named(b"RFC822.SIZE").unwrap();
@@ -98,6 +99,7 @@ impl Dialogue {
                 | Output::Catalog(_)
                 | Output::StartTls
                 | Output::CompressServer { .. }
+                | Output::Retain(_)
                 | Output::ReplaceOrigin
                 | Output::Event(_) => {}
             }

@@ -14,6 +14,7 @@ use crate::compress::Deflated;
 use bytes::{Bytes, BytesMut};
 use imap_core::{
     mutants,
+    retained::{Facts, Handed, Retained},
     session::{Event, Output, Session, Side},
 };
 use seams::{AsyncIo, intake::ClientAddr};
@@ -54,6 +55,8 @@ pub(super) struct Conversation<'a> {
     /// Why we end it, if it is we who do.
     ours: Option<Ended>,
     draining: Drain,
+    /// What goes with the connection to the origin when the client has left it behind.
+    retained: Option<Box<Facts>>,
     counted: Counted,
 }
 
@@ -92,6 +95,7 @@ impl<'a> Conversation<'a> {
             heard: Instant::now(),
             ours: None,
             draining: Drain::Serving,
+            retained: None,
             counted: Counted::default(),
         }
     }
@@ -226,6 +230,10 @@ impl<'a> Conversation<'a> {
                 Output::ReplaceOrigin => self.replace_origin().await,
                 Output::Event(event) => self.learned(&event),
                 Output::Close(why) => return Some(why.into()),
+                Output::Retain(facts) => {
+                    self.retained = Some(facts);
+                    return Some(Ended::Done);
+                }
             }
         }
         None
@@ -301,6 +309,7 @@ impl<'a> Conversation<'a> {
         let account = match event {
             Event::LoggedIn(account) => Some(account),
             Event::LoginRefused
+            | Event::LoginRefusedFor { .. }
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
@@ -310,6 +319,24 @@ impl<'a> Conversation<'a> {
             | Event::Tunnel(_)
             | Event::Desync(_) => self.session.account(),
         };
+        match event {
+            Event::LoggedIn(account) => self.hand(Handed::LoggedIn(account.clone())),
+            Event::LoginRefusedFor { account, limited: true } => {
+                return self.hand(Handed::Limited(account.clone()));
+            }
+            Event::LoginRefusedFor { account, limited: false } => {
+                return self.hand(Handed::Refused(account.clone()));
+            }
+            Event::LoginRefused
+            | Event::Fetched { .. }
+            | Event::Filled(_)
+            | Event::Foreseen { .. }
+            | Event::Unread
+            | Event::Compressing
+            | Event::UnexpectedContinuation
+            | Event::Tunnel(_)
+            | Event::Desync(_) => {}
+        }
         let decision = Decision::of(event, self.card.number, now().wall);
         if let Some(account) = account {
             self.handler.roster.decided(account.user, decision);
@@ -320,6 +347,7 @@ impl<'a> Conversation<'a> {
             }
             Event::LoggedIn(account) => tracing::info!(user = %account.user, "logged in"),
             Event::LoginRefused
+            | Event::LoginRefusedFor { .. }
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
@@ -410,8 +438,10 @@ impl<'a> Conversation<'a> {
     /// Writes what is still queued, as long as it gets on, and closes both sides.
     async fn end(&mut self) {
         let patience = self.limits().close_patience;
+        let retained = self.retained.take().filter(|_| self.draining == Drain::Serving);
+        let kept = &self.handler.kept;
         let _late = timeout(CLOSE_MAX, async {
-            let (client, origin) = (&mut self.client, &mut self.origin);
+            let (client, origin, errands) = (&mut self.client, &mut self.origin, &mut self.errands);
             let client = async {
                 flush(client, patience).await;
                 if timeout(patience, client.shut_down()).await.is_ok() {
@@ -420,12 +450,24 @@ impl<'a> Conversation<'a> {
             };
             let origin = async {
                 flush(origin, patience).await;
+                // What the session has told the store comes before what is told after it.
+                errands.finish().await;
+                if let Some(facts) = retained
+                    && let Some((io, ahead)) = origin.release()
+                {
+                    let _taken = kept.put(Handed::Left(Box::new(Retained { io, ahead, facts: *facts })));
+                    return;
+                }
                 let _late = timeout(patience, origin.shut_down()).await;
             };
-            tokio::join!(client, origin, self.errands.finish());
+            tokio::join!(client, origin);
         })
         .await;
         self.report();
+    }
+
+    fn hand(&self, what: Handed<Box<dyn AsyncIo>>) {
+        let _taken = self.handler.kept.put(what);
     }
 
     fn limits(&self) -> &'a Limits {

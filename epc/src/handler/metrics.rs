@@ -196,6 +196,8 @@ impl Metrics {
         match event {
             Event::LoggedIn(_) => self.logins_accepted.one(),
             Event::LoginRefused => self.logins_refused.one(),
+            // The event before it has counted it.
+            Event::LoginRefusedFor { .. } => {}
             Event::Fetched { outcome, messages, octets } => {
                 let at = OUTCOMES.iter().position(|known| known == outcome).unwrap_or(OUTCOMES.len());
                 if let (Some(commands), Some(named)) = (self.fetches.get(at), self.fetched_messages.get(at)) {

@@ -174,7 +174,7 @@ impl Decision {
     pub(super) fn of(event: &Event, session: u64, at: UnixMillis) -> Self {
         let (what, outcome, messages, octets) = match event {
             Event::LoggedIn(_) => ("login", "accepted", 0, 0),
-            Event::LoginRefused => ("login", "refused", 0, 0),
+            Event::LoginRefused | Event::LoginRefusedFor { .. } => ("login", "refused", 0, 0),
             Event::Fetched { outcome, messages, octets } => ("fetch", outcome.word(), *messages, *octets),
             Event::Filled(octets) => ("fill", "kept", 1, *octets),
             Event::Foreseen { refused: true, .. } => ("foreseen", "login-refused", 0, 0),

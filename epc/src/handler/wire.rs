@@ -202,6 +202,16 @@ impl Wire {
         }
     }
 
+    /// Gives the stream away, with what was read of it, if it is whole: nothing waits and nobody has closed it.
+    pub(super) fn release(&mut self) -> Option<(Box<dyn AsyncIo>, Vec<Bytes>)> {
+        if self.ended || self.broken || !self.is_drained() {
+            return None;
+        }
+        let ahead = self.ahead.drain(..).map(|octets| Bytes::copy_from_slice(&octets)).collect();
+        self.broken = true;
+        Some((std::mem::replace(&mut self.io, Box::new(tokio::io::empty())), ahead))
+    }
+
     /// Says that nothing more will be written.
     pub(super) async fn shut_down(&mut self) {
         if !self.broken {

@@ -1,7 +1,9 @@
 //! All scenarios, a row each.
 
 use crate::case::Case;
-use crate::scenarios::{changes, commands, durability, failures, front, garbage, identical, logins, start};
+use crate::scenarios::{
+    changes, commands, durability, failures, front, garbage, identical, kept, logins, start,
+};
 
 /// One row.
 #[derive(Debug)]
@@ -99,6 +101,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("recreated-dovecot", "a mailbox made anew never shows old mail", changes::recreated_dovecot),
     row("recreated-cyrus", "a mailbox made anew never shows old mail", changes::recreated_cyrus),
     row("uid-validity", "UIDs that begin anew never show old mail", changes::uid_validity),
+    quick(row(
+        "kept-new-mail-dovecot",
+        "mail that came while its reader was away is a hit",
+        kept::away_dovecot,
+    )),
+    row("kept-new-mail-cyrus", "mail that came while its reader was away is a hit", kept::away_cyrus),
+    row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
     row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
     row("short-outage", "two seconds without a line end nothing", failures::short_outage),

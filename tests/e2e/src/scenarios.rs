@@ -7,5 +7,6 @@ pub(crate) mod failures;
 pub(crate) mod front;
 pub(crate) mod garbage;
 pub(crate) mod identical;
+pub(crate) mod kept;
 pub(crate) mod logins;
 pub(crate) mod start;

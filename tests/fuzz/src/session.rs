@@ -46,6 +46,7 @@ fn play(data: &[u8], start: Instant, pieces: Option<u64>) -> (Vec<u8>, Vec<u8>) 
         cache: true,
         re_proof: Duration::from_secs(300),
         chunk_fill_max: 1 << 20,
+        retain: false,
     };
     let mut random = Random::new(pieces.unwrap_or_default());
     let mut stage = Stage { session: Session::new(config), heard: Default::default(), closed: false, start };
@@ -112,7 +113,8 @@ impl Stage {
                 Output::ToClientFrom { .. }
                 | Output::StartTls
                 | Output::ReplaceOrigin
-                | Output::CompressServer { .. } => {
+                | Output::CompressServer { .. }
+                | Output::Retain(_) => {
                     panic!("{output:?} cannot be: nothing stored, TLS on, nothing parked, COMPRESS off")
                 }
             }

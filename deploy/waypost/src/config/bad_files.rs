@@ -81,17 +81,15 @@ windows = 3"#,
     (
         r#"version = 1"#,
         r#"version = 1
-[sustain]
 [interception]
 [[rule]]
 [link]
 [[peer]]"#,
         &[
-            r#"w.toml:2:2: error: [sustain]: sessions that outlive their client: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:3:2: error: [interception]: transparent interception: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:4:3: error: [rule]: interception rules: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:5:2: error: [link]: the link to another node: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:6:3: error: [peer]: other nodes: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:2:2: error: [interception]: transparent interception: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:3:3: error: [rule]: interception rules: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:4:2: error: [link]: the link to another node: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:5:3: error: [peer]: other nodes: not in this build; remove the section, or use a build that has it"#,
         ],
     ),
     (

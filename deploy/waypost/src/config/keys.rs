@@ -190,13 +190,24 @@ pub(crate) const STORE: Section = Section {
     ],
 };
 
+pub(crate) const SUSTAIN: Section = Section {
+    name: "sustain",
+    many: false,
+    keys: &[
+        key("enabled", "true, false: connections to the server outlive clients that leave", "true"),
+        key("absolute", "1m to 7d after the last login that the server accepted", r#""24h""#),
+        key("idle", "1m to 7d after the client left", r#""12h""#),
+        key("per_server_max", "1 to 100000 kept sessions at a time", "500"),
+        key("size_max", "0 B or more: larger messages are left to their reader", r#""8 MiB""#),
+    ],
+};
+
 /// What this build understands.
-pub(crate) const BUILT: &[&Section] = &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE];
+pub(crate) const BUILT: &[&Section] = &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE, &SUSTAIN];
 
 /// Names that later builds will understand: reserved, so that a file never changes its meaning.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
     ("prefetch", "fetching ahead"),
-    ("sustain", "sessions that outlive their client"),
     ("interception", "transparent interception"),
     ("rule", "interception rules"),
     ("link", "the link to another node"),

@@ -2,8 +2,8 @@
 
 use super::{
     Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Seal, Server, Store, Surroundings,
-    TlsFront, Trust,
-    keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, SERVER, STORE, Section, TLS},
+    Sustain, TlsFront, Trust,
+    keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, SERVER, STORE, SUSTAIN, Section, TLS},
     problem::{Place, Problem, did_you_mean},
     reader::{Found, TableReader},
     secrets::{self, FileUse},
@@ -28,6 +28,8 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
     let tls = tls(sections.one(&TLS, found), around, &node.state_dir);
     let store = store(sections.one(&STORE, found), around, &node.state_dir);
 
+    let sustain = sustain(sections.one(&SUSTAIN, found));
+
     let mut servers = Vec::new();
     let mut server_names = Vec::new();
     for (nth, table) in sections.many(&SERVER, found).into_iter().enumerate() {
@@ -41,7 +43,7 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
         let reader = TableReader::new(around.text, &LISTENER, nth, Some(table), found);
         listeners.extend(listener(reader, &server_names, &servers, &listeners));
     }
-    let config = Config { node, admin, log, tls, servers, listeners, store };
+    let config = Config { node, admin, log, tls, servers, listeners, store, sustain };
     across(&config, &sections, found);
     config
 }
@@ -218,6 +220,38 @@ fn tls(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Tls
         (Some(_), None) | (None, Some(_)) | (None, None) => None,
     };
     TlsFront { ca_dir: mint.then_some(ca_dir), rsa_key, operator }
+}
+
+fn sustain(mut t: TableReader<'_, '_>) -> Sustain {
+    let mut time = |key: &'static str, default: u64, works: &str| {
+        let given = t.get(key, Duration::from_secs(default));
+        if !(Duration::from_secs(60)..=Duration::from_secs(7 * 86_400)).contains(&given) {
+            let given = show_time(given);
+            t.object(
+                key,
+                format!("{given} is out of range; allowed: 1m to 7d; for example: {key} = \"{works}\""),
+            );
+        }
+        given
+    };
+    let absolute = time("absolute", 24 * 3600, "24h");
+    let idle = time("idle", 12 * 3600, "12h");
+    let per_server_max = t.get("per_server_max", 500_u32);
+    if !(1..=100_000).contains(&per_server_max) {
+        t.object(
+            "per_server_max",
+            format!(
+                "{per_server_max} is out of range; allowed: 1 to 100000; for example: per_server_max = 500"
+            ),
+        );
+    }
+    Sustain {
+        enabled: t.get("enabled", false),
+        absolute,
+        idle,
+        per_server_max,
+        size_max: t.get("size_max", Size(8 << 20)),
+    }
 }
 
 fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Store {

@@ -155,6 +155,17 @@ impl super::Session {
             }
             return None;
         }
+        if command.kind == Kind::Logout && self.may_retain() {
+            if !self.is_quiet() {
+                return Some(waiting);
+            }
+            // What came behind LOGOUT is nobody's.
+            self.client_input = Bytes::new();
+            let done = [b"* BYE Logging out\r\n", &*command.tag, b" OK Logout completed\r\n"].concat();
+            self.say(done.into());
+            self.retain();
+            return None;
+        }
         let tunnel = self.tunnel_reason(command);
         if needs_silence(command) || tunnel.is_some() {
             if !self.flights.is_empty() || !self.underway.is_empty() || self.is_mid_response() {

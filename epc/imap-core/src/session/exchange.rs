@@ -1,6 +1,6 @@
 //! What a session and its shell exchange: settings in, things to do and things learned out.
 
-use crate::catalog::CatalogOp;
+use crate::{catalog::CatalogOp, retained::Facts};
 use bytes::Bytes;
 use discovery_core::{
     id::{AccountKey, ServerId, UserKeying},
@@ -92,6 +92,8 @@ pub struct SessionConfig {
     pub re_proof: Duration,
     /// Messages up to this length are fetched whole when a client asks for a chunk of them.
     pub chunk_fill_max: u64,
+    /// Whether the connection to the origin outlives a client that leaves.
+    pub retain: bool,
 }
 
 /// Why a session ends by our doing.
@@ -118,6 +120,13 @@ pub enum Event {
     LoggedIn(AccountKey),
     /// The origin refused one.
     LoginRefused,
+    /// The one that it refused named this account; `limited`: because it has too many connections of it.
+    LoginRefusedFor {
+        /// Whose it would have been.
+        account: AccountKey,
+        /// `[LIMIT]`, or words to that effect.
+        limited: bool,
+    },
     /// A FETCH was decided.
     Fetched {
         /// By whom it is answered.
@@ -182,6 +191,8 @@ pub enum Output {
     Event(Event),
     /// Once everything before is written, close both sides.
     Close(Closing),
+    /// Once everything before is written, close the client's side only and hand the origin's over.
+    Retain(Box<Facts>),
 }
 
 impl fmt::Debug for Output {
@@ -196,6 +207,7 @@ impl fmt::Debug for Output {
             Self::ReplaceOrigin => f.write_str("ReplaceOrigin"),
             Self::Event(event) => write!(f, "Event({event:?})"),
             Self::Close(why) => write!(f, "Close({why:?})"),
+            Self::Retain(facts) => write!(f, "Retain({})", facts.account.user),
         }
     }
 }

@@ -243,6 +243,11 @@ impl super::Session {
         self.ahead.flight.as_ref().is_some_and(|flight| flight.refused)
     }
 
+    /// Whether nothing of what was asked ahead is still to be answered or read.
+    pub(super) fn flight_is_over(&self) -> bool {
+        self.ahead.flight.is_none() && self.ahead.held.is_empty()
+    }
+
     /// The origin's connection is another one.
     pub(super) fn forget_flight(&mut self) {
         if let Some(Flight { told, absorbed, refused, .. }) = self.ahead.flight.take() {

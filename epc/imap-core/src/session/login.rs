@@ -141,6 +141,11 @@ impl Login {
         self.mechanism.as_ref().is_some_and(|m| sasl::may_have_security_layer(m))
     }
 
+    /// Whether the credential is a token, which expires.
+    pub(super) fn is_token(&self) -> bool {
+        self.mechanism.as_ref().is_some_and(|m| matches!(&**m, b"XOAUTH2" | b"OAUTHBEARER"))
+    }
+
     /// Whose session it is, if that is certain.
     pub(super) fn identity(&self) -> Option<&[u8]> {
         match &self.identity {

@@ -224,6 +224,10 @@ impl super::Session {
                     self.logged_in(&login);
                 } else {
                     self.event(Event::LoginRefused);
+                    if let Some(account) = self.account_of(&login) {
+                        let limited = is_limit(code, piece);
+                        self.event(Event::LoginRefusedFor { account, limited });
+                    }
                     self.flight_refused();
                 }
             }
@@ -260,11 +264,8 @@ impl super::Session {
             self.release();
             return self.tunnel("the login may wrap what follows");
         }
-        if let Some(identity) = login.identity() {
-            let account = AccountKey {
-                server: self.config.server.clone(),
-                user: self.config.keying.user_key(identity),
-            };
+        self.authenticated = self.now.map(|now| (now, login.is_token()));
+        if let (Some(identity), Some(account)) = (login.identity(), self.account_of(login)) {
             let identity = Bytes::copy_from_slice(identity);
             self.account = Some(account.clone());
             self.event(Event::LoggedIn(account.clone()));
@@ -273,6 +274,11 @@ impl super::Session {
         if !self.flight_accepted() {
             self.ask_compress();
         }
+    }
+
+    fn account_of(&self, login: &super::login::Login) -> Option<AccountKey> {
+        let user = self.config.keying.user_key(login.identity()?);
+        Some(AccountKey { server: self.config.server.clone(), user })
     }
 
     /// RFC 4978 §3: nothing may follow until the origin has answered, so the client waits a round trip. Where the
@@ -459,4 +465,14 @@ fn has_word(list: &[u8], word: &[u8]) -> bool {
 
 fn number(octets: &[u8]) -> Option<u32> {
     std::str::from_utf8(octets).ok()?.trim().parse().ok()
+}
+
+/// Whether a refusal is about the number of connections: RFC 5530's code, or the words of Dovecot and of Cyrus. Words
+/// that a server may also say to a wrong password must not be among them: a stranger would end the session that is kept.
+fn is_limit(code: Option<Code<'_>>, line: &[u8]) -> bool {
+    let line = line.to_ascii_lowercase();
+    let says = |words: &[u8]| line.windows(words.len()).any(|at| at == words);
+    code.is_some_and(|code| code.name.eq_ignore_ascii_case(b"LIMIT"))
+        || says(b"maximum number of connections from user")
+        || says(b"too many open connections")
 }

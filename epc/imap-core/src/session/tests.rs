@@ -1,6 +1,7 @@
 //! Dialogues: what each side says, and what the other must hear.
 
 use super::*;
+use crate::retained::Facts;
 use crate::{
     catalog::{Claim, Held, Row},
     item::ItemKey,
@@ -136,6 +137,7 @@ pub(super) struct Dialogue {
     pub(super) events: Vec<Event>,
     pub(super) replaced: usize,
     pub(super) closed: Option<Closing>,
+    retained: Option<Box<Facts>>,
     pub(super) clock: Instant,
 }
 
@@ -155,6 +157,7 @@ pub(super) fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -
         cache: true,
         re_proof: Duration::from_secs(300),
         chunk_fill_max: 1 << 20,
+        retain: false,
     };
     change(&mut config);
     let mut dialogue = Dialogue {
@@ -165,6 +168,7 @@ pub(super) fn dialogue(shelf: &Shelf, change: impl FnOnce(&mut SessionConfig)) -
         events: Vec::new(),
         replaced: 0,
         closed: None,
+        retained: None,
         clock: any_time(),
     };
     let now = dialogue.now();
@@ -197,6 +201,7 @@ impl Dialogue {
                 }
                 Output::Event(event) => self.events.push(event),
                 Output::Close(why) => self.closed = Some(why),
+                Output::Retain(facts) => self.retained = Some(facts),
                 Output::ReplaceOrigin => self.replaced += 1,
                 Output::StartTls | Output::CompressServer { .. } => {}
             }
@@ -629,6 +634,7 @@ fn config() -> SessionConfig {
         cache: true,
         re_proof: Duration::from_secs(300),
         chunk_fill_max: 0,
+        retain: false,
     }
 }
 
@@ -975,4 +981,84 @@ fn a_message_that_is_too_large_is_read_in_the_pieces_that_are_asked() {
     d.server.clear();
     d.client("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n")
         .gets("c UID FETCH 12 BODY.PEEK[]<65536.65536>\r\n");
+}
+
+fn leaving(shelf: &Shelf) -> Dialogue {
+    let mut d = dialogue(shelf, |c| c.retain = true);
+    d.log_in("alice").select();
+    d.server.clear();
+    d.client.clear();
+    d
+}
+
+#[test]
+fn a_logout_is_answered_here_and_the_connection_handed_over() {
+    let mut d = leaving(&Shelf::default());
+    d.client("z LOGOUT\r\n").gets("").hears("* BYE Logging out\r\nz OK Logout completed\r\n");
+    let facts = d.retained.take().expect("handed over");
+    let mailbox = facts.mailbox.expect("a mailbox was open");
+    assert_eq!(mailbox.written, "INBOX");
+    assert!(mailbox.uids.is_some_and(|uids| !uids.is_empty()));
+    assert_eq!((facts.idle, facts.token, d.closed), (None, false, None));
+}
+
+#[test]
+fn a_logout_behind_a_question_waits_for_its_answer() {
+    let mut d = leaving(&Shelf::default());
+    d.client("b NOOP\r\nz LOGOUT\r\n").gets("b NOOP\r\n").hears("");
+    assert!(d.retained.is_none());
+    d.server("b OK\r\n").hears("b OK\r\n* BYE Logging out\r\nz OK Logout completed\r\n");
+    assert!(d.retained.is_some());
+}
+
+#[test]
+fn a_client_that_closes_in_idle_leaves_the_idle_to_be_ended() {
+    let mut d = leaving(&Shelf::default());
+    d.client("i IDLE\r\n").server("+ idling\r\n");
+    let now = d.now();
+    d.session.handle_client_finished(now);
+    d.drain();
+    assert_eq!(d.retained.take().expect("handed over").idle.as_deref(), Some(&b"i"[..]));
+}
+
+#[test]
+fn nothing_is_kept_of_a_client_that_left_in_the_middle() {
+    for half in ["z LOGO", "z APPEND INBOX {5}\r\nab", "b NOOP\r\n"] {
+        let mut d = leaving(&Shelf::default());
+        d.client(half);
+        let now = d.now();
+        d.session.handle_closed(now, Side::Client);
+        d.drain();
+        assert!(d.retained.is_none(), "{half}");
+        assert_eq!(d.closed, Some(Closing::Done), "{half}");
+    }
+}
+
+#[test]
+fn nothing_is_kept_without_a_login_or_the_operators_leave() {
+    let shelf = Shelf::default();
+    let mut d = dialogue(&shelf, |c| c.retain = true);
+    d.client("z LOGOUT\r\n").gets("z LOGOUT\r\n");
+    let mut d = dialogue(&shelf, |_| ());
+    d.log_in("alice").select();
+    d.server.clear();
+    d.client("z LOGOUT\r\n").gets("z LOGOUT\r\n");
+    assert!(d.retained.is_none());
+}
+
+#[test]
+fn a_server_that_has_too_many_connections_is_understood() {
+    let shelf = Shelf::default();
+    for (line, limited) in [
+        ("a NO [LIMIT] no more\r\n", true),
+        ("a NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded\r\n", true),
+        ("a NO Too many open connections (4 of 6 from sp [10.0.0.1], 3 of 3 for carol)\r\n", true),
+        ("a NO [AUTHENTICATIONFAILED] no\r\n", false),
+        ("a NO Too many failed logins, maximum is 3\r\n", false),
+    ] {
+        let mut d = dialogue(&shelf, |_| ());
+        d.client("a LOGIN alice wrong\r\n").server(line);
+        let said = |e: &Event| matches!(e, Event::LoginRefusedFor { limited: l, .. } if *l == limited);
+        assert!(d.events.iter().any(said), "{line}: {:?}", d.events);
+    }
 }

@@ -163,6 +163,10 @@ impl Flights {
         self.flights.remove(at).map(|f| f.owner)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.flights.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.flights.is_empty()
     }

@@ -793,6 +793,8 @@ impl Client {
         let by_itself = match &asked.what {
             What::Fetch(_) => true,
             What::Idle { done, .. } => *done,
+            // The connection stays, and another has it.
+            What::Logout => true,
             // RFC 5530: what is gone needs no origin to say so.
             _ => line.contains("[EXPUNGEISSUED]"),
         };

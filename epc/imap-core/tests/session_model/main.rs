@@ -27,6 +27,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::{Catalog, CatalogOp},
+    retained::Facts,
     session::{Closing, Compress, Event, Output, Road, Session, SessionConfig, Side},
     start_profile::{StartHabits, StartKey},
 };
@@ -149,6 +150,7 @@ struct Totals {
     replaced: u64,
     /// Origins that ended behind a refused login.
     had_enough: u64,
+    retained: u64,
     /// Answers that were there before they were asked.
     ahead: u64,
 }
@@ -156,6 +158,24 @@ struct Totals {
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
 fn any_time() -> Instant {
     Instant::now()
+}
+
+/// Whoever takes the connection over owes nobody anything, and knows whose it is and what is open.
+fn is_handed_over_whole(line: &Line, facts: &Facts) -> Result<(), String> {
+    let asked = line.origin.unanswered();
+    if !asked.is_empty() || !line.to_origin.is_empty() {
+        return Err(format!("handed over, and the origin had not answered {asked:?}"));
+    }
+    if facts.account.user != PlainKeys.user_key(line.client.user.as_bytes()) {
+        return Err("handed over as another user's".into());
+    }
+    let open = line.origin.selected.as_ref();
+    if let Some(watched) = &facts.mailbox
+        && open.is_none_or(|open| open.validity != watched.key.uid_validity.get())
+    {
+        return Err(format!("handed over with {:?} open, which it is not", watched.written));
+    }
+    Ok(())
 }
 
 /// Plays one seed; the totals, or the lie that was told.
@@ -212,6 +232,7 @@ impl World {
             cache: true,
             re_proof: RE_PROOF,
             chunk_fill_max: 1 << 20,
+            retain: self.random.once_in(2),
         };
         let mut session = Session::new(config);
         let random = Random::new(self.random.below(usize::MAX) as u64);
@@ -465,6 +486,11 @@ impl World {
                         &greeting.into(),
                     );
                 }
+                Output::Retain(facts) => {
+                    self.totals.retained += 1;
+                    is_handed_over_whole(line, &facts)?;
+                    line.closed = Some(Closing::Done);
+                }
                 Output::StartTls | Output::CompressServer { .. } => return Err("nobody wanted that".into()),
             }
         }
@@ -668,6 +694,7 @@ fn play_many(first: u64, events: u64) {
         all.sessions += totals.sessions;
         all.replaced += totals.replaced;
         all.had_enough += totals.had_enough;
+        all.retained += totals.retained;
         all.ahead += totals.ahead;
         seed += 1;
     }
@@ -685,6 +712,7 @@ fn play_many(first: u64, events: u64) {
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
     assert!(all.ahead > all.events / 5000, "hardly anything was foreseen");
     assert!(all.had_enough > 0, "no origin had enough");
+    assert!(all.retained > 0, "no connection was handed over");
     assert!(all.replaced > all.events / 100_000, "hardly any parked connection ended unused");
 }
 
