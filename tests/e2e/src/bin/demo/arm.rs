@@ -106,7 +106,9 @@ impl Ground {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(root)?;
         let dovecot = Dovecot::start(&lab, &authority, &corpus)?;
-        let waypost = Waypost::start(&lab, &authority, executable, &Store::plain("demo"))?;
+        // Sessions outlive their clients: somebody is away in one of the journeys.
+        let store = Store { store_lines: "\n[sustain]\nenabled = true\n".to_owned(), ..Store::plain("demo") };
+        let waypost = Waypost::start(&lab, &authority, executable, &store)?;
         let roots = Arc::new(roots);
         Ok(Self { waypost, _dovecot: dovecot, corpus, roots, authority, link, recordings, lab })
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks to its terminal")]
 
 mod arm;
+mod away;
 mod bench;
 mod clients;
 mod mail;
@@ -223,6 +224,10 @@ impl Run {
             && let Err(error) = clients::all::<Thunderbird>(&ground, self.quick, &progress, &mut rows)
         {
             left_out.push(format!("Thunderbird, from here on: {error:#}"));
+        }
+        // Last: there are more messages afterwards.
+        if self.wants(Client::Scripted) {
+            rows.push(away::new_mail(&ground, if self.quick { 2 } else { 10 }, &progress)?);
         }
         Ok((ground, Report { link, rows, left_out }))
     }

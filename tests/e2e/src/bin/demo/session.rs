@@ -98,6 +98,14 @@ impl Session {
         self.reply("AUTHENTICATE PLAIN", start, &tag)
     }
 
+    /// Delivers a message.
+    pub(crate) fn append(&mut self, mailbox: &str, message: &[u8]) -> anyhow::Result<Reply> {
+        let (start, tag) = (Instant::now(), self.send(&format!("APPEND {mailbox} {{{}+}}", message.len()))?);
+        self.stream.write_all(&[message, b"\r\n"].concat())?;
+        self.stream.flush()?;
+        self.reply("APPEND", start, &tag)
+    }
+
     /// Sends a command and reads to its tagged OK.
     pub(crate) fn command(&mut self, text: &str) -> anyhow::Result<Reply> {
         let (start, tag) = (Instant::now(), self.send(text)?);
