@@ -66,7 +66,7 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         r#"version = 1
 verbose = true"#,
         &[
-            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store]"#,
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain]"#,
         ],
     ),
     (
@@ -76,6 +76,23 @@ verbose = true"#,
 windows = 3"#,
         &[
             r#"w.toml:2:2: error: [prefetch]: fetching ahead: not in this build; remove the section, or use a build that has it"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[sustain]
+enabled = "yes"
+absolute = "8d"
+idle = "1s"
+per_server_max = 0
+size_max = -1"#,
+        &[
+            r#"w.toml:3:11: error: [sustain]: enabled: "yes" is not true or false; allowed: true, false: connections to the server outlive clients that leave; for example: enabled = true"#,
+            r#"w.toml:4:12: error: [sustain]: absolute: 8d is out of range; allowed: 1m to 7d; for example: absolute = "24h""#,
+            r#"w.toml:5:8: error: [sustain]: idle: 1s is out of range; allowed: 1m to 7d; for example: idle = "12h""#,
+            r#"w.toml:6:18: error: [sustain]: per_server_max: 0 is out of range; allowed: 1 to 100000; for example: per_server_max = 500"#,
+            r#"w.toml:7:12: error: [sustain]: size_max: -1 is not a size; allowed: 0 B or more: larger messages are left to their reader; for example: size_max = "8 MiB""#,
         ],
     ),
     (
@@ -122,7 +139,7 @@ windows = 3"#,
         r#"version = 1
 [accelerator]"#,
         &[
-            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store]"#,
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain]"#,
         ],
     ),
     (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),
