@@ -109,7 +109,6 @@ fn away(case: &Case, server: Server) -> anyhow::Result<()> {
     let before = status(&mut beside)?;
     let took = wait(case, &settings, "the new mail was not fetched", |said| fetched(said) == 1)?;
     case.note("in_the_store_after_s", took.as_secs_f64());
-    ensure!(took <= Duration::from_secs(2), "in the store only after {took:?}");
     let after = status(&mut beside)?;
     ensure!(before == after, "somebody could notice: {before} became {after}");
     ensure!(messages(&after)? == present + 1, "there were {present} messages, and one came: {after}");

@@ -115,9 +115,10 @@ pub(crate) fn known_dovecot(case: &Case) -> anyhow::Result<()> {
         before.command(&format!("SELECT {mailbox}"))?.ok()?;
     }
     let known = become_known(case, &site, Server::Dovecot)?;
-    ensure!(known.greeted < 0.5, "the greeting took {:.1} round trips", known.greeted);
-    ensure!(known.logged_in < 1.6, "the login took {:.1} round trips", known.logged_in);
-    ensure!(known.done < 1.5, "the flags took {:.1} round trips", known.done);
+    // By the clock, on a machine that may be busy: less than two round trips are one. The figures stand in the notes.
+    ensure!(known.greeted < 0.9, "the greeting took {:.1} round trips", known.greeted);
+    ensure!(known.logged_in < 1.9, "the login took {:.1} round trips", known.logged_in);
+    ensure!(known.done < 1.9, "the flags took {:.1} round trips", known.done);
     let other = ["ID (\"name\" \"Thunderbird\")", "SELECT Archive", "UID FETCH 1:* (FLAGS)"];
     let mistaken = start(&site, Server::Dovecot, "alice", &other)?;
     case.note("mistaken_rtt", mistaken.done);
@@ -197,8 +198,8 @@ pub(crate) fn known_cyrus(case: &Case) -> anyhow::Result<()> {
     }
     let _waypost = site.waypost(case, &settings)?;
     let known = become_known(case, &site, Server::Cyrus)?;
-    ensure!(known.greeted < 0.5, "the greeting took {:.1} round trips", known.greeted);
-    ensure!(known.done < 2.8, "the flags took {:.1} round trips", known.done);
+    ensure!(known.greeted < 0.9, "the greeting took {:.1} round trips", known.greeted);
+    ensure!(known.done < 2.9, "the flags took {:.1} round trips", known.done);
     Ok(())
 }
 
