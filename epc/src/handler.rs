@@ -31,6 +31,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::Catalog,
+    flag_snapshot::FlagSnapshots,
     mutants,
     retained::Handed,
     session::{Compress, Road, Session, SessionConfig},
@@ -206,6 +207,8 @@ pub struct Handler {
     buffers: Arc<Buffers>,
     /// How clients begin, by account and program; in memory alone.
     habits: Arc<Mutex<StartProfiles>>,
+    /// The flags of mailboxes as sessions leave them to the next; in memory alone.
+    flags: Arc<Mutex<FlagSnapshots>>,
     numbers: AtomicU64,
     kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
 }
@@ -228,6 +231,7 @@ impl Handler {
             roster: Arc::new(Roster::default()),
             buffers: Arc::new(Buffers::default()),
             habits: Arc::default(),
+            flags: Arc::default(),
             numbers: AtomicU64::new(1),
             kept: Arc::new(Nowhere),
         }
@@ -332,6 +336,7 @@ impl Handler {
         // Without TLS there are no records to keep commands apart.
         if server.foresee && origin.peer.verified_by != VerifiedBy::Plain {
             session.foresee(Arc::clone(&self.habits) as Arc<_>);
+            session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
         }
         if server.announce_client {
             session.announce_client(accepted.client.0);
