@@ -30,7 +30,6 @@ pub struct FlagSnapshot {
     runs: Vec<Run>,
     /// Each list of flags once, with parentheses, without `\Recent`: that is true of one session only.
     lists: Vec<Bytes>,
-    messages: u32,
 }
 
 /// All UIDs from `first` to `last` are messages.
@@ -50,8 +49,7 @@ impl FlagSnapshot {
         uid_last: bool,
         flags: impl IntoIterator<Item = (Uid, &'a [u8])>,
     ) -> Option<Self> {
-        let mut this =
-            Self { uid_validity, modseq, uid_last, runs: Vec::new(), lists: Vec::new(), messages: 0 };
+        let mut this = Self { uid_validity, modseq, uid_last, runs: Vec::new(), lists: Vec::new() };
         let mut known: BTreeMap<Bytes, usize> = BTreeMap::new();
         for (uid, raw) in flags {
             let kept = without_recent(raw)?;
@@ -65,7 +63,6 @@ impl FlagSnapshot {
                 }
             };
             let uid = uid.get();
-            this.messages += 1;
             let full = this.runs.len() >= RUNS_MAX;
             match this.runs.last_mut() {
                 Some(run) if run.last >= uid => return None,
@@ -84,12 +81,6 @@ impl FlagSnapshot {
         let at = self.runs.partition_point(|run| run.last < uid);
         let run = self.runs.get(at).filter(|run| run.first <= uid)?;
         self.lists.get(run.list)
-    }
-
-    /// How many messages.
-    #[must_use]
-    pub fn messages(&self) -> u32 {
-        self.messages
     }
 
     /// What it takes in memory, about.
@@ -113,15 +104,27 @@ pub fn is_recent(flag: &[u8]) -> bool {
     flag.eq_ignore_ascii_case(b"\\Recent")
 }
 
-/// Keeps snapshots from one session to the next.
-pub trait FlagMemory: Send + Sync {
-    /// What is known of a mailbox, if asking for changes is better than asking for all.
-    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Arc<FlagSnapshot>>;
-    /// The newest of a mailbox; older ones are of no use any more.
-    fn remember(&self, mailbox: &MailboxKey, snapshot: FlagSnapshot);
+/// What one session leaves of a mailbox to the next.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// How many messages there are.
+    pub messages: u32,
+    /// The origin says HIGHESTMODSEQ, or that there is none, to whoever opens it, not only to those who ask (CONDSTORE).
+    pub says_modseq: bool,
+    /// Its flags, where a MODSEQ was said that lasts.
+    pub snapshot: Option<Arc<FlagSnapshot>>,
 }
 
-/// All snapshots of a process; those that were not used for longest go first.
+/// Keeps what is known from one session to the next.
+pub trait FlagMemory: Send + Sync {
+    /// What is known of a mailbox, if asking for changes is better than asking for all.
+    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Known>;
+    /// The newest of a mailbox of an origin that can be asked for changes; flags that are known stay known if there are
+    /// none with it.
+    fn remember(&self, mailbox: &MailboxKey, known: Known);
+}
+
+/// All that a process knows; what was not used for longest goes first.
 #[derive(Debug, Default)]
 pub struct FlagSnapshots {
     kept: BTreeMap<(AccountKey, Bytes), Kept>,
@@ -132,34 +135,35 @@ pub struct FlagSnapshots {
 
 #[derive(Debug)]
 struct Kept {
-    snapshot: Arc<FlagSnapshot>,
+    known: Known,
     used: u64,
 }
 
 impl FlagMemory for Mutex<FlagSnapshots> {
-    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Arc<FlagSnapshot>> {
+    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Known> {
         self.lock().unwrap_or_else(PoisonError::into_inner).recall(account, name)
     }
 
-    fn remember(&self, mailbox: &MailboxKey, snapshot: FlagSnapshot) {
-        self.lock().unwrap_or_else(PoisonError::into_inner).remember(mailbox, snapshot);
+    fn remember(&self, mailbox: &MailboxKey, known: Known) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).remember(mailbox, known);
     }
 }
 
 impl FlagSnapshots {
-    fn recall(&mut self, account: &AccountKey, name: &[u8]) -> Option<Arc<FlagSnapshot>> {
+    fn recall(&mut self, account: &AccountKey, name: &[u8]) -> Option<Known> {
         self.clock += 1;
         let kept = self.kept.get_mut(&(account.clone(), Bytes::copy_from_slice(name)))?;
         kept.used = self.clock;
-        Some(Arc::clone(&kept.snapshot))
+        Some(kept.known.clone())
     }
 
-    fn remember(&mut self, mailbox: &MailboxKey, snapshot: FlagSnapshot) {
+    fn remember(&mut self, mailbox: &MailboxKey, mut known: Known) {
         let key = (mailbox.account.clone(), mailbox.name.clone());
-        self.forget(&key);
-        let octets = snapshot.octets();
+        let before = self.forget(&key);
+        known.snapshot = known.snapshot.or_else(|| before?.snapshot);
+        let octets = known.octets();
         // A smaller one is told as fast without.
-        if snapshot.messages() < WORTH_MESSAGES || octets > OCTETS_MAX {
+        if known.messages < WORTH_MESSAGES || octets > OCTETS_MAX {
             return;
         }
         while self.octets + octets > OCTETS_MAX {
@@ -169,16 +173,24 @@ impl FlagSnapshots {
         }
         self.clock += 1;
         self.octets += octets;
-        self.kept.insert(key, Kept { snapshot: Arc::new(snapshot), used: self.clock });
+        self.kept.insert(key, Kept { known, used: self.clock });
     }
 
-    fn forget(&mut self, key: &(AccountKey, Bytes)) {
-        if let Some(kept) = self.kept.remove(key) {
-            self.octets -= kept.snapshot.octets();
-        }
+    fn forget(&mut self, key: &(AccountKey, Bytes)) -> Option<Known> {
+        let kept = self.kept.remove(key)?;
+        self.octets -= kept.known.octets();
+        Some(kept.known)
     }
 }
 
+impl Known {
+    fn octets(&self) -> usize {
+        KEY_OCTETS + self.snapshot.as_ref().map_or(0, |snapshot| snapshot.octets())
+    }
+}
+
+/// What a mailbox's name, its account and its place take, about.
+const KEY_OCTETS: usize = 256;
 /// The flags of fewer messages fit into what a server sends at once: 10 segments of 1448 octets, some 42 octets a
 /// message.
 const WORTH_MESSAGES: u32 = 256;
@@ -208,7 +220,7 @@ mod tests {
     fn neighbours_with_the_same_flags_are_kept_once() {
         let all = snapshot(&[(1, "(\\Seen)"), (2, "(\\Seen)"), (4, "(\\Seen)"), (5, "()"), (6, "(\\Seen)")]);
         let all = all.unwrap();
-        assert_eq!((all.runs.len(), all.lists.len(), all.messages()), (4, 2, 5));
+        assert_eq!((all.runs.len(), all.lists.len()), (4, 2));
         let known: Vec<_> = (1..=7).map(|uid| text(&all, uid)).collect();
         let seen = Some("(\\Seen)");
         assert_eq!(known, [seen, seen, None, seen, Some("()"), seen, None]);
@@ -249,11 +261,16 @@ mod tests {
         }
     }
 
-    fn of_size(messages: u32) -> FlagSnapshot {
+    fn of_size(messages: u32) -> Known {
         // The worst: no two neighbours are alike.
         let flags =
             (1..=messages).map(|n| (Uid::new(n).unwrap(), [&b"()"[..], b"(\\Seen)"][(n % 2) as usize]));
-        FlagSnapshot::new(UidValidity::new(7).unwrap(), 5, false, flags).unwrap()
+        let snapshot = FlagSnapshot::new(UidValidity::new(7).unwrap(), 5, false, flags).map(Arc::new);
+        Known { messages, says_modseq: false, snapshot }
+    }
+
+    fn without_flags(messages: u32) -> Known {
+        Known { messages, says_modseq: false, snapshot: None }
     }
 
     #[test]
@@ -264,13 +281,27 @@ mod tests {
             assert!(all.recall(&mailbox(0).account, b"INBOX").is_some(), "{user}");
         }
         assert!(all.octets <= OCTETS_MAX && all.kept.len() > 20, "{} in {}", all.kept.len(), all.octets);
-        assert_eq!(all.recall(&mailbox(1).account, b"INBOX"), None);
+        assert!(all.recall(&mailbox(1).account, b"INBOX").is_none());
         assert!(all.recall(&mailbox(99).account, b"INBOX").is_some());
         // A mailbox that has become small is told as fast without.
         all.remember(&mailbox(99), of_size(10));
-        assert_eq!(all.recall(&mailbox(99).account, b"INBOX"), None);
+        assert!(all.recall(&mailbox(99).account, b"INBOX").is_none());
         (0..100).for_each(|user| all.remember(&mailbox(user), of_size(10)));
         assert_eq!((all.octets, all.kept.len()), (0, 0));
+    }
+
+    #[test]
+    fn flags_stay_known_until_there_are_newer_ones() {
+        let mut all = FlagSnapshots::default();
+        let flags = |all: &mut FlagSnapshots| {
+            all.recall(&mailbox(1).account, b"INBOX").map(|known| known.snapshot.is_some())
+        };
+        all.remember(&mailbox(1), without_flags(300));
+        assert_eq!(flags(&mut all), Some(false));
+        all.remember(&mailbox(1), of_size(300));
+        all.remember(&mailbox(1), without_flags(301));
+        assert_eq!(flags(&mut all), Some(true));
+        assert_eq!(all.octets, all.kept.values().map(|kept| kept.known.octets()).sum::<usize>());
     }
 
     proptest! {

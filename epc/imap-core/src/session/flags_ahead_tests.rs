@@ -5,14 +5,14 @@ use super::{
     *,
 };
 use crate::{
-    flag_snapshot::{FlagMemory, FlagSnapshot},
+    flag_snapshot::{FlagMemory, Known},
     start_profile::{StartHabits, StartKey},
 };
 use std::sync::{Arc, Mutex};
 
 /// Foresees the same for everybody, and remembers one mailbox.
 #[derive(Default)]
-struct Branch(Mutex<Option<(Bytes, Arc<FlagSnapshot>)>>);
+struct Branch(Mutex<Option<(Bytes, Known)>>);
 
 impl StartHabits for Branch {
     fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
@@ -26,19 +26,19 @@ impl StartHabits for Branch {
 }
 
 impl FlagMemory for Branch {
-    fn recall(&self, _: &AccountKey, name: &[u8]) -> Option<Arc<FlagSnapshot>> {
+    fn recall(&self, _: &AccountKey, name: &[u8]) -> Option<Known> {
         let kept = self.0.lock().unwrap();
-        kept.as_ref().filter(|(known, _)| known == name).map(|(_, snapshot)| Arc::clone(snapshot))
+        kept.as_ref().filter(|(mailbox, _)| mailbox == name).map(|(_, known)| known.clone())
     }
 
-    fn remember(&self, mailbox: &MailboxKey, snapshot: FlagSnapshot) {
-        *self.0.lock().unwrap() = Some((mailbox.name.clone(), Arc::new(snapshot)));
+    fn remember(&self, mailbox: &MailboxKey, known: Known) {
+        *self.0.lock().unwrap() = Some((mailbox.name.clone(), known));
     }
 }
 
 impl Branch {
     fn modseq(&self) -> Option<u64> {
-        self.0.lock().unwrap().as_ref().map(|(_, snapshot)| snapshot.modseq)
+        self.0.lock().unwrap().as_ref()?.1.snapshot.as_ref().map(|snapshot| snapshot.modseq)
     }
 }
 
@@ -81,7 +81,7 @@ fn first(branch: &Arc<Branch>, opening: &str) -> Dialogue {
 fn later(branch: &Arc<Branch>, opening: &str, uids: &str, changes: &str) -> Dialogue {
     let mut d = begun(branch);
     d.gets(&format!(
-        "a LOGIN alice secret\r\n{} {SELECT}\r\n{} UID SEARCH RETURN (ALL) ALL\r\n\
+        "a LOGIN alice secret\r\n{} {SELECT} (CONDSTORE)\r\n{} UID SEARCH RETURN (ALL) ALL\r\n\
          {} UID FETCH 1:* (FLAGS) (CHANGEDSINCE 50)\r\n",
         tag(1),
         tag(3),
@@ -129,6 +129,43 @@ fn what_has_not_changed_is_told_from_before() {
     d.client("f UID FETCH 12 (FLAGS MODSEQ)\r\n").gets("f UID FETCH 12 (FLAGS MODSEQ)\r\n");
     d.server("* 1 FETCH (UID 12 FLAGS () MODSEQ (61))\r\nf OK\r\n");
     d.hears("* 1 FETCH (UID 12 FLAGS () MODSEQ (61))\r\nf OK\r\n");
+}
+
+#[test]
+fn a_server_that_says_modseq_only_when_asked_is_asked() {
+    let branch = Arc::new(Branch::default());
+    let plain = "* 3 EXISTS\r\n* 1 RECENT\r\n* OK [UIDVALIDITY 7] v\r\n";
+    first(&branch, plain);
+    assert_eq!(branch.modseq(), None);
+    let mut d = begun(&branch);
+    d.gets(&format!("a LOGIN alice secret\r\n{} {SELECT} (CONDSTORE)\r\n{} {FLAGS}\r\n", tag(1), tag(2)));
+    d.server(&format!("{OK}{plain}* OK [HIGHESTMODSEQ 50] m\r\n{} OK open\r\n", tag(1)));
+    d.server(&format!("{}{} OK done\r\n", THREE.replace("FLAGS", "MODSEQ (4) FLAGS"), tag(2))).hears(OK);
+    d.client(&format!("b {SELECT}\r\nc {FLAGS}\r\n")).gets("");
+    d.hears(&format!("{plain}b OK open\r\n{THREE}c OK done\r\n"));
+    assert_eq!(branch.modseq(), Some(50));
+    let mut d = begun(&branch);
+    d.server.clear();
+    d.server(&format!("{OK}{plain}* OK [HIGHESTMODSEQ 50] m\r\n{} OK open\r\n", tag(1))).hears(OK);
+    d.server(&format!("* ESEARCH (TAG \"{}\") UID ALL 11:13\r\n{} OK found\r\n", tag(3), tag(3)));
+    d.server(&format!("* 3 FETCH (UID 13 FLAGS (\\Recent) MODSEQ (50))\r\n{} OK done\r\n", tag(2)));
+    d.client(&format!("b {SELECT}\r\nc {FLAGS}\r\n")).gets("");
+    let rows = THREE.replace("(\\Seen \\Recent)", "(\\Recent)");
+    d.hears(&format!("{plain}b OK open\r\n{rows}c OK done\r\n"));
+}
+
+#[test]
+fn a_server_that_does_not_understand_is_asked_in_the_clients_words() {
+    let branch = known();
+    let mut d = begun(&branch);
+    d.server(OK).hears(OK).server.clear();
+    d.client(&format!("b {SELECT}\r\n"));
+    d.server(&format!("{} BAD what\r\n{} BAD what\r\n{} BAD what\r\n", tag(1), tag(3), tag(2))).hears("");
+    d.gets(&format!("b {SELECT}\r\n"));
+    let opening = opening(3, 1, 7, "HIGHESTMODSEQ 60");
+    d.server(&format!("{opening}b OK open\r\n")).hears(&format!("{opening}b OK open\r\n"));
+    d.client(&format!("c {FLAGS}\r\n")).gets(&format!("c {FLAGS}\r\n"));
+    d.server(&format!("{THREE}c OK done\r\n")).hears(&format!("{THREE}c OK done\r\n"));
 }
 
 #[test]

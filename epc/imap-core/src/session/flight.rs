@@ -88,7 +88,9 @@ struct Sent {
     fetches: bool,
     /// The client's tag, once it has asked the same.
     asked: Option<Bytes>,
-    /// It was asked in another form.
+    /// The origin was asked in other words than the client's.
+    reworded: bool,
+    /// What it says is an answer only together with what is known.
     proving: Option<Proving>,
 }
 
@@ -214,9 +216,10 @@ impl super::Session {
             let fetches = matches!(command.kind, Kind::Fetch(_));
             flight.mistakes += usize::from(!matches!(&*command.verb, b"ID" | b"CAPABILITY" | b"NOOP"));
             let proving = self.ask_changes(&flight, &account, &command, &tag, &octets);
+            let reopened = self.open_with_modseq(mailbox.as_ref(), &account, &tag, &octets);
             if proving.is_some() {
                 flight.mistakes += 1;
-            } else {
+            } else if !reopened {
                 self.send(line);
             }
             flight.commands.push_back(Sent {
@@ -225,6 +228,7 @@ impl super::Session {
                 mailbox,
                 fetches,
                 asked: None,
+                reworded: proving.is_some() || reopened,
                 proving,
             });
         }
@@ -364,8 +368,15 @@ impl super::Session {
             let tag = self.flights.reserve();
             let octets = Bytes::from_static(b"UNSELECT\r\n");
             let line = [tag.as_bytes(), b" ", &octets].concat();
-            let sent =
-                Sent { tag: tag.into(), octets, mailbox: None, fetches: false, asked: None, proving: None };
+            let sent = Sent {
+                tag: tag.into(),
+                octets,
+                mailbox: None,
+                fetches: false,
+                asked: None,
+                reworded: false,
+                proving: None,
+            };
             flight.commands.push_back(sent);
             self.send(line.into());
         }
@@ -431,15 +442,16 @@ impl super::Session {
         };
         let completed = rest.get(..4).is_some_and(|status| status.eq_ignore_ascii_case(b" OK "));
         let proved = sent.proving.as_ref().is_none_or(|proving| self.tell_proved(proving, completed));
-        if !proved {
-            // Nothing of it was told.
+        let told = proved && (completed || !sent.reworded);
+        if !told {
+            // Nothing of it was told; the client's own words are asked.
             self.send([&tag, &b" "[..], &sent.octets].concat().into());
         }
         if let Some(flight) = &mut self.ahead.flight {
-            flight.told += u32::from(proved);
-            flight.absorbed += u32::from(!proved);
+            flight.told += u32::from(told);
+            flight.absorbed += u32::from(!told);
         }
-        proved.then(|| Frame::End { piece: [tag, rest].concat().into() })
+        told.then(|| Frame::End { piece: [tag, rest].concat().into() })
     }
 
     /// Whether a response belongs to what the client did not ask, and is dealt with.

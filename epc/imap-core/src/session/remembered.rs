@@ -3,7 +3,7 @@
 
 use super::Phase;
 use crate::{
-    flag_snapshot::{FlagMemory, FlagSnapshot},
+    flag_snapshot::{FlagMemory, FlagSnapshot, Known},
     framer::Frame,
     mutants,
     response::{Code, Status},
@@ -18,6 +18,8 @@ pub(super) struct Remembered {
     memory: Option<Arc<dyn FlagMemory>>,
     /// The origin says MODSEQ because we asked it for changes, not the client.
     hides_modseq: bool,
+    /// It would say HIGHESTMODSEQ to whoever opens the mailbox.
+    says_modseq: bool,
     /// The lowest HIGHESTMODSEQ said since the mailbox is being opened.
     modseq: Option<u64>,
     /// It has none that lasts.
@@ -35,7 +37,7 @@ impl Remembered {
         (self.modseq, self.no_modseq, self.recent, self.left) = (None, false, 0, false);
     }
 
-    pub(super) fn recall(&self, account: &AccountKey, mailbox: &[u8]) -> Option<Arc<FlagSnapshot>> {
+    pub(super) fn recall(&self, account: &AccountKey, mailbox: &[u8]) -> Option<Known> {
         self.memory.as_ref().filter(|_| mailbox == INBOX)?.recall(account, mailbox)
     }
 
@@ -58,8 +60,10 @@ impl Remembered {
         self.uid_last = list.starts_with(b"(FLAGS ");
     }
 
-    pub(super) fn hide_modseq(&mut self) {
+    /// The mailbox is opened in a way that makes the origin say MODSEQ.
+    pub(super) fn hide_modseq(&mut self, known: &Known) {
         self.hides_modseq = true;
+        self.says_modseq = known.says_modseq;
     }
 
     /// The client has said this: if it knows of MODSEQ, it wants to hear of it (RFC 7162 §3.1: any such command turns it
@@ -83,18 +87,19 @@ impl super::Session {
     pub(super) fn saw_code(&mut self, status: Status, code: Option<Code<'_>>) -> bool {
         let Some(code) = code else { return false };
         let opening = matches!(self.phase, Phase::Selecting);
-        if code.name.eq_ignore_ascii_case(b"NOMODSEQ") && opening {
-            self.remembered.no_modseq = true;
-        }
-        if !code.name.eq_ignore_ascii_case(b"HIGHESTMODSEQ") {
+        let none = code.name.eq_ignore_ascii_case(b"NOMODSEQ");
+        if !none && !code.name.eq_ignore_ascii_case(b"HIGHESTMODSEQ") {
             return false;
         }
+        let remembered = &mut self.remembered;
+        remembered.no_modseq |= none && opening;
         if opening && let Some(said) = super::number(code.argument).filter(|said| *said > 0) {
-            let lowest = self.remembered.modseq.map_or(said, |before| before.min(said));
-            self.remembered.modseq = Some(lowest);
+            let lowest = remembered.modseq.map_or(said, |before| before.min(said));
+            remembered.modseq = Some(lowest);
         }
-        // Cyrus says it when CONDSTORE is turned on, which the client did not.
-        status == Status::Ok && self.is_selected() && self.remembered.hides_modseq
+        // Cyrus says it also when CONDSTORE is turned on, which the client did not.
+        let unasked = remembered.hides_modseq && !(opening && remembered.says_modseq);
+        status == Status::Ok && unasked
     }
 
     /// A FETCH of the client was answered: perhaps all flags have now been said.
@@ -102,7 +107,7 @@ impl super::Session {
         let Some(memory) = self.remembered.memory.clone().filter(|_| !self.remembered.left) else { return };
         let able = self.capabilities.has("CONDSTORE") && self.capabilities.has("ESEARCH");
         let key = self.mailbox_key().filter(|key| key.name == INBOX && !key.utf8 && able);
-        let (Some(key), Some(modseq)) = (key.cloned(), self.remembered.modseq()) else { return };
+        let Some(key) = key.cloned() else { return };
         let told = u64::from(self.views.server_len()) <= self.flags.len() as u64;
         if !told || !self.views.all_uids_known() {
             return;
@@ -111,11 +116,13 @@ impl super::Session {
         let all: Option<Vec<_>> = self.views.known_uids().map(said).collect();
         let Some(all) = all else { return };
         let all = all.into_iter().map(|(uid, list)| (uid, &**list));
-        let snapshot = FlagSnapshot::new(key.uid_validity, modseq, self.remembered.uid_last, all);
+        let uid_last = self.remembered.uid_last;
+        let of = |modseq| FlagSnapshot::new(key.uid_validity, modseq, uid_last, all);
+        let snapshot = self.remembered.modseq().and_then(of).map(Arc::new);
+        let said = self.remembered.modseq.is_some() || self.remembered.no_modseq;
+        let says_modseq = if self.remembered.hides_modseq { self.remembered.says_modseq } else { said };
         self.remembered.left = true;
-        if let Some(snapshot) = snapshot {
-            memory.remember(&key, snapshot);
-        }
+        memory.remember(&key, Known { messages: self.views.server_len(), says_modseq, snapshot });
     }
 
     /// A frame as a client hears it that did not ask for MODSEQ; `None`: there is nothing else in it.

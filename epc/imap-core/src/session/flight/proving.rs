@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  foreseen              sent instead                                      the client's own FETCH is answered with
-//!  SELECT INBOX          SELECT INBOX
+//!  SELECT INBOX          SELECT INBOX (CONDSTORE)
 //!  UID FETCH 1:* (FLAGS) UID SEARCH RETURN (ALL) ALL                       for each message that there is: what the
 //!                        UID FETCH 1:* (FLAGS) (CHANGEDSINCE m)            origin said, else what it said up to m
 //! ```
@@ -82,6 +82,23 @@ impl Proving {
 
 /// Asking.
 impl super::super::Session {
+    /// Opens a mailbox of which flags are known, or may be next time, in a way that makes the origin say HIGHESTMODSEQ.
+    /// `false`: it is to be opened as the client has it.
+    pub(super) fn open_with_modseq(
+        &mut self,
+        mailbox: Option<&Bytes>,
+        account: &AccountKey,
+        tag: &str,
+        octets: &[u8],
+    ) -> bool {
+        let known = mailbox.and_then(|mailbox| self.remembered.recall(account, mailbox));
+        let plain = octets.strip_suffix(b"\r\n").filter(|line| !line.ends_with(b")"));
+        let (Some(known), Some(line)) = (known, plain) else { return false };
+        self.send([tag.as_bytes(), b" ", line, b" (CONDSTORE)\r\n"].concat().into());
+        self.remembered.hide_modseq(&known);
+        true
+    }
+
     /// Sends another question for `octets`, if the answer to the client's own can be put together from it.
     pub(super) fn ask_changes(
         &mut self,
@@ -95,12 +112,11 @@ impl super::super::Session {
         // The last one that opens a mailbox is what the flags are of.
         let mailbox = flight.commands.iter().rev().find_map(|sent| sent.mailbox.as_ref())?;
         let line = octets.strip_suffix(b"\r\n").filter(|_| command.uid && asks_all_flags(fetch))?;
-        let snapshot = self.remembered.recall(account, mailbox)?;
+        let snapshot = self.remembered.recall(account, mailbox)?.snapshot?;
         let search = self.flights.own(super::super::underway::Own::Uids);
         self.send(format!("{search} UID SEARCH RETURN (ALL) ALL\r\n").into());
         let since = format!(" (CHANGEDSINCE {})\r\n", snapshot.modseq);
         self.send([tag.as_bytes(), b" ", line, since.as_bytes()].concat().into());
-        self.remembered.hide_modseq();
         Some(Proving::new(snapshot))
     }
 }
