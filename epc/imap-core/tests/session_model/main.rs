@@ -234,7 +234,7 @@ impl World {
             revoked: BTreeMap::new(),
             totals: Totals::default(),
         };
-        for _ in 0..3 {
+        for _ in 0..if hasty { 1 } else { 3 } {
             let line = world.connect();
             world.lines.push(line);
         }
@@ -336,7 +336,7 @@ impl World {
     fn others(&mut self) {
         let user = *self.random.pick(&USERS);
         let name = *self.random.pick(&BOXES);
-        let mut name = box_of(user, name);
+        let mut name = if self.hasty { box_of(USERS[0], BOXES[0]) } else { box_of(user, name) };
         // More where somebody looks.
         let at = self.random.below(self.lines.len());
         if let Some(open) = self.lines[at].origin.selected.as_ref().filter(|_| !self.random.once_in(3)) {
@@ -354,7 +354,7 @@ impl World {
                 let (flag, on) = (*self.random.pick(&["\\Seen", "\\Flagged"]), self.random.once_in(2));
                 self.mail.set_flag(&name, uid, flag, on);
             }
-            9 if self.random.once_in(3) => {
+            9 if self.hasty || self.random.once_in(3) => {
                 // Made anew, with other mail under the same UIDs; nobody may have it open.
                 let open = self
                     .lines
@@ -365,9 +365,12 @@ impl World {
                     for _ in 0..8 {
                         self.mail.arrive_in(&name, &mut self.random);
                     }
+                    if self.random.once_in(2) {
+                        self.mail.rebuild(&name);
+                    }
                 }
             }
-            3 if self.random.once_in(3) => {
+            3 if self.hasty || self.random.once_in(3) => {
                 // A backup is put in its place, or it loses what it knew of changes; nobody may have it open.
                 let selected = |line: &Line| line.origin.selected.as_ref().is_some_and(|s| s.name == name);
                 if !self.lines.iter().any(selected) {
@@ -756,7 +759,7 @@ fn play_many(first: u64, events: u64) {
     );
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
     assert!(all.ahead > all.events / 5000, "hardly anything was foreseen");
-    assert!(all.proved > all.events / 20_000 && all.doubted > 0, "hardly any flags were known");
+    assert!(all.proved > all.events / 50_000 && all.doubted > 0, "hardly any flags were known");
     assert!(all.had_enough > 0, "no origin had enough");
     assert!(all.retained > 0, "no connection was handed over");
     assert!(all.replaced > all.events / 100_000, "hardly any parked connection ended unused");
