@@ -25,14 +25,14 @@ use crate::tamper;
 use crate::waypost::{Store, Waypost};
 
 /// A lab without mail: the scripted server is in the branch.
-struct Bench {
-    authority: Authority,
+pub(crate) struct Bench {
+    pub(crate) authority: Authority,
     roots: Arc<RootCertStore>,
-    lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 impl Bench {
-    fn build(prefix: String) -> anyhow::Result<Self> {
+    pub(crate) fn build(prefix: String) -> anyhow::Result<Self> {
         let lab = Lab::build(LabSpec { prefix: Some(prefix), ..LabSpec::new(0.0, 0.0) })?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let mut roots = RootCertStore::empty();
@@ -49,6 +49,14 @@ impl Bench {
         };
         Waypost::start(&self.lab, &self.authority, executable, &store)
     }
+}
+
+/// A row of `imap`.
+pub(crate) struct Measured {
+    /// For programs.
+    pub(crate) json: Value,
+    /// The gates that it broke, a sentence each.
+    pub(crate) broken: Vec<String>,
 }
 
 /// What carries the literal.
