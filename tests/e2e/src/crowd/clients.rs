@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lab::{Lab, Place};
 use rustls::ClientConfig;
@@ -34,6 +35,9 @@ pub struct Client {
     line: Vec<u8>,
 }
 
+/// How long a mail program waits before it tries again, at least.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl Clients {
     /// Runs a future in a place of the lab, on a thread of its own: what it connects, it connects from there.
     ///
@@ -58,7 +62,7 @@ impl Clients {
     /// Connects the `nth` of them and waits for its greeting.
     ///
     /// # Errors
-    /// When the connection fails, or it is greeted with anything but OK: `ConnectionRefused`.
+    /// When the connection fails; `ConnectionRefused` when it is greeted with anything but OK.
     pub async fn connect(&self, nth: usize) -> io::Result<Client> {
         let socket = TcpSocket::new_v4()?;
         if let Some(group) = nth.checked_div(self.per_address) {
@@ -79,6 +83,24 @@ impl Clients {
 }
 
 impl Client {
+    /// Connects the `nth` of them, as often as it takes, and logs in. How often it was turned away.
+    ///
+    /// # Errors
+    /// When anything but a BYE is in its way.
+    pub async fn insist(clients: &Clients, nth: usize) -> io::Result<(Self, usize)> {
+        let mut turned_away = 0;
+        let mut client = loop {
+            match clients.connect(nth).await {
+                Ok(client) => break client,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => turned_away += 1,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
+        client.command(&format!("LOGIN user{nth} secret")).await?;
+        Ok((client, turned_away))
+    }
+
     /// Says a command and reads to its tagged OK.
     ///
     /// # Errors

@@ -84,8 +84,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, acceptor: &TlsAcceptor, stream: 
     tokio::time::sleep(shared.manner.greeting).await;
     drop(greeter);
     let mut talk = Talk { shared, stream: BufReader::new(stream), user: String::new(), told: 0 };
-    talk.say(&format!("* OK [CAPABILITY {CAPABILITIES}] ready\r\n")).await?;
+    // Before its last octet, or the next one may be here while this one still counts.
     drop(opening);
+    talk.say(&format!("* OK [CAPABILITY {CAPABILITIES}] ready\r\n")).await?;
     talk.log_in().await?;
     drop(stranger);
     talk.obey().await

@@ -1,6 +1,7 @@
 //! What holds for many at once: sessions that are kept, clients that come back after an outage.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use lab::{Corpus, Place};
 use tokio::task::JoinSet;
 
 use crate::case::Case;
-use crate::crowd::{self, Clients, Crowd, Mailbox, Manner};
+use crate::crowd::{self, Client, Clients, Crowd, Mailbox, Manner};
 use crate::scenarios::kept::{ask, ended, kept, wait};
 use crate::site::{STALL, Site, listener};
 use crate::waypost::{Settings, Waypost};
@@ -113,6 +114,57 @@ pub(crate) fn kept_crowd(case: &Case) -> anyhow::Result<()> {
     wait(case, settings, "a dead server", |said| {
         kept(said) == 0 && ended(said, "origin-lost") == (ALL - ENDED) as u64
     })?;
+    Ok(())
+}
+
+/// After an outage two hundred come at once: never more than `dials_max` of them stand at the server's door, and all
+/// of them come in at their first try.
+pub(crate) fn storm(case: &Case) -> anyhow::Result<()> {
+    const ALL: usize = 200;
+    const DOOR: usize = 8;
+    let lines = format!("parked = 0\nlimits = {{ dials_max = {DOOR} }}");
+    let ground = Ground::build(case, &lines, "")?;
+    let waypost = ground.site.waypost(case, &ground.settings)?;
+    waypost.watch.announce("the server cannot be reached");
+    let mut clients = ground.clients()?;
+    // A listener has its bound for one address.
+    Arc::make_mut(&mut clients).per_address = 50;
+    let come = |all: Arc<Clients>, refused: bool| {
+        Clients::run(&ground.site.lab, Place::Branch, move || async move {
+            let mut visits = JoinSet::new();
+            for nth in 0..ALL {
+                let clients = Arc::clone(&all);
+                visits.spawn(async move {
+                    if refused {
+                        let told = clients.connect(nth).await.err().map(|error| error.kind());
+                        ensure!(told == Some(ErrorKind::ConnectionRefused), "without a server: {told:?}");
+                        return Ok(0);
+                    }
+                    let (mut client, turned_away) = Client::insist(&clients, nth).await?;
+                    client.command("LOGOUT").await?;
+                    Ok(turned_away)
+                });
+            }
+            let mut turned_away = 0;
+            while let Some(visit) = visits.join_next().await {
+                turned_away += visit.context("a client's task")??;
+            }
+            anyhow::Ok(turned_away)
+        })?
+    };
+    come(Arc::clone(&clients), true)?;
+    let manner =
+        Manner { mailbox: Mailbox { messages: 1 }, greeting: Duration::from_millis(5), greeted_at_once: ALL };
+    let crowd = ground.crowd(manner)?;
+    let begun = Instant::now();
+    let turned_away = come(clients, false)?;
+    case.note("all_logged_in_after_s", begun.elapsed().as_secs_f64());
+    let counts = crowd.counts();
+    case.note("at_the_door_at_most", counts.opening.peak);
+    case.note("starts_in_the_busiest_second", counts.busiest_second());
+    ensure!(counts.opening.peak <= DOOR, "{} stood at the door at once", counts.opening.peak);
+    ensure!(turned_away == 0, "{turned_away} were turned away although there was time for all");
+    ensure!(counts.logins == ALL as u64 && counts.starts.len() == ALL, "{} connections", counts.starts.len());
     Ok(())
 }
 

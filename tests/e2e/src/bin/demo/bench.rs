@@ -33,7 +33,12 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn build(prefix: String) -> anyhow::Result<Self> {
-        let lab = Lab::build(LabSpec { prefix: Some(prefix), ..LabSpec::new(0.0, 0.0) })?;
+        Self::over(prefix, LabSpec::new(0.0, 0.0))
+    }
+
+    /// Where the line matters.
+    pub(crate) fn over(prefix: String, line: LabSpec) -> anyhow::Result<Self> {
+        let lab = Lab::build(LabSpec { prefix: Some(prefix), ..line })?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(authority.certificate())?)?;

@@ -20,6 +20,7 @@ mod scripted;
 mod session;
 mod start;
 mod stats;
+mod storm;
 mod sustained;
 mod sync;
 mod tamper;
@@ -146,6 +147,8 @@ enum Rows {
     Memory,
     /// Memory of thousands of kept sessions
     Sustained,
+    /// A thousand clients at once after an outage
+    Storm,
 }
 
 #[derive(Args)]
@@ -285,6 +288,11 @@ impl Imap {
         }
         if self.wants(Rows::Sustained) {
             let measured = sustained::run(waypost, prefix(), self.quick)?;
+            rows.push(measured.json);
+            broken.extend(measured.broken);
+        }
+        if self.wants(Rows::Storm) {
+            let measured = storm::run(waypost, prefix(), self.quick)?;
             rows.push(measured.json);
             broken.extend(measured.broken);
         }
