@@ -170,7 +170,9 @@ impl AffinityDb {
 
     /// Forgets all that is known of a user.
     pub fn forget(&self, user: UserKey) {
-        self.shared.engine().advisor.forget(user);
+        let mut engine = self.shared.engine();
+        engine.advisor.forget(user);
+        engine.ledger.forget(user);
     }
 
     /// Returns when what was put before is on disk, or counted as lost.
