@@ -8,6 +8,7 @@ use crate::{
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
+    prefetch::Prefetch,
     storage,
 };
 use cep::{house::House, keeper};
@@ -51,6 +52,8 @@ pub(crate) struct Node {
     handler: Arc<Handler>,
     store: Option<Arc<Store>>,
     house: House,
+    /// `None` when it is off, or could not be opened.
+    prefetch: Option<Prefetch>,
     origins: Arc<Origins>,
     keying: Arc<OrganisationKey>,
     drain: watch::Sender<Drain>,
@@ -87,6 +90,7 @@ impl Node {
             Some(store) => Arc::clone(store) as Arc<_>,
             None => Arc::new(NoCatalog),
         };
+        let prefetch = Prefetch::open(config, &keying);
         let sustain = &config.sustain;
         let house = House::new(
             keeper::Limits {
@@ -125,6 +129,7 @@ impl Node {
             handler,
             store,
             house,
+            prefetch,
             origins,
             keying,
             drain,
@@ -225,6 +230,11 @@ impl Node {
     /// Sessions whose client has left.
     pub(crate) fn house(&self) -> &House {
         &self.house
+    }
+
+    /// What is fetched ahead.
+    pub(crate) fn prefetch(&self) -> Option<&Prefetch> {
+        self.prefetch.as_ref()
     }
 
     /// Connections kept ready, by server.
@@ -350,6 +360,7 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
         ("[node]", old.node != new.node),
         ("[admin]", old.admin != new.admin),
         ("[sustain], its limits", Config::sustain_needs_restart(old, new)),
+        ("[prefetch]", old.prefetch != new.prefetch),
         ("[store]", Config::store_needs_restart(old, new)),
         ("[log] format", old.log.format != new.log.format),
     ];
