@@ -50,6 +50,10 @@ pub struct Plan {
     account: AccountKey,
     keying: Arc<dyn UserKeying>,
     mailboxes: BTreeMap<MailboxKey, Listing>,
+    /// Where its user is: the message that he read last.
+    place: Option<(MailboxKey, Uid)>,
+    /// Connections on which nobody waits: while there is one, it fetches for all sessions.
+    lanes: u32,
     /// Nothing was told since nothing was found worth fetching, by mailbox in front of the question.
     fed: BTreeMap<MailboxKey, u64>,
     told: u64,
@@ -62,7 +66,15 @@ impl Plan {
     /// Knows nothing yet.
     #[must_use]
     pub fn new(account: AccountKey, keying: Arc<dyn UserKeying>) -> Self {
-        Self { account, keying, mailboxes: BTreeMap::new(), fed: BTreeMap::new(), told: 1 }
+        Self {
+            account,
+            keying,
+            mailboxes: BTreeMap::new(),
+            place: None,
+            lanes: 0,
+            fed: BTreeMap::new(),
+            told: 1,
+        }
     }
 
     /// The origin listed a mailbox.
@@ -115,6 +127,7 @@ impl Plan {
         let user = self.user();
         around.ledger.used(user, &object_of(mailbox, uid), read.octets);
         self.listing(mailbox, now).read(uid);
+        self.place = Some((mailbox.clone(), uid));
         let over = around.reading.read(mailbox, uid, read, now);
         self.opened(over, now, around);
     }
@@ -139,6 +152,13 @@ impl Plan {
     ) -> Option<Order> {
         let over = around.reading.settle(now);
         self.opened(over, now, around);
+        if !roams && self.lanes > 0 {
+            return None;
+        }
+        // Where the user is comes first, also for those who work for him elsewhere.
+        let place = self.place.as_ref().map(|(mailbox, _)| mailbox);
+        let open = place.filter(|place| roams && self.mailboxes.contains_key(*place)).unwrap_or(open).clone();
+        let open = &open;
         // Asked at each rest of each session: found empty, it stays so until something is told.
         if self.fed.get(open) == Some(&self.told) {
             return None;
@@ -149,6 +169,12 @@ impl Plan {
             self.fed.insert(open.clone(), self.told);
         }
         order
+    }
+
+    /// A connection on which nobody waits is there, or is gone.
+    pub fn lane(&mut self, there: bool) {
+        self.told += 1;
+        self.lanes = if there { self.lanes.saturating_add(1) } else { self.lanes.saturating_sub(1) };
     }
 
     /// The session that speaks ends.
@@ -180,7 +206,7 @@ impl Plan {
             .collect();
         let collections: Vec<Collection<'_>> =
             told.iter().map(|(_, object, items)| Collection { object, items }).collect();
-        let reading = around.reading.uid_in(open).map(Uid::get);
+        let reading = self.place.as_ref().filter(|(place, _)| place == open).map(|(_, uid)| uid.get());
         let facts = SessionFacts { user: self.user(), collections: &collections, reading };
         for _ in 0..ORDERS_REFUSED_MAX {
             let FetchOrder { collection, nth, amount, .. } = around.advisor.next(&facts, now)?;

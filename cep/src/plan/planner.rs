@@ -63,6 +63,7 @@ impl Plans {
             server,
             plan: None,
             reading: Reading::default(),
+            is_lane: false,
             foreground: 0,
             last: None,
         })
@@ -96,6 +97,8 @@ struct Planner {
     server: ServerId,
     plan: Option<(AccountKey, Arc<Mutex<Plan>>)>,
     reading: Reading,
+    /// It has said that it roams: nobody waits on its connection.
+    is_lane: bool,
     /// Commands of the client that were told to be under way.
     foreground: u32,
     last: Option<Now>,
@@ -149,7 +152,14 @@ impl Preload for Planner {
     }
 
     fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<Order> {
-        self.with(&open.account, now, |plan, around| plan.next(open, roams, now, around))
+        let new = roams && !self.is_lane;
+        self.is_lane |= roams;
+        self.with(&open.account, now, |plan, around| {
+            if new {
+                plan.lane(true);
+            }
+            plan.next(open, roams, now, around)
+        })
     }
 
     fn ask(&mut self, octets: u32, now: Now) -> Grant {
@@ -178,7 +188,13 @@ impl Drop for Planner {
         }
         if let Some((account, _)) = &self.plan {
             let account = account.clone();
-            self.with(&account, now, |plan, around| plan.finish(now, around));
+            let lane = self.is_lane;
+            self.with(&account, now, |plan, around| {
+                plan.finish(now, around);
+                if lane {
+                    plan.lane(false);
+                }
+            });
         }
     }
 }

@@ -25,14 +25,11 @@ pub(super) struct Opened {
 #[derive(Debug, Default)]
 pub struct Reading {
     open: Option<(Opened, Instant)>,
-    /// Where he is; stays when the reading is over.
-    place: Option<(MailboxKey, Uid)>,
 }
 
 impl Reading {
     /// Gives what was read before and is over now.
     pub(super) fn read(&mut self, mailbox: &MailboxKey, uid: Uid, read: Read, now: Now) -> Option<Opened> {
-        self.place = Some((mailbox.clone(), uid));
         let over = match &mut self.open {
             Some((opened, last)) if opened.mailbox == *mailbox && opened.uid == uid => {
                 if now.mono.saturating_duration_since(*last) < PIECES_WITHIN {
@@ -59,9 +56,5 @@ impl Reading {
     /// What was read last, whatever comes.
     pub(super) fn finish(&mut self) -> Option<Opened> {
         self.open.take().map(|(opened, _)| opened)
-    }
-
-    pub(super) fn uid_in(&self, mailbox: &MailboxKey) -> Option<Uid> {
-        self.place.as_ref().filter(|(place, _)| place == mailbox).map(|(_, uid)| *uid)
     }
 }

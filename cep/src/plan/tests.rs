@@ -232,6 +232,24 @@ fn only_a_roaming_session_is_sent_elsewhere_and_a_new_generation_replaces_the_ol
 }
 
 #[test]
+fn while_there_is_a_lane_it_fetches_for_all_and_where_the_user_is_first() {
+    let (plans, _) = plans();
+    let (mut session, mut lane) = (plans.for_session(server()), plans.for_session(server()));
+    let (inbox, sent, at) = (mailbox("INBOX", 1), mailbox("Sent", 1), clock());
+    for mailbox in [&inbox, &sent] {
+        session.listed(mailbox, &UidRanges::of([1, 2]), at(0));
+        assert_eq!(uids(session.next(mailbox, false, at(0))), [2, 1]);
+        (1..=2).for_each(|n| session.described(mailbox, uid(n), &letter(10), at(0)));
+    }
+    session.read(&sent, uid(1), Read { octets: 10, served: Served::Origin }, at(1));
+    let order = lane.next(&inbox, true, at(1)).unwrap();
+    assert_eq!((order.mailbox, order.work), (sent.clone(), Work::Whole { uid: uid(2), octets: 10 }));
+    assert_eq!(session.next(&sent, false, at(1)), None);
+    drop(lane);
+    assert!(session.next(&sent, false, at(1)).is_some(), "nobody else does it now");
+}
+
+#[test]
 fn foreground_ends_with_the_session() {
     let (plans, said) = plans();
     let mut session = plans.for_session(server());
