@@ -32,7 +32,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::spawn_blocking,
     time::{Instant, sleep_until, timeout},
 };
@@ -62,6 +62,8 @@ struct Inner {
     limits: Limits,
     per_server_max: usize,
     catalog: Arc<dyn Catalog>,
+    /// Whose turn it is with the store: a thread each while a server tells everybody of new mail is too many.
+    turns: Semaphore,
     gate: Arc<dyn BackgroundGate>,
     kept: Mutex<HashMap<AccountKey, Arc<Card>>>,
     counts: Counts,
@@ -92,6 +94,8 @@ const SUSPENSION: Duration = Duration::from_secs(15 * 60);
 const BUFFER_WATCHING: usize = 2 * 1024;
 /// While mail comes.
 const BUFFER_FETCHING: usize = 64 * 1024;
+/// Kept sessions that are with the store at a time; it writes for one at a time.
+pub const TURNS: usize = 4;
 /// How long the origin may not take what is written to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -108,6 +112,7 @@ impl House {
             limits,
             per_server_max,
             catalog,
+            turns: Semaphore::new(TURNS),
             gate,
             kept: Mutex::default(),
             counts: Counts::default(),
@@ -329,6 +334,8 @@ impl Task {
             }
         }
         if !ops.is_empty() {
+            let all_at_once = mutants::on("house-thread-each");
+            let turn = if all_at_once { None } else { self.inner.turns.acquire().await.ok() };
             let catalog = Arc::clone(&self.inner.catalog);
             let told = spawn_blocking(move || {
                 for op in ops {
@@ -338,6 +345,7 @@ impl Task {
             if let Err(error) = told.await {
                 tracing::error!(%error, "the store failed under a kept session");
             }
+            drop(turn);
         }
         ended
     }

@@ -151,6 +151,7 @@ pub(crate) struct Parking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) sessions_max: u32,
+    pub(crate) dials_max: u32,
 }
 
 /// Where clients arrive.

@@ -352,6 +352,7 @@ fn origin(server: &config::Server) -> OriginServer {
         config::Trust::Pin(pin) => Trust::Pin(pin.0),
     };
     origin.allow_preauth = server.allow_preauth;
+    origin.dials_max = usize::try_from(server.limits.dials_max).unwrap_or(usize::MAX);
     origin
 }
 

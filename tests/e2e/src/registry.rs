@@ -2,7 +2,7 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    changes, commands, durability, failures, front, garbage, identical, kept, logins, start,
+    changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, start,
 };
 
 /// One row.
@@ -108,6 +108,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     )),
     row("kept-new-mail-cyrus", "mail that came while its reader was away is a hit", kept::away_cyrus),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
+    row("kept-crowd", "fifty kept sessions: all listed, all counted, no thread each", crowds::kept_crowd),
+    row("storm", "two hundred at once after an outage: a few at the server's door", crowds::storm),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
     row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
     row("short-outage", "two seconds without a line end nothing", failures::short_outage),

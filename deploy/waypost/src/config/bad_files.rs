@@ -558,7 +558,7 @@ compress = "yes""#,
         r#"name = "mail"
 limits = 5"#,
         &[
-            r#"w.toml:13:10: error: [[server]]: limits: 5 is not a table; allowed: a table with sessions_max; for example: limits = { sessions_max = 2000 }"#,
+            r#"w.toml:13:10: error: [[server]]: limits: 5 is not a table; allowed: a table with sessions_max, dials_max; for example: limits = { sessions_max = 2000 }"#,
         ],
     ),
     (
@@ -575,6 +575,14 @@ limits = { sesions_max = 5 }"#,
 limits = { sessions_max = 0 }"#,
         &[
             r#"w.toml:13:27: error: [server.limits]: sessions_max: 0 is not 1 to 100000; for example: sessions_max = 2000"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+limits = { dials_max = 0 }"#,
+        &[
+            r#"w.toml:13:24: error: [server.limits]: dials_max: 0 is not 1 to 10000; for example: dials_max = 32"#,
         ],
     ),
     (

@@ -138,7 +138,7 @@ pub(crate) const SERVER: Section = Section {
             "false",
         ),
         key("foresee", "true, false: send what a client always asks first right behind its login", "true"),
-        key("limits", "a table with sessions_max", "{ sessions_max = 2000 }"),
+        key("limits", "a table with sessions_max, dials_max", "{ sessions_max = 2000 }"),
     ],
 };
 
@@ -147,7 +147,14 @@ const PIN_WORKS: &str = r#""e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495
 pub(crate) const LIMITS: Section = Section {
     name: "server.limits",
     many: false,
-    keys: &[key("sessions_max", "1 to 100000 sessions at a time", "2000")],
+    keys: &[
+        key("sessions_max", "1 to 100000 sessions at a time", "2000"),
+        key(
+            "dials_max",
+            "1 to 10000 connections being opened at a time; other clients wait their turn",
+            "32",
+        ),
+    ],
 };
 
 pub(crate) const LISTENER: Section = Section {

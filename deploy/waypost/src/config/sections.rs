@@ -485,7 +485,11 @@ fn limits(mut t: TableReader<'_, '_>) -> Limits {
             format!("{sessions_max} is not 1 to 100000; for example: sessions_max = 2000"),
         );
     }
-    Limits { sessions_max }
+    let dials_max: u32 = t.get("dials_max", 32);
+    if !(1..=10_000).contains(&dials_max) {
+        t.object("dials_max", format!("{dials_max} is not 1 to 10000; for example: dials_max = 32"));
+    }
+    Limits { sessions_max, dials_max }
 }
 
 /// Plain text towards a server is only for where nobody listens in.

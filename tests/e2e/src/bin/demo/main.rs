@@ -20,6 +20,8 @@ mod scripted;
 mod session;
 mod start;
 mod stats;
+mod storm;
+mod sustained;
 mod sync;
 mod tamper;
 mod thunderbird;
@@ -101,6 +103,9 @@ struct Imap {
     /// Without the journeys
     #[arg(long)]
     memory: bool,
+    /// Only this row, without the journeys; may be said more than once
+    #[arg(long, value_name = "ROW")]
+    row: Vec<Rows>,
     #[command(flatten)]
     common: Common,
 }
@@ -133,6 +138,17 @@ enum Client {
     Mutt,
     Mbsync,
     Thunderbird,
+}
+
+/// What `imap` measures beside the journeys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rows {
+    /// Peak memory with 52 MB messages under way
+    Memory,
+    /// Memory of thousands of kept sessions
+    Sustained,
+    /// A thousand clients at once after an outage
+    Storm,
 }
 
 #[derive(Args)]
@@ -263,16 +279,39 @@ impl Run {
 
 impl Imap {
     fn run(&self) -> anyhow::Result<bool> {
-        let report = if self.memory { None } else { Some(self.journeys()?) };
-        let rounds = if self.quick { 1 } else { 3 };
-        let memory = bench::memory(&self.common.waypost, self.common.prefix.clone(), rounds)?;
+        let journeys = !self.memory && self.row.is_empty();
+        let report = if journeys { Some(self.journeys()?) } else { None };
+        let (waypost, prefix) = (&self.common.waypost, || self.common.prefix.clone());
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        if self.wants(Rows::Memory) {
+            rows.push(bench::memory(waypost, prefix(), if self.quick { 1 } else { 3 })?);
+        }
+        if self.wants(Rows::Sustained) {
+            let measured = sustained::run(waypost, prefix(), self.quick)?;
+            rows.push(measured.json);
+            broken.extend(measured.broken);
+        }
+        if self.wants(Rows::Storm) {
+            let measured = storm::run(waypost, prefix(), self.quick)?;
+            rows.push(measured.json);
+            broken.extend(measured.broken);
+        }
+        for line in &broken {
+            println!("BROKEN: {line}");
+        }
         let mut json = report.as_ref().map_or_else(|| json!({"version": 1}), Report::json);
         if let Some(all) = json.as_object_mut() {
             all.insert("bench".to_owned(), "imap".into());
-            all.insert("rows".to_owned(), vec![memory].into());
+            all.insert("rows".to_owned(), rows.into());
         }
         bench::write(self.common.json.as_deref(), &json)?;
-        Ok(report.is_none_or(|report| report.broken().is_empty()))
+        Ok(broken.is_empty() && report.is_none_or(|report| report.broken().is_empty()))
+    }
+
+    /// `--memory` is the row of that name alone.
+    fn wants(&self, row: Rows) -> bool {
+        let named = self.row.contains(&row) || (self.memory && row == Rows::Memory);
+        named || (self.row.is_empty() && !self.memory)
     }
 
     fn journeys(&self) -> anyhow::Result<Report> {
