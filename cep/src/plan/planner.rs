@@ -21,6 +21,7 @@ use imap_core::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 /// Whom the plans of a node ask and tell.
@@ -164,6 +165,10 @@ impl Preload for Planner {
 
     fn ask(&mut self, octets: u32, now: Now) -> Grant {
         self.inner.around.gate.ask(Class::Background, &self.server, octets, now)
+    }
+
+    fn standstill(&mut self, now: Now) -> Option<Instant> {
+        self.inner.around.gate.standstill(&self.server, now)
     }
 
     fn foreground(&mut self, active: bool, now: Now) {

@@ -10,6 +10,7 @@ mod mail;
 mod measure;
 mod mutt;
 mod origin;
+mod prefetching;
 mod process;
 mod progress;
 mod recording;
@@ -149,6 +150,8 @@ enum Rows {
     Sustained,
     /// A thousand clients at once after an outage
     Storm,
+    /// Commands and downloads while everything is fetched ahead
+    Beside,
 }
 
 #[derive(Args)]
@@ -295,6 +298,9 @@ impl Imap {
             let measured = storm::run(waypost, prefix(), self.quick)?;
             rows.push(measured.json);
             broken.extend(measured.broken);
+        }
+        if self.wants(Rows::Beside) {
+            rows.extend(prefetching::run(waypost, prefix(), self.quick)?);
         }
         for line in &broken {
             println!("BROKEN: {line}");
