@@ -744,7 +744,7 @@ fn every_bad_file_gets_its_lines() {
 
 #[test]
 fn all_errors_of_a_file_come_at_once() {
-    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[prefetch]\n";
+    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[interception]\n";
     let problems = judged(file).problems;
     let places: Vec<usize> = problems.iter().map(|problem| problem.place.line).collect();
     assert_eq!(places, [1, 1, 2, 4, 5, 6, 7, 9, 10, 11], "{problems:#?}");
