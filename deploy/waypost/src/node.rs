@@ -11,13 +11,8 @@ use crate::{
     prefetch::Prefetch,
     storage,
 };
-use cep::{house::House, keeper};
-use discovery_core::{
-    id::ServerId,
-    now::Now,
-    seam::gate::{BackgroundGate, Grant},
-    value::Class,
-};
+use cep::{house::House, keeper, plain::Plain};
+use discovery_core::id::ServerId;
 use door::Door;
 use epc::{
     handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
@@ -26,7 +21,7 @@ use epc::{
     store::Store,
     tls::roots::Trust,
 };
-use imap_core::catalog::Catalog;
+use imap_core::{catalog::Catalog, preload::Preload};
 use origins::Origins;
 use std::{
     collections::HashMap,
@@ -101,7 +96,10 @@ impl Node {
             },
             usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
             Arc::clone(&catalog),
-            Arc::new(AlwaysGo),
+            match prefetch.as_ref().map(|prefetch| prefetch.plans().clone()) {
+                Some(plans) => Arc::new(move |account| plans.for_session(account.server.clone())),
+                None => Arc::new(|_| Box::new(Plain::default()) as Box<dyn Preload>),
+            },
         );
         let handler = Handler::new(
             Arc::clone(&origins) as Arc<_>,
@@ -370,17 +368,6 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
             tracing::warn!(part, "this changed in the file, and takes effect at the next start");
         }
     }
-}
-
-/// Nothing else moves mail in the background yet.
-struct AlwaysGo;
-
-impl BackgroundGate for AlwaysGo {
-    fn ask(&self, _: Class, _: &ServerId, _: u32, _: Now) -> Grant {
-        Grant::Go
-    }
-
-    fn foreground(&self, _: &ServerId, _: bool, _: Now) {}
 }
 
 impl Config {

@@ -144,7 +144,9 @@ impl Drop for Running {
 fn help_and_version_are_for_newcomers() {
     ends(&["--version"], 0, &[concat!("waypost ", env!("CARGO_PKG_VERSION"))]);
     ends(&["--help"], 0, &["First steps", "waypost branch --mail imaps://", "It stores no", "Exit codes"]);
-    for command in ["branch", "run", "check", "config", "status", "sessions", "report", "trace", "store", "ca"] {
+    for command in
+        ["branch", "run", "check", "config", "status", "sessions", "report", "trace", "store", "ca"]
+    {
         ends(&[command, "--help"], 0, &["Usage: waypost"]);
     }
 }
