@@ -7,6 +7,7 @@ use crate::{
 };
 use affinity_db::{
     gate::{Gate, GateSettings},
+    ledger::Tally,
     policy::Policy,
     shell::{AffinityConfig, AffinityDb},
 };
@@ -70,19 +71,26 @@ impl Prefetch {
             wasted: row.tally.wasted,
             waiting: row.tally.waiting(),
         };
+        PreloadReport { on: true, rows: rows.map(row).collect(), database: self.database() }
+    }
+
+    /// The same of everybody together.
+    pub(crate) fn total(&self) -> Tally {
+        let rows = self.db.ledger(|ledger| ledger.report());
+        rows.iter().fold(Tally::default(), |sum, row| sum.plus(&row.tally))
+    }
+
+    /// Records of the user affinity database, and what became of changes since the start.
+    pub(crate) fn database(&self) -> Vec<Named> {
         let stats = self.db.stats();
         let named = |word: &str, n| Named { word: word.to_owned(), n };
-        PreloadReport {
-            on: true,
-            rows: rows.map(row).collect(),
-            database: vec![
-                named("records", stats.records as u64),
-                named("evicted", stats.evicted),
-                named("dropped", stats.dropped),
-                named("lost", stats.lost),
-                named("written", stats.written),
-            ],
-        }
+        vec![
+            named("records", stats.records as u64),
+            named("evicted", stats.evicted),
+            named("dropped", stats.dropped),
+            named("lost", stats.lost),
+            named("written", stats.written),
+        ]
     }
 }
 
