@@ -125,6 +125,8 @@ impl AffinityAdvisor {
     fn settle(&mut self, user: UserKey, now: UnixMillis) {
         while let Some(open) = self.evidence.passed(user, now) {
             self.learn(user, &open, Event::Passed, now);
+            // Decided, and stays so when it is listed again, after a restart too.
+            self.database.note(user, &open.object, Event::Passed, now);
         }
     }
 
@@ -210,7 +212,7 @@ struct Expectations {
 impl Advisor for AffinityAdvisor {
     fn listed(&mut self, user: UserKey, collection: &ObjectKey, item: &Item, now: Now) {
         // What is old or was read already says nothing about what is read when it comes.
-        if !item.used && !is_stale(item, now.wall) {
+        if !item.used && !is_stale(item, now.wall) && self.database.get(user, &item.object).is_none() {
             self.evidence.listed(user, collection, item, now.wall);
         }
     }

@@ -4,19 +4,17 @@ use bytes::Bytes;
 use cep::{
     house::{House, TURNS},
     keeper::Limits,
+    plain::Plain,
 };
 use discovery_core::{
     id::{AccountKey, ServerId, UserKey},
     now::{Now, UnixMillis},
-    seam::{
-        gate::{BackgroundGate, Grant},
-        sink::Sink,
-    },
-    value::Class,
+    seam::sink::Sink,
 };
 use imap_core::{
     capability::Capabilities,
     catalog::{Catalog, CatalogOp, CatalogReply},
+    preload::Preload,
     retained::{Facts, Handed, Retained},
 };
 use seams::AsyncIo;
@@ -47,15 +45,6 @@ impl Catalog for Meeting {
         inside.0 -= 1;
         None
     }
-}
-
-struct Free;
-
-impl BackgroundGate for Free {
-    fn ask(&self, _: Class, _: &ServerId, _: u32, _: Now) -> Grant {
-        Grant::Go
-    }
-    fn foreground(&self, _: &ServerId, _: bool, _: Now) {}
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is a test of the shell")]
@@ -96,7 +85,12 @@ async fn serve(io: DuplexStream) -> std::io::Result<()> {
 #[tokio::test]
 async fn many_that_hear_of_mail_at_once_take_few_threads() {
     let catalog = Arc::new(Meeting::default());
-    let house = House::new(Limits::default(), 100, Arc::clone(&catalog) as Arc<_>, Arc::new(Free));
+    let house = House::new(
+        Limits::default(),
+        100,
+        Arc::clone(&catalog) as Arc<_>,
+        Arc::new(|_| Box::new(Plain::default()) as Box<dyn Preload>),
+    );
     for user in 0..40 {
         let (near, far) = tokio::io::duplex(64 * 1024);
         tokio::spawn(serve(far));

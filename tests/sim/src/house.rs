@@ -4,18 +4,12 @@ use cep::keeper::Why;
 use discovery_core::id::AccountKey;
 use imap_core::mutants;
 use node::ConnId;
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 /// Who is kept; at most one of a user and server.
 pub(crate) struct House {
     pub(crate) per_server_max: usize,
-    kept: BTreeMap<AccountKey, Card>,
-}
-
-struct Card {
-    conn: ConnId,
-    /// Nothing is fetched before.
-    suspended: Option<Instant>,
+    kept: BTreeMap<AccountKey, ConnId>,
 }
 
 impl House {
@@ -29,8 +23,8 @@ impl House {
         if others.count() >= self.per_server_max {
             return Some((conn, Why::Full));
         }
-        let old = self.kept.insert(account.clone(), Card { conn, suspended: None });
-        old.map(|old| (old.conn, Why::Replaced))
+        let old = self.kept.insert(account.clone(), conn);
+        old.map(|old| (old, Why::Replaced))
     }
 
     /// The one of this account.
@@ -38,18 +32,7 @@ impl House {
         if mutants::on("sim-kept-for-ever") {
             return None;
         }
-        self.kept.get(account).map(|card| card.conn)
-    }
-
-    /// Somebody named this account and had the wrong password.
-    pub(crate) fn refused(&mut self, account: &AccountKey, until: Instant) {
-        if let Some(card) = self.kept.get_mut(account) {
-            card.suspended = Some(until);
-        }
-    }
-
-    pub(crate) fn suspended(&self, account: &AccountKey, conn: ConnId) -> Option<Instant> {
-        self.kept.get(account).filter(|card| card.conn == conn)?.suspended
+        self.kept.get(account).copied()
     }
 
     /// It is over.

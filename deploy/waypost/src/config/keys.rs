@@ -209,12 +209,23 @@ pub(crate) const SUSTAIN: Section = Section {
     ],
 };
 
+pub(crate) const PREFETCH: Section = Section {
+    name: "prefetch",
+    many: false,
+    keys: &[
+        key("enabled", "true, false: mail is fetched before anybody asks for it", "true"),
+        key("rate", "64 kbit/s or more: how fast at most, over the way to each server", r#""2500 kbit/s""#),
+        key("user_day_max", "0 B or more: octets for each user and day", r#""512 MiB""#),
+        key("server_day_max", "0 B or more: octets from each server and day", r#""16 GiB""#),
+    ],
+};
+
 /// What this build understands.
-pub(crate) const BUILT: &[&Section] = &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE, &SUSTAIN];
+pub(crate) const BUILT: &[&Section] =
+    &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE, &SUSTAIN, &PREFETCH];
 
 /// Names that later builds will understand: reserved, so that a file never changes its meaning.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    ("prefetch", "fetching ahead"),
     ("interception", "transparent interception"),
     ("rule", "interception rules"),
     ("link", "the link to another node"),

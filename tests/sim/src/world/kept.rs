@@ -1,19 +1,23 @@
 //! Connections whose client has left: a keeper each, on the node that had the client.
 
 use super::*;
-use cep::keeper::{self, Keeper, Why};
+use cep::{
+    keeper::{self, Keeper, Why},
+    plain::Plain,
+};
 use discovery_core::{
     id::AccountKey,
-    seam::gate::{BackgroundGate, Grant},
-    value::Class,
+    seam::{advisor::Held, gate::Grant},
 };
 use imap_core::{
     catalog::{FillId, MailboxKey},
     item::ItemKey,
     mutants,
-    retained::Facts,
+    preload::{self, Description, Preload, Read},
+    retained::{Facts, UidRanges},
     uid::Uid,
 };
+use std::sync::Mutex;
 
 /// A connection to an origin without a client.
 pub(crate) struct Kept {
@@ -23,6 +27,7 @@ pub(crate) struct Kept {
     account: AccountKey,
     number: u64,
     keeper: Keeper,
+    mood: Arc<Mutex<Mood>>,
     pub(crate) origin: Origin,
     forward: Pipe,
     answer: Pipe,
@@ -41,14 +46,43 @@ pub(crate) struct Kept {
     fills: BTreeMap<FillId, (MailboxKey, Vec<u8>)>,
 }
 
-/// Lets most through at once, and nobody's who is suspended.
-struct Gate(Option<Instant>);
+/// All that is new, most of it at once, and nobody's who is suspended.
+struct Ordering {
+    plain: Plain,
+    mood: Arc<Mutex<Mood>>,
+}
 
-impl BackgroundGate for Gate {
-    fn ask(&self, _: Class, _: &ServerId, _: u32, _: Now) -> Grant {
-        self.0.map_or(Grant::Go, Grant::Wait)
+/// What the world knows and an order must heed.
+struct Mood {
+    suspended: Option<Instant>,
+    random: Random,
+}
+
+impl Preload for Ordering {
+    fn ask(&mut self, _: u32, now: Now) -> Grant {
+        let mut mood = self.mood.lock().unwrap();
+        let suspended = mood.suspended.filter(|until| *until > now.mono);
+        let busy = mood.random.once_in(6).then(|| now.mono + Duration::from_millis(300));
+        suspended.or(busy).map_or(Grant::Go, Grant::Wait)
     }
-    fn foreground(&self, _: &ServerId, _: bool, _: Now) {}
+    fn listed(&mut self, mailbox: &MailboxKey, uids: &UidRanges, now: Now) {
+        self.plain.listed(mailbox, uids, now);
+    }
+    fn described(&mut self, mailbox: &MailboxKey, uid: Uid, said: &Description, now: Now) {
+        self.plain.described(mailbox, uid, said, now);
+    }
+    fn held(&mut self, mailbox: &MailboxKey, uid: Uid, held: Held) {
+        self.plain.held(mailbox, uid, held);
+    }
+    fn read(&mut self, _: &MailboxKey, _: Uid, _: Read, _: Now) {}
+    fn fetched(&mut self, _: &MailboxKey, _: Uid, _: u64, _: Now) {}
+    fn gone(&mut self, mailbox: &MailboxKey, uids: &[Uid], now: Now) {
+        self.plain.gone(mailbox, uids, now);
+    }
+    fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<preload::Order> {
+        self.plain.next(open, roams, now)
+    }
+    fn foreground(&mut self, _: bool, _: Now) {}
 }
 
 /// How long an origin may take to say goodbye, and what a tick may come late.
@@ -71,6 +105,9 @@ impl World {
         // One that is handed over too late ends at once.
         let ends_us = self.us_of(ends).max(self.now_us);
         let manner = self.servers[self.lines[slot].server].manner;
+        let random = Random::new(self.random.below(1 << 30) as u64);
+        let mood = Arc::new(Mutex::new(Mood { suspended: None, random }));
+        let ordering = Box::new(Ordering { plain: Plain::default(), mood: Arc::clone(&mood) });
         let line = &mut self.lines[slot];
         let origin = std::mem::replace(&mut line.origin, Origin::new(manner));
         let hung_up = line.hung_up && (origin.said_bye || origin.is_gone);
@@ -84,7 +121,8 @@ impl World {
             conn: line.conn,
             account: facts.account.clone(),
             number: facts.number,
-            keeper: Keeper::new(facts, limits, now),
+            keeper: Keeper::new(facts, limits, ordering, now),
+            mood,
             origin,
             forward: std::mem::take(&mut line.forward),
             answer: std::mem::take(&mut line.answer),
@@ -146,7 +184,10 @@ impl World {
             Learned::LoginRefusedFor { account, limited: true } => (account, Why::Connections),
             Learned::LoginRefusedFor { account, limited: false } => {
                 let until = self.now(node).mono + SUSPENSION;
-                self.sites[node].house.refused(account, until);
+                let conn = self.sites[node].house.of(account);
+                if let Some(kept) = conn.and_then(|conn| self.kept(conn)) {
+                    kept.mood.lock().unwrap().suspended = Some(until);
+                }
                 return Ok(());
             }
             _ => return Ok(()),
@@ -179,9 +220,10 @@ impl World {
     /// The connection is reset.
     pub(crate) fn sever_kept(&mut self, node: usize, n: usize) -> Result<bool, Broken> {
         let Some(conn) = self.some_kept(node, n) else { return Ok(false) };
+        let now = self.now(node);
         if let Some(kept) = self.kept(conn) {
             kept.excuse = Some("reset");
-            kept.keeper.handle_closed();
+            kept.keeper.handle_closed(now);
         }
         self.kept_on(conn)?;
         Ok(true)
@@ -241,16 +283,14 @@ impl World {
     fn kept_hears(&mut self, conn: ConnId) -> Result<(), Broken> {
         while let Some(kept) = self.kept(conn) {
             let Some(segment) = kept.answer.take() else { break };
-            let (node, account, suspicious) = (kept.node, kept.account.clone(), segment.octets.is_empty());
-            if suspicious && segment.last {
-                kept.keeper.handle_closed();
+            let node = kept.node;
+            self.trace.note(self.now_us, node, "K<-S", &segment.octets);
+            let now = self.now(node);
+            let Some(kept) = self.kept(conn) else { break };
+            if segment.octets.is_empty() && segment.last {
+                kept.keeper.handle_closed(now);
             } else {
-                let gate = self.gate(node, &account, conn);
-                let now = self.now(node);
-                self.trace.note(self.now_us, node, "K<-S", &segment.octets);
-                if let Some(kept) = self.kept(conn) {
-                    kept.keeper.handle_server(now, segment.octets, &gate);
-                }
+                kept.keeper.handle_server(now, segment.octets);
             }
             self.kept_on(conn)?;
         }
@@ -258,24 +298,16 @@ impl World {
         self.kept_on(conn)
     }
 
-    fn gate(&mut self, node: usize, account: &AccountKey, conn: ConnId) -> Gate {
-        let now = self.now(node).mono;
-        let suspended = self.sites[node].house.suspended(account, conn).filter(|until| *until > now);
-        let busy = self.random.once_in(6).then(|| now + Duration::from_millis(300));
-        Gate(suspended.or(busy))
-    }
-
     pub(super) fn kept_turn(&mut self, conn: ConnId) -> Result<(), Broken> {
         let now_us = self.now_us;
         let Some(kept) = self.kept(conn).filter(|kept| kept.woken_at == Some(now_us)) else { return Ok(()) };
         kept.woken_at = None;
-        let (node, account) = (kept.node, kept.account.clone());
-        let gate = self.gate(node, &account, conn);
+        let node = kept.node;
         let now = self.now(node);
         if let Some(kept) = self.kept(conn)
             && kept.keeper.poll_timeout().is_some_and(|due| due <= now.mono)
         {
-            kept.keeper.handle_timeout(now, &gate);
+            kept.keeper.handle_timeout(now);
         }
         self.kept_on(conn)
     }
@@ -367,7 +399,10 @@ impl World {
                         return Err(self.kept_broken(at, checker, lie));
                     }
                     let node = self.kept[at].node;
-                    self.sites[node].store.handle(self.now_us, planted(op));
+                    let now = self.now(node);
+                    if let Some(reply) = self.sites[node].store.handle(self.now_us, planted(op)) {
+                        self.kept[at].keeper.handle_store(now, reply);
+                    }
                 }
                 keeper::Output::Ended(why) => return self.kept_over(at, why),
             }
@@ -436,7 +471,7 @@ impl World {
                 return Err(self.kept_broken(at, Checker::Kept, "outlives its limit".into()));
             }
             let site = &self.sites[kept.node];
-            let suspended = site.house.suspended(&kept.account, kept.conn).is_some();
+            let suspended = kept.mood.lock().unwrap().suspended.is_some();
             let whole_store = site.store.damaged == 0 && site.store.refused == 0;
             let leaving = kept.keeper.is_leaving();
             let Some(new_from) = kept.new_from.filter(|_| whole_store && !suspended && !leaving) else {
@@ -500,7 +535,11 @@ impl World {
                         "INTERNALDATE" => format!("\"{}\"", message.date),
                         "ENVELOPE" => message.content.envelope(),
                         "BODYSTRUCTURE" => message.content.structure(),
-                        _ => continue,
+                        section => {
+                            let spec = section.strip_prefix("BODY[").and_then(|spec| spec.strip_suffix(']'));
+                            let octets = spec.and_then(|spec| message.content.section(spec));
+                            String::from_utf8(octets.unwrap_or_default()).unwrap()
+                        }
                     };
                     if truth.as_bytes() != value {
                         return lie(key.as_str(), *uid);
@@ -524,7 +563,7 @@ impl World {
                     return lie("the body", *uid);
                 }
             }
-            CatalogOp::Selected { mailbox } => own(mailbox)?,
+            CatalogOp::Selected { mailbox } | CatalogOp::Resolve { mailbox, .. } => own(mailbox)?,
             CatalogOp::Expunged { mailbox, uids } => {
                 own(mailbox)?;
                 let name = box_of(&user, &String::from_utf8_lossy(&mailbox.name));

@@ -10,6 +10,7 @@ mod mail;
 mod measure;
 mod mutt;
 mod origin;
+mod prefetching;
 mod process;
 mod progress;
 mod recording;
@@ -149,6 +150,8 @@ enum Rows {
     Sustained,
     /// A thousand clients at once after an outage
     Storm,
+    /// Commands and downloads while everything is fetched ahead
+    Beside,
 }
 
 #[derive(Args)]
@@ -202,6 +205,11 @@ impl Run {
     fn run(&self) -> anyhow::Result<bool> {
         let (ground, report) = self.measure()?;
         show(&report);
+        if self.wants(Client::Scripted) {
+            for subcommand in [&["sessions"][..], &["report", "preload"]] {
+                println!("$ waypost {}\n{}", subcommand.join(" "), ground.ask(subcommand)?);
+            }
+        }
         bench::write(self.common.json.as_deref(), &report.json())?;
         if let Some(file) = &self.common.json {
             println!("The same for programs: {}", file.display());
@@ -222,7 +230,7 @@ impl Run {
         progress.begin("write the mailboxes, start Dovecot and Waypost", 1);
         let corpus = arm::corpus(self.quick);
         let prefix = self.common.prefix.clone();
-        let ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
+        let mut ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
         let mut rows = Vec::new();
         if self.wants(Client::Scripted) {
             rows.extend(start::cold(&ground, if self.quick { 2 } else { 20 }, &progress)?);
@@ -243,6 +251,7 @@ impl Run {
         }
         // Last: there are more messages afterwards.
         if self.wants(Client::Scripted) {
+            ground.exchange("away", away::LINES)?;
             rows.push(away::new_mail(&ground, if self.quick { 2 } else { 10 }, &progress)?);
         }
         Ok((ground, Report { link, rows, left_out }))
@@ -295,6 +304,9 @@ impl Imap {
             let measured = storm::run(waypost, prefix(), self.quick)?;
             rows.push(measured.json);
             broken.extend(measured.broken);
+        }
+        if self.wants(Rows::Beside) {
+            rows.extend(prefetching::run(waypost, prefix(), self.quick)?);
         }
         for line in &broken {
             println!("BROKEN: {line}");
