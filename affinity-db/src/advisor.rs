@@ -232,6 +232,10 @@ impl Advisor for AffinityAdvisor {
         self.settle(user, at);
     }
 
+    fn returned(&mut self, user: UserKey, object: &ObjectKey) {
+        self.given.at.remove(&(user, object.clone()));
+    }
+
     fn next(&mut self, facts: &SessionFacts<'_>, now: Now) -> Option<FetchOrder> {
         self.settle(facts.user, now.wall);
         let order = self.choose(facts, now)?;

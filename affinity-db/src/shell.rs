@@ -258,6 +258,10 @@ impl Advisor for SharedAdvisor {
         self.sink.put(access.clone());
     }
 
+    fn returned(&mut self, user: UserKey, object: &ObjectKey) {
+        self.shared.engine().advisor.returned(user, object);
+    }
+
     fn next(&mut self, facts: &SessionFacts<'_>, now: Now) -> Option<FetchOrder> {
         self.shared.engine().advisor.next(facts, now)
     }

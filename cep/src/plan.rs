@@ -171,6 +171,22 @@ impl Plan {
         order
     }
 
+    /// An order was not carried out: its session has ended, or left the mailbox.
+    pub fn returned(&mut self, order: &Order, around: &mut Around<'_>) {
+        self.told += 1;
+        let user = self.user();
+        match &order.work {
+            Work::Describe(uids) => {
+                if let Some(listing) = self.mailboxes.get_mut(&order.mailbox) {
+                    listing.unasked(uids);
+                }
+            }
+            Work::Whole { uid, .. } | Work::Sections { uid, .. } => {
+                around.advisor.returned(user, &object_of(&order.mailbox, *uid));
+            }
+        }
+    }
+
     /// A connection on which nobody waits is there, or is gone.
     pub fn lane(&mut self, there: bool) {
         self.told += 1;

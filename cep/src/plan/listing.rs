@@ -112,6 +112,13 @@ impl Listing {
         (!uids.is_empty()).then_some(uids)
     }
 
+    /// Their descriptions will not come, unless asked for again.
+    pub(super) fn unasked(&mut self, uids: &[Uid]) {
+        for uid in uids {
+            self.asked.remove(uid);
+        }
+    }
+
     pub(super) fn item(&self, mailbox: &MailboxKey, uid: Uid) -> Option<Item> {
         let known = self.known.get(&uid)?;
         Some(Item {

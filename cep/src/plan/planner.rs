@@ -14,7 +14,7 @@ use discovery_core::{
 use imap_core::{
     catalog::MailboxKey,
     mutants,
-    preload::{Description, Order, Preload, Read},
+    preload::{Description, Order, Preload, Read, Work},
     retained::UidRanges,
     uid::Uid,
 };
@@ -64,6 +64,7 @@ impl Plans {
             server,
             plan: None,
             reading: Reading::default(),
+            order: None,
             is_lane: false,
             foreground: 0,
             last: None,
@@ -98,6 +99,8 @@ struct Planner {
     server: ServerId,
     plan: Option<(AccountKey, Arc<Mutex<Plan>>)>,
     reading: Reading,
+    /// What it was told to do last, and has not done yet.
+    order: Option<Order>,
     /// It has said that it roams: nobody waits on its connection.
     is_lane: bool,
     /// Commands of the client that were told to be under way.
@@ -145,6 +148,11 @@ impl Preload for Planner {
     }
 
     fn fetched(&mut self, mailbox: &MailboxKey, uid: Uid, octets: u64, now: Now) {
+        let orders = |order: &Order| match &order.work {
+            Work::Describe(_) => false,
+            Work::Whole { uid: of, .. } | Work::Sections { uid: of, .. } => *of == uid,
+        };
+        self.order = self.order.take().filter(|order| !orders(order));
         self.with(&mailbox.account, now, |plan, around| plan.fetched(mailbox, uid, octets, now, around));
     }
 
@@ -155,12 +163,17 @@ impl Preload for Planner {
     fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<Order> {
         let new = roams && !self.is_lane;
         self.is_lane |= roams;
-        self.with(&open.account, now, |plan, around| {
+        // Whoever asks again has done it, or cannot; unless it has left the mailbox in the middle.
+        let left = self.order.take().filter(|order| order.mailbox != *open && !roams);
+        let order = self.with(&open.account, now, |plan, around| {
             if new {
                 plan.lane(true);
             }
+            left.iter().for_each(|order| plan.returned(order, around));
             plan.next(open, roams, now, around)
-        })
+        });
+        self.order.clone_from(&order);
+        order
     }
 
     fn ask(&mut self, octets: u32, now: Now) -> Grant {
@@ -193,9 +206,10 @@ impl Drop for Planner {
         }
         if let Some((account, _)) = &self.plan {
             let account = account.clone();
-            let lane = self.is_lane;
+            let (lane, order) = (self.is_lane, self.order.take());
             self.with(&account, now, |plan, around| {
                 plan.finish(now, around);
+                order.iter().for_each(|order| plan.returned(order, around));
                 if lane {
                     plan.lane(false);
                 }

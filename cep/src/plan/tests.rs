@@ -35,6 +35,10 @@ impl Advisor for Wants {
         say(&self.0, format!("opened {} octets, {:?}", access.octets, access.served));
     }
 
+    fn returned(&mut self, _: UserKey, _: &ObjectKey) {
+        say(&self.0, "returned".to_owned());
+    }
+
     fn next(&mut self, facts: &SessionFacts<'_>, _: Now) -> Option<FetchOrder> {
         let (collection, item) = facts.collections.iter().find_map(|collection| {
             let item = collection.items.iter().rev().find(|item| item.held == Held::Nothing)?;
@@ -229,6 +233,31 @@ fn only_a_roaming_session_is_sent_elsewhere_and_a_new_generation_replaces_the_ol
     assert_eq!(session.next(&inbox, true, at(2)), None, "the old generation is history");
     session.gone(&inbox, &[uid(3)], at(3));
     assert!(said.lock().unwrap().contains(&"gone".to_owned()));
+}
+
+#[test]
+fn what_a_session_left_undone_is_given_to_the_next() {
+    let (plans, said) = plans();
+    let (inbox, at) = (mailbox("INBOX", 1), clock());
+    let session = || plans.for_session(server());
+    let mut first = session();
+    first.listed(&inbox, &UidRanges::of([1, 2]), at(0));
+    assert_eq!(uids(first.next(&inbox, false, at(0))), [2, 1]);
+    first.described(&inbox, uid(2), &letter(10), at(0));
+    drop(first);
+    let mut second = session();
+    assert_eq!(uids(second.next(&inbox, false, at(1))), [1], "the other was described");
+    second.described(&inbox, uid(1), &letter(10), at(1));
+    let whole = |n| Some(Work::Whole { uid: uid(n), octets: 10 });
+    assert_eq!(second.next(&inbox, false, at(1)).map(|order| order.work), whole(2));
+    drop(second);
+    let mut third = session();
+    assert_eq!(third.next(&inbox, false, at(2)).map(|order| order.work), whole(2));
+    third.fetched(&inbox, uid(2), 10, at(2));
+    third.held(&inbox, uid(2), Held::Whole);
+    drop(third);
+    let returned = said.lock().unwrap().iter().filter(|what| *what == "returned").count();
+    assert_eq!(returned, 1, "what was fetched is not");
 }
 
 #[test]

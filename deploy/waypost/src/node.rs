@@ -107,7 +107,12 @@ impl Node {
             Arc::clone(&keying) as Arc<_>,
             Limits::default(),
         );
-        let handler = Arc::new(handler.with_keeper(Arc::new(house.clone())));
+        let handler = handler.with_keeper(Arc::new(house.clone()));
+        let handler = match prefetch.as_ref().map(|prefetch| prefetch.plans().clone()) {
+            Some(plans) => handler.with_preloads(Arc::new(move |server| plans.for_session(server.clone()))),
+            None => handler,
+        };
+        let handler = Arc::new(handler);
         let (drain, draining) = watch::channel(Drain::Serving);
         let mut served = Served {
             config: config.clone(),

@@ -1,5 +1,6 @@
 //! The scenarios, by what they are about.
 
+pub(crate) mod ahead;
 pub(crate) mod changes;
 pub(crate) mod commands;
 pub(crate) mod crowds;
