@@ -313,6 +313,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -331,6 +333,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -351,6 +355,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation

@@ -138,6 +138,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a known client is greeted and logged in at once",
         start::known_dovecot,
     )),
+    row("start-known-large", "600 and 10,000 messages: only changes are waited for", start::large_dovecot),
     row("start-known-cyrus", "the same where it is allowed, and only there", start::known_cyrus),
     row("start-wrong-password", "one user's wrong password slows nobody else", start::wrong_password),
     row("start-queue-full", "a server that cuts what is kept ready is left in peace", start::queue_full),

@@ -51,6 +51,14 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     for (word, n) in [("asked", metrics.foreseen_told.get()), ("in-vain", metrics.foreseen_in_vain.get())] {
         page.sample("waypost_epc_foreseen_commands_total", &[("result", word)], n);
     }
+    page.family(
+        "waypost_epc_flags_ahead_total",
+        "counter",
+        "Flags of whole mailboxes asked ahead as what has changed of them.",
+    );
+    for (word, n) in [("proved", metrics.flags_proved.get()), ("doubted", metrics.flags_doubted.get())] {
+        page.sample("waypost_epc_flags_ahead_total", &[("result", word)], n);
+    }
     page.one(
         "waypost_epc_origins_replaced_total",
         "counter",
