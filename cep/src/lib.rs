@@ -10,3 +10,4 @@
 pub mod house;
 pub mod keeper;
 pub mod plain;
+pub mod rules;

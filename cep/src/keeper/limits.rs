@@ -44,6 +44,8 @@ pub enum Why {
     Connections,
     /// The operator.
     Operator,
+    /// Its user may have no more connections.
+    Budget,
     /// The node ends.
     Drain,
     /// The server has as many as it may.
@@ -54,22 +56,26 @@ pub enum Why {
     OriginGarbled,
     /// The mailbox may no longer be opened.
     NoMailbox,
+    /// An error of ours.
+    Failed,
 }
 
 impl Why {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NewLogin,
         Self::Replaced,
         Self::Limit,
         Self::Token,
         Self::Connections,
         Self::Operator,
+        Self::Budget,
         Self::Drain,
         Self::Full,
         Self::OriginLost,
         Self::OriginGarbled,
         Self::NoMailbox,
+        Self::Failed,
     ];
 
     /// One word for logs and metrics.
@@ -82,11 +88,13 @@ impl Why {
             Self::Token => "token",
             Self::Connections => "connections",
             Self::Operator => "operator",
+            Self::Budget => "budget",
             Self::Drain => "drain",
             Self::Full => "full",
             Self::OriginLost => "origin-lost",
             Self::OriginGarbled => "origin-garbled",
             Self::NoMailbox => "no-mailbox",
+            Self::Failed => "failed",
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     keying::OrganisationKey,
     storage,
 };
-use cep::{house::House, keeper, plain::Plain};
+use cep::{house::House, keeper, plain::Plain, rules};
 use discovery_core::id::ServerId;
 use door::Door;
 use epc::{
@@ -90,7 +90,11 @@ impl Node {
                 size_max: sustain.size_max.0,
                 ..keeper::Limits::default()
             },
-            usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            rules::Terms {
+                lane: sustain.lane,
+                user_connections_max: usize::try_from(sustain.user_connections_max).unwrap_or(usize::MAX),
+                per_server_max: usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            },
             Arc::clone(&catalog),
             Arc::new(|_| Box::new(Plain::default()) as Box<dyn Preload>),
         );

@@ -245,8 +245,19 @@ fn sustain(mut t: TableReader<'_, '_>) -> Sustain {
             ),
         );
     }
+    let user_connections_max = t.get("user_connections_max", 8_u32);
+    if !(1..=100).contains(&user_connections_max) {
+        t.object(
+            "user_connections_max",
+            format!(
+                "{user_connections_max} is out of range; allowed: 1 to 100; for example: user_connections_max = 8"
+            ),
+        );
+    }
     Sustain {
         enabled: t.get("enabled", false),
+        lane: t.get("lane", true),
+        user_connections_max,
         absolute,
         idle,
         per_server_max,

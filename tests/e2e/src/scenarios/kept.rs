@@ -63,6 +63,21 @@ fn kept(said: &Value) -> usize {
     said.get("sessions").and_then(Value::as_array).map_or(0, Vec::len)
 }
 
+/// Those beside their user.
+fn lanes(said: &Value) -> usize {
+    let all = said.get("sessions").and_then(Value::as_array).into_iter().flatten();
+    all.filter(|session| session.get("lane") == Some(&Value::Bool(true))).count()
+}
+
+/// None was lost without a word: all that were kept are kept, or ended for a reason.
+fn all_accounted(said: &Value) -> anyhow::Result<()> {
+    let all = said.get("ended").and_then(Value::as_array).into_iter().flatten();
+    let ended: u64 = all.filter_map(|named| named.get("n")?.as_u64()).sum();
+    let so_far = said.get("so_far").and_then(Value::as_u64);
+    ensure!(so_far == Some(kept(said) as u64 + ended), "one is not accounted for: {said}");
+    Ok(())
+}
+
 fn fetched(said: &Value) -> u64 {
     said.pointer("/sessions/0/messages").and_then(Value::as_u64).unwrap_or(0)
 }
@@ -127,7 +142,12 @@ fn away(case: &Case, server: Server) -> anyhow::Result<()> {
     let crossed = site.lab.wan()?.read()?.octets();
     case.note("octets_over_the_line_at_the_open", crossed);
     ensure!(crossed < BODY as u64 / 4, "{crossed} octets crossed the line: the open was no hit");
-    wait(case, &settings, "the old session did not end", |said| ended(said, "new-login") == 1)?;
+    wait(case, &settings, "the old session is no lane", |said| kept(said) == 1 && lanes(said) == 1)?;
+    wire.command("LOGOUT")?.ok()?;
+    wait(case, &settings, "the lane is not replaced", |said| {
+        kept(said) == 1 && lanes(said) == 0 && ended(said, "replaced") == 1
+    })?;
+    all_accounted(&ask(case, &settings, &[])?)?;
     Ok(())
 }
 
@@ -172,5 +192,6 @@ pub(crate) fn ends(case: &Case) -> anyhow::Result<()> {
     wait(case, &settings, "nothing was kept", |said| kept(said) == 1)?;
     drop(site.dovecot.take());
     wait(case, &settings, "a dead server", |said| kept(said) == 0 && ended(said, "origin-lost") == 1)?;
+    all_accounted(&ask(case, &settings, &[])?)?;
     Ok(())
 }
