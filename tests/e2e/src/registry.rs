@@ -107,6 +107,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         kept::away_dovecot,
     )),
     row("kept-new-mail-cyrus", "mail that came while its reader was away is a hit", kept::away_cyrus),
+    row(
+        "kept-user-comes-first",
+        "a kept session takes no connection that its user needs",
+        kept::user_comes_first,
+    ),
+    row("kept-limit-is-learned", "a server's limit on connections is remembered", kept::limit_is_learned),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
     row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
