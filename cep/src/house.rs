@@ -87,6 +87,8 @@ struct Counts {
     ended: [AtomicU64; Why::ALL.len()],
     messages: AtomicU64,
     octets: AtomicU64,
+    /// Receive windows that could not be set.
+    unbounded: AtomicU64,
 }
 
 struct Card {
@@ -166,6 +168,12 @@ impl House {
     pub fn fetched(&self) -> (u64, u64) {
         let counts = &self.0.counts;
         (counts.messages.load(Ordering::Relaxed), counts.octets.load(Ordering::Relaxed))
+    }
+
+    /// How often a stream could not be told how much may be on its way.
+    #[must_use]
+    pub fn unbounded(&self) -> u64 {
+        self.0.counts.unbounded.load(Ordering::Relaxed)
     }
 
     /// Accounts that are known to have no connection to spare.
@@ -343,6 +351,15 @@ impl Task {
         counts.octets.fetch_add(octets - before, Ordering::Relaxed);
     }
 
+    /// A stream that cannot is no reason not to keep it.
+    fn bound(&self, io: &dyn AsyncIo, octets: u32) {
+        if let Err(error) = io.set_receive_window(octets)
+            && self.stay.inner.counts.unbounded.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            tracing::warn!(%error, octets, "what is fetched ahead may delay what is asked for");
+        }
+    }
+
     /// Does what the keeper wants; nothing is read meanwhile, so a slow disk slows the origin and fills no memory.
     async fn obey(&mut self, io: &mut Box<dyn AsyncIo>) -> Option<Why> {
         let mut ended = None;
@@ -360,6 +377,7 @@ impl Task {
                         }
                     }
                     Output::Catalog(op) => ops.push(op),
+                    Output::Window(octets) => self.bound(io, octets),
                     Output::Ended(why) => ended = Some(why),
                 }
             }

@@ -14,6 +14,7 @@ mod heard;
 mod limits;
 mod orders;
 mod round;
+mod window;
 
 pub use limits::{Limits, Why};
 
@@ -40,6 +41,8 @@ pub enum Output {
     ToServer(Bytes),
     /// Tell the store; what it answers goes to [`Keeper::handle_store`].
     Catalog(CatalogOp),
+    /// Let no more than about so many octets be on their way from the origin.
+    Window(u32),
     /// It is over; close the stream.
     Ended(Why),
 }
@@ -88,6 +91,9 @@ pub struct Keeper {
     listed: Option<UidRanges>,
     opened: bool,
     examined_at: Instant,
+    /// When EXAMINE was said, and the shortest time so far until it was answered.
+    examine_said: Instant,
+    round_trip: Option<Duration>,
     /// Something changed meanwhile.
     stale: bool,
     /// Under way, or waiting.
@@ -142,6 +148,8 @@ impl Keeper {
             listed: None,
             opened: false,
             examined_at: now.mono,
+            examine_said: now.mono,
+            round_trip: None,
             stale: false,
             order: None,
             awaited: None,

@@ -13,6 +13,8 @@ pub struct Limits {
     pub token: Duration,
     /// Larger messages are left to their reader.
     pub size_max: u64,
+    /// Bits a second of the line to the origin, about: what nobody waits for fills less than that.
+    pub line_rate: u64,
     /// How long the origin may owe an answer.
     pub patience: Duration,
 }
@@ -24,6 +26,7 @@ impl Default for Limits {
             idle: Duration::from_secs(12 * 3600),
             token: Duration::from_secs(3600),
             size_max: 8 << 20,
+            line_rate: 10_000_000,
             patience: Duration::from_secs(120),
         }
     }

@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use toml::de::{DeTable, DeValue};
-use units::Size;
+use units::{Rate, Size};
 use value::{Encryption, Host, LogFormat, LogLevel, Mode, Pin, Port, Prefix, Unlisted, found};
 
 /// A node, as configured.
@@ -51,6 +51,7 @@ pub(crate) struct Sustain {
     pub(crate) idle: Duration,
     pub(crate) per_server_max: u32,
     pub(crate) lane: bool,
+    pub(crate) line_rate: Rate,
     pub(crate) user_connections_max: u32,
     pub(crate) size_max: Size,
 }

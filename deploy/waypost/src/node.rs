@@ -88,6 +88,7 @@ impl Node {
                 absolute: sustain.absolute,
                 idle: sustain.idle,
                 size_max: sustain.size_max.0,
+                line_rate: sustain.line_rate.0,
                 ..keeper::Limits::default()
             },
             rules::Terms {

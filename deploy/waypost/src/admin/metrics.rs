@@ -199,6 +199,12 @@ fn kept(page: &mut Page, node: &Node) {
         "Accounts whose server said that they have too many connections.",
         u64::try_from(house.limited_accounts()).unwrap_or(u64::MAX),
     );
+    page.one(
+        "waypost_cep_windows_failed_total",
+        "counter",
+        "Receive windows that could not be set.",
+        house.unbounded(),
+    );
     let fetched = house.fetched();
     page.one("waypost_cep_fetched_messages_total", "counter", "Messages fetched ahead.", fetched.0);
     page.one("waypost_cep_fetched_bytes_total", "counter", "Message data fetched ahead.", fetched.1);

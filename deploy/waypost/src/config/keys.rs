@@ -205,6 +205,7 @@ pub(crate) const SUSTAIN: Section = Section {
             "1 to 100 connections of a user, ours with them; fewer than his server allows",
             "8",
         ),
+        key("line_rate", "1 kbit/s or more: about what the line to the servers carries", r#""10 Mbit/s""#),
     ],
 };
 

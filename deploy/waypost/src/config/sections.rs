@@ -7,7 +7,7 @@ use super::{
     problem::{Place, Problem, did_you_mean},
     reader::{Found, TableReader},
     secrets::{self, FileUse},
-    units::{Size, show_time},
+    units::{Rate, Size, show_time},
     value::{Encryption, Host, LogFormat, LogLevel, Mode, Pin, Port, Prefix, Unlisted, quoted},
 };
 use discovery_core::id::{NodeId, ServerId, SiteId};
@@ -254,8 +254,16 @@ fn sustain(mut t: TableReader<'_, '_>) -> Sustain {
             ),
         );
     }
+    let line_rate = t.get("line_rate", Rate(10_000_000));
+    if line_rate < LINE_RATE_MIN {
+        t.object(
+            "line_rate",
+            format!("{line_rate} is too little; allowed: {LINE_RATE_MIN} or more; for example: line_rate = \"10 Mbit/s\""),
+        );
+    }
     Sustain {
         enabled: t.get("enabled", false),
+        line_rate,
         lane: t.get("lane", true),
         user_connections_max,
         absolute,
@@ -326,6 +334,7 @@ fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> S
 }
 
 /// One mailbox with attachments does not fit into less.
+const LINE_RATE_MIN: Rate = Rate(1000);
 const STORE_SIZE_MIN: Size = Size(64 << 20);
 
 /// The name comes back even if the rest is wrong, so that listeners of it are not called wrong too.

@@ -26,6 +26,28 @@ impl fmt::Display for Size {
     }
 }
 
+/// Bits a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rate(pub(crate) u64);
+
+impl Rate {
+    /// Reads `10Mbit/s`, `1 Gbit/s`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (number, unit) = split(text)?;
+        let (_, bits) = RATE_UNITS.iter().find(|(name, _)| *name == unit)?;
+        number.checked_mul(*bits).map(Self)
+    }
+}
+
+impl fmt::Display for Rate {
+    /// The largest unit that is exact.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, bits): &&(&str, u64)| self.0 >= *bits && self.0.is_multiple_of(*bits);
+        let (name, bits) = RATE_UNITS.iter().find(fits).unwrap_or(&("bit/s", 1));
+        write!(f, "{} {name}", self.0 / bits)
+    }
+}
+
 /// For people: about three digits.
 pub(crate) fn human_size(octets: u64) -> String {
     match SIZE_UNITS.iter().take(BINARY_UNITS).find(|(_, unit)| octets >= *unit) {
@@ -85,6 +107,8 @@ const SIZE_UNITS: &[(&str, u64)] = &[
     ("B", 1),
     ("", 1),
 ];
+const RATE_UNITS: &[(&str, u64)] =
+    &[("Gbit/s", 1_000_000_000), ("Mbit/s", 1_000_000), ("kbit/s", 1000), ("bit/s", 1)];
 const TIME_UNITS: &[(&str, u64)] =
     &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
@@ -107,6 +131,23 @@ mod tests {
         }
         for wrong in ["", "GiB", "ten GiB", "10 GiBs", "-1", "1.5 GiB", "99999999 TiB", "10  GiB"] {
             assert_eq!(Size::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates_are_read_and_written() {
+        for (text, bits, shown) in [
+            ("10Mbit/s", 10_000_000, "10 Mbit/s"),
+            ("1500 kbit/s", 1_500_000, "1500 kbit/s"),
+            ("2000 Mbit/s", 2_000_000_000, "2 Gbit/s"),
+            ("7 bit/s", 7, "7 bit/s"),
+        ] {
+            assert_eq!(Rate::parse(text), Some(Rate(bits)), "{text}");
+            assert_eq!(Rate(bits).to_string(), shown);
+            assert_eq!(Rate::parse(shown), Some(Rate(bits)), "{shown}");
+        }
+        for wrong in ["", "10", "10 Mb", "10 MByte/s", "-1 bit/s", "99999999999 Gbit/s"] {
+            assert_eq!(Rate::parse(wrong), None, "{wrong}");
         }
     }
 
