@@ -62,6 +62,12 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
+/// Linux gives a connection twice what it is asked, and half of that is its window; fixed, so that it grows no more
+/// (tcp(7), `SO_RCVBUF`). What is under way already still comes.
+pub(super) fn set_receive_window(stream: &TcpStream, octets: u32) -> io::Result<()> {
+    SockRef::from(stream).set_recv_buffer_size(usize::try_from(octets).unwrap_or(usize::MAX))
+}
+
 /// A client whose command the server does not even acknowledge must hear so, before its reader gives up by itself (one to
 /// two minutes).
 fn give_up_on_silence(stream: &TcpStream) -> io::Result<()> {

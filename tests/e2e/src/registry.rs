@@ -115,6 +115,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("ahead-away-cyrus", "mail is here before its reader is, nobody notices", ahead::away_cyrus),
     row("ahead-beside-dovecot", "fetched ahead on the client's own session", ahead::beside_dovecot),
     row("ahead-beside-cyrus", "fetched ahead on the client's own session", ahead::beside_cyrus),
+    row(
+        "kept-user-comes-first",
+        "a kept session takes no connection that its user needs",
+        kept::user_comes_first,
+    ),
+    row("kept-limit-is-learned", "a server's limit on connections is remembered", kept::limit_is_learned),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
     row("kept-crowd", "fifty kept sessions: all listed, all counted, no thread each", crowds::kept_crowd),
     row("storm", "two hundred at once after an outage: a few at the server's door", crowds::storm),

@@ -134,14 +134,14 @@ pub(crate) fn known_dovecot(case: &Case) -> anyhow::Result<()> {
 /// The flags of many messages do not fit into what a server sends at once; of what has changed they do.
 pub(crate) fn large_dovecot(case: &Case) -> anyhow::Result<()> {
     let mut site = site(case, Server::Dovecot, 20, "")?;
-    for (user, messages) in LARGE {
+    for (user, messages, _) in LARGE {
         let user = site.user(user)?.clone();
         for n in 0..messages {
             site.dovecot()?.deliver(&user, "INBOX", &small(), &format!("1700000000.M{n:06}P2.lab"))?;
         }
     }
     let _waypost = site.waypost(case, &site.settings())?;
-    for (user, messages) in LARGE {
+    for (user, messages, note) in LARGE {
         let mut before = site.beside(Server::Dovecot, user)?;
         before.command("SELECT INBOX")?.ok()?;
         before.command("UID STORE 5:80,200:* +FLAGS.SILENT (\\Seen)")?.ok()?;
@@ -149,9 +149,9 @@ pub(crate) fn large_dovecot(case: &Case) -> anyhow::Result<()> {
         let known = become_known(case, &site, Server::Dovecot, user)?;
         ensure!(known.answers.len() > messages, "only {} answers", known.answers.len());
         ensure!(known.done < 1.9, "the flags of {messages} took {:.1} round trips", known.done);
-        case.note(&format!("known_{messages}_rtt"), known.done);
+        case.note(if messages == 600 { "known_600_rtt" } else { "known_10000_rtt" }, known.done);
         drop(known);
-        changed_meanwhile(case, &mut site, user)?;
+        changed_meanwhile(case, &mut site, user, note)?;
     }
     let proved = "waypost_epc_flags_ahead_total{result=\"proved\"}";
     let doubted = "waypost_epc_flags_ahead_total{result=\"doubted\"}";
@@ -166,10 +166,11 @@ fn small() -> lab::corpus::Message {
 }
 
 /// Whose INBOX gets how many.
-const LARGE: [(&str, usize); 2] = [("bob", 600), ("alice", 10_000)];
+const LARGE: [(&str, usize, &str); 2] =
+    [("bob", 600, "changed_600_rtt"), ("alice", 10_000, "changed_10000_rtt")];
 
 /// What others did between two starts is told at the second, and nothing else.
-fn changed_meanwhile(case: &Case, site: &mut Site, user: &str) -> anyhow::Result<()> {
+fn changed_meanwhile(case: &Case, site: &mut Site, user: &str, figure: &'static str) -> anyhow::Result<()> {
     let mut other = site.beside(Server::Dovecot, user)?;
     other.command("SELECT INBOX")?.ok()?;
     for change in ["+FLAGS (\\Flagged)", "-FLAGS (\\Seen)", "+FLAGS ($label)"] {
@@ -183,7 +184,7 @@ fn changed_meanwhile(case: &Case, site: &mut Site, user: &str) -> anyhow::Result
     until(site, READY, |ready| ready == 2)?;
     let known = start(site, Server::Dovecot, user, &KNOWN)?;
     ensure!(known.done < 1.9, "the flags took {:.1} round trips", known.done);
-    case.note(&format!("{user}_changed_rtt"), known.done);
+    case.note(figure, known.done);
     let mut own = Vec::new();
     for command in &KNOWN[1..] {
         own.extend(other.command(command)?.ok()?.untagged.iter().map(lab::clients::Response::text));
@@ -223,7 +224,8 @@ fn become_known(case: &Case, site: &Site, server: Server, user: &str) -> anyhow:
     until(site, READY, |ready| ready == 2)?;
     let mut parked = start(site, server, user, &KNOWN)?;
     drop(parked.wire.take());
-    for _ in 0..2 {
+    // Three alike, and one that is foreseen: what it leaves to the next, nobody had asked for before.
+    for _ in 0..3 {
         until(site, READY, |ready| ready == 2)?;
         drop(start(site, server, user, &KNOWN)?);
     }
