@@ -26,7 +26,8 @@ use discovery_core::{
     seam::blob::BlobReader,
 };
 use imap_core::{
-    catalog::{Catalog, CatalogOp},
+    catalog::{Catalog, CatalogOp, MailboxKey},
+    flag_snapshot::{FlagMemory, Known},
     retained::Facts,
     session::{Closing, Compress, Event, Output, Road, Session, SessionConfig, Side},
     start_profile::{StartHabits, StartKey},
@@ -57,6 +58,23 @@ impl StartHabits for Guesses {
     }
 
     fn end(&self, _: &StartKey) {}
+}
+
+/// Keeps what is known of all mailboxes, however small, and forgets now and then.
+#[derive(Default)]
+struct Branch(Mutex<BTreeMap<(AccountKey, Vec<u8>), Known>>);
+
+impl FlagMemory for Branch {
+    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Known> {
+        self.0.lock().unwrap().get(&(account.clone(), name.to_vec())).cloned()
+    }
+
+    fn remember(&self, mailbox: &MailboxKey, mut known: Known) {
+        let key = (mailbox.account.clone(), mailbox.name.to_vec());
+        let before = self.recall(&key.0, &key.1).and_then(|before| before.snapshot);
+        known.snapshot = known.snapshot.or(before);
+        self.0.lock().unwrap().insert(key, known);
+    }
 }
 
 /// How clients begin. Some of it must never be sent ahead.
@@ -129,6 +147,7 @@ struct World {
     random: Random,
     mail: Mail,
     shelf: Shelf,
+    flags: Arc<Branch>,
     manner: Manner,
     lines: Vec<Line>,
     sessions: u64,
@@ -137,6 +156,8 @@ struct World {
     revoked: BTreeMap<String, Duration>,
     /// One question at a time, and a store that forgets nothing.
     serial: bool,
+    /// One user comes again and again, begins alike and does not stay.
+    hasty: bool,
     totals: Totals,
 }
 
@@ -153,6 +174,9 @@ struct Totals {
     retained: u64,
     /// Answers that were there before they were asked.
     ahead: u64,
+    /// Flags of a mailbox told from what had changed of them, and those that could not be.
+    proved: u64,
+    doubted: u64,
 }
 
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
@@ -194,9 +218,12 @@ impl World {
         let mail = Mail::new(&mut random);
         let manner = if seed.is_multiple_of(2) { Manner::Dovecot } else { Manner::Cyrus };
         let serial = seed.is_multiple_of(5);
+        let hasty = seed % 3 == 1;
         let mut world = Self {
             shelf: if serial { Shelf::default() } else { Shelf::forgetful(Random::new(seed ^ 0xF00)) },
             serial,
+            hasty,
+            flags: Arc::default(),
             random,
             mail,
             manner,
@@ -220,7 +247,7 @@ impl World {
 
     fn connect(&mut self) -> Line {
         self.sessions += 1;
-        let user = *self.random.pick(&USERS);
+        let user = if self.hasty { USERS[0] } else { *self.random.pick(&USERS) };
         let origin = Origin::new(self.manner);
         let config = SessionConfig {
             number: self.sessions,
@@ -236,8 +263,9 @@ impl World {
         };
         let mut session = Session::new(config);
         let random = Random::new(self.random.below(usize::MAX) as u64);
-        let habit = *self.random.pick(&HABITS);
+        let habit = if self.hasty { HABITS[2] } else { *self.random.pick(&HABITS) };
         session.foresee(Arc::new(Guesses(Mutex::new(random), habit)));
+        session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
         let parked = self.random.once_in(2);
         if parked {
             session.origin_was_parked();
@@ -264,7 +292,7 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         self.totals.events += 1;
         self.mail.tick += 1;
-        self.clock += Duration::from_millis(20);
+        self.clock += Duration::from_millis(if self.hasty { 2 } else { 20 });
         let at = self.random.below(self.lines.len());
         let now = self.now();
         let line = &mut self.lines[at];
@@ -273,7 +301,7 @@ impl World {
         }
         match self.random.below(122) {
             0..=3 => self.others(),
-            4 | 5 => {
+            4 | 5 if !self.hasty || self.random.once_in(20) => {
                 self.clock += Duration::from_secs(self.random.below(40) as u64);
             }
             6..=24 => self.client_speaks(at),
@@ -284,7 +312,7 @@ impl World {
                 line.origin.step(&mut self.mail, &mut self.random, false);
             }
             85..=109 => self.session_hears_origin(at),
-            120 if self.random.once_in(20) => return self.cut(at),
+            120 if self.random.once_in(if self.hasty { 3 } else { 20 }) => return self.cut(at),
             121 => self.origin_forgets(at),
             _ => self.store_answers(at),
         }
@@ -336,6 +364,17 @@ impl World {
                     self.mail.create(&name);
                     for _ in 0..8 {
                         self.mail.arrive_in(&name, &mut self.random);
+                    }
+                }
+            }
+            3 if self.random.once_in(3) => {
+                // A backup is put in its place, or it loses what it knew of changes; nobody may have it open.
+                let selected = |line: &Line| line.origin.selected.as_ref().is_some_and(|s| s.name == name);
+                if !self.lines.iter().any(selected) {
+                    if self.random.once_in(2) {
+                        self.mail.restore(&name);
+                    } else if let Some(mailbox) = self.mail.boxes.get_mut(&name) {
+                        mailbox.has_modseq = !mailbox.has_modseq;
                     }
                 }
             }
@@ -463,6 +502,8 @@ impl World {
                 Output::Event(Event::Desync(why) | Event::Tunnel(why)) => {
                     return Err(format!("gave up: {why}"));
                 }
+                Output::Event(Event::FlagsProved { .. }) => self.totals.proved += 1,
+                Output::Event(Event::FlagsDoubted(_)) => self.totals.doubted += 1,
                 Output::Event(Event::Unread) => return Err("a FETCH response was not understood".into()),
                 Output::Event(_) => {}
                 Output::ReplaceOrigin => {
@@ -696,21 +737,26 @@ fn play_many(first: u64, events: u64) {
         all.had_enough += totals.had_enough;
         all.retained += totals.retained;
         all.ahead += totals.ahead;
+        all.proved += totals.proved;
+        all.doubted += totals.doubted;
         seed += 1;
     }
     println!(
-        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} tagged replies, {} sections from the store, {} seeds, no lie",
+        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} mailboxes' flags proved and {} doubted, {} tagged replies, {} sections from the store, {} seeds, no lie",
         all.events,
         all.sessions,
         all.replaced,
         all.had_enough,
         all.ahead,
+        all.proved,
+        all.doubted,
         all.replies,
         all.from_store,
         seed - first
     );
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
     assert!(all.ahead > all.events / 5000, "hardly anything was foreseen");
+    assert!(all.proved > all.events / 20_000 && all.doubted > 0, "hardly any flags were known");
     assert!(all.had_enough > 0, "no origin had enough");
     assert!(all.retained > 0, "no connection was handed over");
     assert!(all.replaced > all.events / 100_000, "hardly any parked connection ended unused");
