@@ -11,15 +11,17 @@ use discovery_core::{
     id::{AccountKey, ServerId, UserKey},
     now::{Now, UnixMillis},
     seam::{
-        gate::{BackgroundGate, Grant},
+        advisor::Held,
+        gate::Grant,
         sink::{Put, Sink},
     },
-    value::Class,
 };
 use imap_core::{
-    catalog::{Catalog, CatalogOp},
+    catalog::{Catalog, CatalogOp, CatalogReply, MailboxKey},
     mutants,
-    retained::{Handed, Retained},
+    preload::{Description, Order, Preload, Read},
+    retained::{Handed, Retained, UidRanges},
+    uid::Uid,
 };
 use seams::AsyncIo;
 use std::{
@@ -32,7 +34,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::spawn_blocking,
     time::{Instant, sleep_until, timeout},
 };
@@ -54,6 +56,9 @@ pub struct Sustained {
     pub octets: u64,
 }
 
+/// Makes the [`Preload`] of one account's keeper.
+pub type Preloads = Arc<dyn Fn(&AccountKey) -> Box<dyn Preload> + Send + Sync>;
+
 /// See the module's documentation. Clones are the same house.
 #[derive(Clone)]
 pub struct House(Arc<Inner>);
@@ -62,7 +67,9 @@ struct Inner {
     limits: Limits,
     per_server_max: usize,
     catalog: Arc<dyn Catalog>,
-    gate: Arc<dyn BackgroundGate>,
+    /// Whose turn it is with the store: a thread each while a server tells everybody of new mail is too many.
+    turns: Semaphore,
+    preloads: Preloads,
     kept: Mutex<HashMap<AccountKey, Arc<Card>>>,
     counts: Counts,
     /// `true` once the node ends; the task of each session holds a receiver.
@@ -83,7 +90,7 @@ struct Card {
     octets: AtomicU64,
     end: watch::Sender<Option<Why>>,
     /// Nothing is fetched before this moment: somebody tried this user's name with a wrong password.
-    suspended: Mutex<Option<std::time::Instant>>,
+    suspended: Arc<Mutex<Option<std::time::Instant>>>,
 }
 
 /// How long a refused login holds up synthetic work in that user's name.
@@ -92,23 +99,21 @@ const SUSPENSION: Duration = Duration::from_secs(15 * 60);
 const BUFFER_WATCHING: usize = 2 * 1024;
 /// While mail comes.
 const BUFFER_FETCHING: usize = 64 * 1024;
+/// Kept sessions that are with the store at a time; it writes for one at a time.
+pub const TURNS: usize = 4;
 /// How long the origin may not take what is written to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
 impl House {
     /// An empty one.
     #[must_use]
-    pub fn new(
-        limits: Limits,
-        per_server_max: usize,
-        catalog: Arc<dyn Catalog>,
-        gate: Arc<dyn BackgroundGate>,
-    ) -> Self {
+    pub fn new(limits: Limits, per_server_max: usize, catalog: Arc<dyn Catalog>, preloads: Preloads) -> Self {
         Self(Arc::new(Inner {
             limits,
             per_server_max,
             catalog,
-            gate,
+            turns: Semaphore::new(TURNS),
+            preloads,
             kept: Mutex::default(),
             counts: Counts::default(),
             drain: watch::Sender::new(false),
@@ -161,7 +166,10 @@ impl House {
     fn take(&self, retained: Retained<Box<dyn AsyncIo>>) {
         let account = retained.facts.account.clone();
         let now = now();
-        let keeper = Keeper::new(retained.facts, self.0.limits, now);
+        let suspended = Arc::new(Mutex::new(None));
+        let inner = (self.0.preloads)(&account);
+        let preload = Box::new(Suspending { inner, until: Arc::clone(&suspended) });
+        let keeper = Keeper::new(retained.facts, self.0.limits, preload, now);
         let (end, ending) = watch::channel(None);
         let card = Arc::new(Card {
             since: now.wall,
@@ -170,7 +178,7 @@ impl House {
             messages: AtomicU64::new(0),
             octets: AtomicU64::new(0),
             end,
-            suspended: Mutex::new(None),
+            suspended,
         });
         let draining = self.0.drain.subscribe();
         {
@@ -285,25 +293,17 @@ impl Task {
                         let octets = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
                         self.heard(octets);
                     }
-                    Ok(_) | Err(_) => self.keeper.handle_closed(),
+                    Ok(_) | Err(_) => self.keeper.handle_closed(now()),
                 },
-                () = sleep_until(due) => {
-                    let gate = self.gate();
-                    self.keeper.handle_timeout(now(), &gate);
-                }
+                () = sleep_until(due) => self.keeper.handle_timeout(now()),
                 _ = self.ending.changed() => {}
                 _ = self.draining.changed() => {}
             }
         }
     }
 
-    fn gate(&self) -> Gate {
-        Gate { inner: Arc::clone(&self.inner.gate), suspended: *lock(&self.card.suspended) }
-    }
-
     fn heard(&mut self, octets: Bytes) {
-        let gate = self.gate();
-        self.keeper.handle_server(now(), octets, &gate);
+        self.keeper.handle_server(now(), octets);
         let (messages, octets) = self.keeper.fetched();
         self.card.messages.store(messages, Ordering::Relaxed);
         self.card.octets.store(octets, Ordering::Relaxed);
@@ -311,54 +311,94 @@ impl Task {
 
     /// Does what the keeper wants; nothing is read meanwhile, so a slow disk slows the origin and fills no memory.
     async fn obey(&mut self, io: &mut Box<dyn AsyncIo>) -> Option<Why> {
-        let mut ops: Vec<CatalogOp> = Vec::new();
         let mut ended = None;
-        while let Some(output) = self.keeper.poll_output() {
-            match output {
-                Output::ToServer(octets) => {
-                    let said = async {
-                        io.write_all(&octets).await?;
-                        io.flush().await
-                    };
-                    if !matches!(timeout(WRITE_PATIENCE, said).await, Ok(Ok(()))) {
-                        self.keeper.handle_closed();
+        loop {
+            let mut ops: Vec<CatalogOp> = Vec::new();
+            while let Some(output) = self.keeper.poll_output() {
+                match output {
+                    Output::ToServer(octets) => {
+                        let said = async {
+                            io.write_all(&octets).await?;
+                            io.flush().await
+                        };
+                        if !matches!(timeout(WRITE_PATIENCE, said).await, Ok(Ok(()))) {
+                            self.keeper.handle_closed(now());
+                        }
                     }
+                    Output::Catalog(op) => ops.push(op),
+                    Output::Ended(why) => ended = Some(why),
                 }
-                Output::Catalog(op) => ops.push(op),
-                Output::Ended(why) => ended = Some(why),
+            }
+            if ops.is_empty() {
+                return ended;
+            }
+            let all_at_once = mutants::on("house-thread-each");
+            let turn = if all_at_once { None } else { self.inner.turns.acquire().await.ok() };
+            let replies = tell(Arc::clone(&self.inner.catalog), ops).await;
+            drop(turn);
+            for reply in replies {
+                self.keeper.handle_store(now(), reply);
             }
         }
-        if !ops.is_empty() {
-            let catalog = Arc::clone(&self.inner.catalog);
-            let told = spawn_blocking(move || {
-                for op in ops {
-                    let _nothing_was_asked = catalog.handle(op);
-                }
-            });
-            if let Err(error) = told.await {
-                tracing::error!(%error, "the store failed under a kept session");
-            }
-        }
-        ended
     }
 }
 
-/// The node's gate, and this user's suspension.
-struct Gate {
-    inner: Arc<dyn BackgroundGate>,
-    suspended: Option<std::time::Instant>,
+async fn tell(catalog: Arc<dyn Catalog>, ops: Vec<CatalogOp>) -> Vec<CatalogReply> {
+    let told = spawn_blocking(move || ops.into_iter().filter_map(|op| catalog.handle(op)).collect());
+    told.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the store failed under a kept session");
+        Vec::new()
+    })
 }
 
-impl BackgroundGate for Gate {
-    fn ask(&self, class: Class, server: &ServerId, octets: u32, now: Now) -> Grant {
-        match self.suspended {
+/// Nothing is fetched while this user's name is under suspicion.
+struct Suspending {
+    inner: Box<dyn Preload>,
+    until: Arc<Mutex<Option<std::time::Instant>>>,
+}
+
+impl Preload for Suspending {
+    fn ask(&mut self, octets: u32, now: Now) -> Grant {
+        match *lock(&self.until) {
             Some(until) if until > now.mono => Grant::Wait(until),
-            Some(_) | None => self.inner.ask(class, server, octets, now),
+            Some(_) | None => self.inner.ask(octets, now),
         }
     }
 
-    fn foreground(&self, server: &ServerId, active: bool, now: Now) {
-        self.inner.foreground(server, active, now);
+    fn listed(&mut self, mailbox: &MailboxKey, uids: &UidRanges, now: Now) {
+        self.inner.listed(mailbox, uids, now);
+    }
+
+    fn described(&mut self, mailbox: &MailboxKey, uid: Uid, said: &Description, now: Now) {
+        self.inner.described(mailbox, uid, said, now);
+    }
+
+    fn held(&mut self, mailbox: &MailboxKey, uid: Uid, held: Held) {
+        self.inner.held(mailbox, uid, held);
+    }
+
+    fn read(&mut self, mailbox: &MailboxKey, uid: Uid, read: Read, now: Now) {
+        self.inner.read(mailbox, uid, read, now);
+    }
+
+    fn fetched(&mut self, mailbox: &MailboxKey, uid: Uid, octets: u64, now: Now) {
+        self.inner.fetched(mailbox, uid, octets, now);
+    }
+
+    fn gone(&mut self, mailbox: &MailboxKey, uids: &[Uid], now: Now) {
+        self.inner.gone(mailbox, uids, now);
+    }
+
+    fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<Order> {
+        self.inner.next(open, roams, now)
+    }
+
+    fn standstill(&mut self, now: Now) -> Option<std::time::Instant> {
+        self.inner.standstill(now)
+    }
+
+    fn foreground(&mut self, active: bool, now: Now) {
+        self.inner.foreground(active, now);
     }
 }
 

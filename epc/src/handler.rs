@@ -32,6 +32,7 @@ use discovery_core::{
 use imap_core::{
     catalog::Catalog,
     mutants,
+    preload::Preload,
     retained::Handed,
     session::{Compress, Road, Session, SessionConfig},
     start_profile::StartProfiles,
@@ -208,7 +209,11 @@ pub struct Handler {
     habits: Arc<Mutex<StartProfiles>>,
     numbers: AtomicU64,
     kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
+    preloads: Option<Preloads>,
 }
+
+/// Makes what a session with a server asks about mail that is fetched ahead.
+pub type Preloads = Arc<dyn Fn(&ServerId) -> Box<dyn Preload> + Send + Sync>;
 
 impl Handler {
     /// A handler that reaches servers by `origins` and remembers in `catalog`.
@@ -230,6 +235,7 @@ impl Handler {
             habits: Arc::default(),
             numbers: AtomicU64::new(1),
             kept: Arc::new(Nowhere),
+            preloads: None,
         }
     }
 
@@ -237,6 +243,13 @@ impl Handler {
     #[must_use]
     pub fn with_keeper(mut self, kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>) -> Self {
         self.kept = kept;
+        self
+    }
+
+    /// Lets sessions fetch ahead what `preloads` find worth it.
+    #[must_use]
+    pub fn with_preloads(mut self, preloads: Preloads) -> Self {
+        self.preloads = Some(preloads);
         self
     }
 
@@ -332,6 +345,9 @@ impl Handler {
         // Without TLS there are no records to keep commands apart.
         if server.foresee && origin.peer.verified_by != VerifiedBy::Plain {
             session.foresee(Arc::clone(&self.habits) as Arc<_>);
+        }
+        if let Some(preloads) = self.preloads.as_ref().filter(|_| server.cache) {
+            session.preload_by(preloads(&server.id));
         }
         if server.announce_client {
             session.announce_client(accepted.client.0);

@@ -238,6 +238,8 @@ impl super::Session {
         if !mutants::on("session-foreground-unpaired") {
             self.tell_foreground(false);
         }
+        // Now, and not when the last octets have been written: whoever goes on with this connection asks the same one.
+        self.synthetic.preload = None;
     }
 
     /// Gives the order up.
