@@ -29,6 +29,10 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
+    pub(crate) fn has_completed(&self, tag: &str) -> bool {
+        self.completed.contains_key(tag)
+    }
+
     pub(crate) fn take(&mut self, mark: Mark, clock: Duration, tick: u64) {
         match mark {
             Mark::Flags { id, seen: true } => drop(self.seen.insert(id)),
@@ -173,7 +177,7 @@ mod habits;
 pub(crate) use habits::Habit;
 
 /// How tags of the session's own begin.
-const OURS: &str = "EPC010203040506";
+pub(crate) const OURS: &str = "EPC010203040506";
 
 type Lie = String;
 
@@ -224,6 +228,13 @@ impl Client {
             }
         }
         None
+    }
+
+    /// The tag of the only command that it waits for, if that is one which changes nothing.
+    pub(crate) fn only_simple(&self) -> Option<&str> {
+        let [asked] = self.asked.as_slices().0 else { return None };
+        let simple = ["NOOP", "CHECK", "SEARCH UNSEEN", "STATUS \"Work Stuff\" (MESSAGES)"];
+        (self.asked.len() == 1 && simple.contains(&asked.line.as_str())).then_some(asked.tag.as_str())
     }
 
     /// What it waits for, for the report.
@@ -357,6 +368,12 @@ impl Client {
             What::Other
         };
         self.ask(what, truth, line)
+    }
+
+    /// Listens, if it has nothing else to do.
+    pub(crate) fn listen(&mut self, truth: &Truth<'_>) -> Option<String> {
+        let may = self.open.is_some() && !self.is_waiting() && !self.said_bye && self.habit.is_empty();
+        may.then(|| self.ask(What::Idle { listening: false, done: false }, truth, "IDLE"))
     }
 
     /// Something that must be answered with all there is to say.
