@@ -113,6 +113,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         kept::user_comes_first,
     ),
     row("kept-limit-is-learned", "a server's limit on connections is remembered", kept::limit_is_learned),
+    row("kept-window", "mail fetched ahead leaves the line's queue empty", kept::window),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
     row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
