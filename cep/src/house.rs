@@ -33,7 +33,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::spawn_blocking,
     time::{Instant, sleep_until, timeout},
 };
@@ -67,6 +67,8 @@ pub struct House(Arc<Inner>);
 struct Inner {
     limits: Limits,
     catalog: Arc<dyn Catalog>,
+    /// Whose turn it is with the store: a thread each while a server tells everybody of new mail is too many.
+    turns: Semaphore,
     preloads: Preloads,
     rooms: Mutex<Rooms>,
     counts: Counts,
@@ -114,6 +116,8 @@ struct Told {
 const BUFFER_WATCHING: usize = 2 * 1024;
 /// While mail comes.
 const BUFFER_FETCHING: usize = 64 * 1024;
+/// Kept sessions that are with the store at a time; it writes for one at a time.
+pub const TURNS: usize = 4;
 /// How long the origin may not take what is written to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -125,6 +129,7 @@ impl House {
         Self(Arc::new(Inner {
             limits,
             catalog,
+            turns: Semaphore::new(TURNS),
             preloads,
             rooms: Mutex::new(rooms),
             counts: Counts::default(),
@@ -384,7 +389,11 @@ impl Task {
             if ops.is_empty() {
                 return ended;
             }
-            for reply in tell(Arc::clone(&self.stay.inner.catalog), ops).await {
+            let all_at_once = mutants::on("house-thread-each");
+            let turn = if all_at_once { None } else { self.stay.inner.turns.acquire().await.ok() };
+            let replies = tell(Arc::clone(&self.stay.inner.catalog), ops).await;
+            drop(turn);
+            for reply in replies {
                 self.keeper.handle_store(now(), reply);
             }
         }
@@ -439,6 +448,10 @@ impl Preload for Suspending {
 
     fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<Order> {
         self.inner.next(open, roams, now)
+    }
+
+    fn standstill(&mut self, now: Now) -> Option<std::time::Instant> {
+        self.inner.standstill(now)
     }
 
     fn foreground(&mut self, active: bool, now: Now) {

@@ -31,7 +31,9 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::Catalog,
+    flag_snapshot::FlagSnapshots,
     mutants,
+    preload::Preload,
     retained::Handed,
     session::{Compress, Road, Session, SessionConfig},
     start_profile::StartProfiles,
@@ -206,9 +208,15 @@ pub struct Handler {
     buffers: Arc<Buffers>,
     /// How clients begin, by account and program; in memory alone.
     habits: Arc<Mutex<StartProfiles>>,
+    /// The flags of mailboxes as sessions leave them to the next; in memory alone.
+    flags: Arc<Mutex<FlagSnapshots>>,
     numbers: AtomicU64,
     kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
+    preloads: Option<Preloads>,
 }
+
+/// Makes what a session with a server asks about mail that is fetched ahead.
+pub type Preloads = Arc<dyn Fn(&ServerId) -> Box<dyn Preload> + Send + Sync>;
 
 impl Handler {
     /// A handler that reaches servers by `origins` and remembers in `catalog`.
@@ -228,8 +236,10 @@ impl Handler {
             roster: Arc::new(Roster::default()),
             buffers: Arc::new(Buffers::default()),
             habits: Arc::default(),
+            flags: Arc::default(),
             numbers: AtomicU64::new(1),
             kept: Arc::new(Nowhere),
+            preloads: None,
         }
     }
 
@@ -237,6 +247,13 @@ impl Handler {
     #[must_use]
     pub fn with_keeper(mut self, kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>) -> Self {
         self.kept = kept;
+        self
+    }
+
+    /// Lets sessions fetch ahead what `preloads` find worth it.
+    #[must_use]
+    pub fn with_preloads(mut self, preloads: Preloads) -> Self {
+        self.preloads = Some(preloads);
         self
     }
 
@@ -332,6 +349,10 @@ impl Handler {
         // Without TLS there are no records to keep commands apart.
         if server.foresee && origin.peer.verified_by != VerifiedBy::Plain {
             session.foresee(Arc::clone(&self.habits) as Arc<_>);
+            session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
+        }
+        if let Some(preloads) = self.preloads.as_ref().filter(|_| server.cache) {
+            session.preload_by(preloads(&server.id));
         }
         if server.announce_client {
             session.announce_client(accepted.client.0);

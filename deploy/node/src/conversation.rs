@@ -10,6 +10,7 @@ use discovery_core::{id::UserKeying, now::Now};
 use imap_core::{
     catalog::CatalogReply,
     mutants,
+    retained::Facts,
     session::{Output as Wanted, Session, SessionConfig, Side},
     start_profile::StartProfiles,
 };
@@ -68,6 +69,8 @@ pub(crate) struct Conversation {
     stage: Stage,
     client: Flow,
     origin: Flow,
+    /// The origin's connection outlives the client.
+    retained: Option<Box<Facts>>,
     /// Whether it is over, and may be forgotten.
     over: bool,
 }
@@ -94,6 +97,7 @@ impl Conversation {
             stage: Stage::Opening { since: now.mono, finished: false },
             client: Flow::new(now.mono),
             origin: Flow::new(now.mono),
+            retained: None,
             over: false,
         }
     }
@@ -173,7 +177,7 @@ impl Conversation {
                     cache: self.terms.cache,
                     re_proof: self.terms.re_proof,
                     chunk_fill_max: self.terms.chunk_fill_max,
-                    retain: false,
+                    retain: self.terms.retain,
                 });
                 if parked {
                     session.origin_was_parked();
@@ -440,8 +444,8 @@ impl Conversation {
                 Wanted::Event(event) => {
                     outputs.push_back(Output::Count { conn, what: Count::Event(event) });
                 }
-                // Never asked for (`retain`): there is no keeper in here yet.
-                Wanted::Retain(_) => {
+                Wanted::Retain(facts) => {
+                    self.retained = Some(facts);
                     let how = serving.ours.unwrap_or(Ended::Done);
                     self.end(now, how, outputs);
                 }
@@ -466,7 +470,10 @@ impl Conversation {
         {
             self.over = true;
             outputs.push_back(Output::Count { conn, what: Count::Ended(*how) });
-            outputs.push_back(Output::Close { conn });
+            outputs.push_back(match self.retained.take().filter(|_| self.origin.is_open()) {
+                Some(facts) => Output::HandOver { conn, facts: planted::handed(facts) },
+                None => Output::Close { conn },
+            });
         }
     }
 

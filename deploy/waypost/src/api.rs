@@ -171,6 +171,32 @@ pub(crate) struct EndedSessions {
     pub(crate) ended: u64,
 }
 
+/// `GET /api/v1/report/preload`, of one user with `?user=…`
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct PreloadReport {
+    /// Whether anything is fetched ahead.
+    pub(crate) on: bool,
+    pub(crate) rows: Vec<PreloadRow>,
+    /// Of the user affinity database: records now, and changes since the node started.
+    pub(crate) database: Vec<Named>,
+}
+
+/// A user at a site; since the database was made.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct PreloadRow {
+    pub(crate) user: String,
+    pub(crate) site: String,
+    /// Messages opened.
+    pub(crate) opens: u64,
+    /// Of these, served by the store.
+    pub(crate) hits: u64,
+    /// Octets fetched ahead; each is used, wasted or waits.
+    pub(crate) fetched: u64,
+    pub(crate) used: u64,
+    pub(crate) wasted: u64,
+    pub(crate) waiting: u64,
+}
+
 /// `GET /api/v1/trace?user=…`
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Trace {

@@ -41,6 +41,16 @@ pub(crate) struct Config {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) store: Store,
     pub(crate) sustain: Sustain,
+    pub(crate) prefetch: Prefetch,
+}
+
+/// What is fetched before anybody asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prefetch {
+    pub(crate) enabled: bool,
+    pub(crate) rate: Rate,
+    pub(crate) user_day_max: Size,
+    pub(crate) server_day_max: Size,
 }
 
 /// Sessions that outlive their client.
@@ -144,6 +154,7 @@ pub(crate) struct Parking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) sessions_max: u32,
+    pub(crate) dials_max: u32,
 }
 
 /// Where clients arrive.

@@ -11,6 +11,7 @@ use discovery_core::{
     seam::{advisor::Held, gate::Grant},
     value::{ObjectKey, Served},
 };
+use std::time::Instant;
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,11 @@ pub trait Preload: Send {
     fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<Order>;
     /// May so many octets come from the origin now? Asked before each command; foreground goes first.
     fn ask(&mut self, octets: u32, now: Now) -> Grant;
+    /// Until when octets of an order that are under way on a connection of their own should not be read, because
+    /// somebody waits for others. Asked often.
+    fn standstill(&mut self, _now: Now) -> Option<Instant> {
+        None
+    }
     /// A client's command is with the origin (`true`), or is done (`false`); the calls come in pairs.
     fn foreground(&mut self, active: bool, now: Now);
 }

@@ -336,6 +336,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -356,6 +358,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -376,6 +380,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation

@@ -2,7 +2,7 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    changes, commands, durability, failures, front, garbage, identical, kept, logins, start,
+    ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, start,
 };
 
 /// One row.
@@ -107,6 +107,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         kept::away_dovecot,
     )),
     row("kept-new-mail-cyrus", "mail that came while its reader was away is a hit", kept::away_cyrus),
+    quick(row(
+        "ahead-away-dovecot",
+        "mail is here before its reader is, nobody notices",
+        ahead::away_dovecot,
+    )),
+    row("ahead-away-cyrus", "mail is here before its reader is, nobody notices", ahead::away_cyrus),
+    row("ahead-beside-dovecot", "fetched ahead on the client's own session", ahead::beside_dovecot),
+    row("ahead-beside-cyrus", "fetched ahead on the client's own session", ahead::beside_cyrus),
     row(
         "kept-user-comes-first",
         "a kept session takes no connection that its user needs",
@@ -115,6 +123,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("kept-limit-is-learned", "a server's limit on connections is remembered", kept::limit_is_learned),
     row("kept-window", "mail fetched ahead leaves the line's queue empty", kept::window),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
+    row("kept-crowd", "fifty kept sessions: all listed, all counted, no thread each", crowds::kept_crowd),
+    row("storm", "two hundred at once after an outage: a few at the server's door", crowds::storm),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
     row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
     row("short-outage", "two seconds without a line end nothing", failures::short_outage),
@@ -135,6 +145,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a known client is greeted and logged in at once",
         start::known_dovecot,
     )),
+    row("start-known-large", "600 and 10,000 messages: only changes are waited for", start::large_dovecot),
     row("start-known-cyrus", "the same where it is allowed, and only there", start::known_cyrus),
     row("start-wrong-password", "one user's wrong password slows nobody else", start::wrong_password),
     row("start-queue-full", "a server that cuts what is kept ready is left in peace", start::queue_full),

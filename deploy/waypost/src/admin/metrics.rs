@@ -51,6 +51,14 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     for (word, n) in [("asked", metrics.foreseen_told.get()), ("in-vain", metrics.foreseen_in_vain.get())] {
         page.sample("waypost_epc_foreseen_commands_total", &[("result", word)], n);
     }
+    page.family(
+        "waypost_epc_flags_ahead_total",
+        "counter",
+        "Flags of whole mailboxes asked ahead as what has changed of them.",
+    );
+    for (word, n) in [("proved", metrics.flags_proved.get()), ("doubted", metrics.flags_doubted.get())] {
+        page.sample("waypost_epc_flags_ahead_total", &[("result", word)], n);
+    }
     page.one(
         "waypost_epc_origins_replaced_total",
         "counter",
@@ -124,8 +132,31 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
             page.sample("waypost_epc_intake_clients_total", &labels, n);
         }
     }
+    prefetch_families(&mut page, node);
     store_families(&mut page, store);
     page.0
+}
+
+/// All users together: who read what is nobody's business here.
+fn prefetch_families(page: &mut Page, node: &Node) {
+    let Some(prefetch) = node.prefetch() else { return };
+    let total = prefetch.total();
+    page.family(
+        "waypost_prefetch_bytes_total",
+        "counter",
+        "Octets fetched ahead since the database was made; each is used, wasted, or waits to be either.",
+    );
+    for (word, n) in [("fetched", total.fetched), ("used", total.used), ("wasted", total.wasted)] {
+        page.sample("waypost_prefetch_bytes_total", &[("state", word)], n);
+    }
+    page.family("waypost_prefetch_opens_total", "counter", "Messages opened, by whether they were here.");
+    for (word, n) in [("hit", total.hits), ("miss", total.opens.saturating_sub(total.hits))] {
+        page.sample("waypost_prefetch_opens_total", &[("result", word)], n);
+    }
+    for named in prefetch.database() {
+        let name = format!("waypost_affinity_{}", named.word);
+        page.one(&name, "gauge", "Of the user affinity database.", named.n);
+    }
 }
 
 fn store_families(page: &mut Page, store: &StoreStatus) {

@@ -1,4 +1,4 @@
-//! Sizes and times as people write them: `10 GiB`, `30s`.
+//! Sizes, times and rates as people write them: `10 GiB`, `30s`, `10 Mbit/s`.
 
 use std::{fmt, time::Duration};
 
@@ -31,11 +31,16 @@ impl fmt::Display for Size {
 pub(crate) struct Rate(pub(crate) u64);
 
 impl Rate {
-    /// Reads `10Mbit/s`, `1 Gbit/s`.
+    /// Reads `10 Mbit/s`, `512kbit/s`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (number, unit) = split(text)?;
-        let (_, bits) = RATE_UNITS.iter().find(|(name, _)| *name == unit)?;
+        let (_, bits) = RATE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
         number.checked_mul(*bits).map(Self)
+    }
+
+    /// In octets a second.
+    pub(crate) fn octets(self) -> u64 {
+        self.0 / 8
     }
 }
 
@@ -43,8 +48,10 @@ impl fmt::Display for Rate {
     /// The largest unit that is exact.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fits = |(_, bits): &&(&str, u64)| self.0 >= *bits && self.0.is_multiple_of(*bits);
-        let (name, bits) = RATE_UNITS.iter().find(fits).unwrap_or(&("bit/s", 1));
-        write!(f, "{} {name}", self.0 / bits)
+        match RATE_UNITS.iter().find(fits) {
+            Some((name, bits)) => write!(f, "{} {name}", self.0 / bits),
+            None => write!(f, "{} bit/s", self.0),
+        }
     }
 }
 
@@ -137,18 +144,19 @@ mod tests {
     #[test]
     fn rates_are_read_and_written() {
         for (text, bits, shown) in [
-            ("10Mbit/s", 10_000_000, "10 Mbit/s"),
-            ("1500 kbit/s", 1_500_000, "1500 kbit/s"),
-            ("2000 Mbit/s", 2_000_000_000, "2 Gbit/s"),
-            ("7 bit/s", 7, "7 bit/s"),
+            ("10 Mbit/s", 10_000_000, "10 Mbit/s"),
+            ("2500kbit/s", 2_500_000, "2500 kbit/s"),
+            ("1 gbit/S", 1_000_000_000, "1 Gbit/s"),
+            ("0 bit/s", 0, "0 bit/s"),
         ] {
             assert_eq!(Rate::parse(text), Some(Rate(bits)), "{text}");
             assert_eq!(Rate(bits).to_string(), shown);
             assert_eq!(Rate::parse(shown), Some(Rate(bits)), "{shown}");
         }
-        for wrong in ["", "10", "10 Mb", "10 MByte/s", "-1 bit/s", "99999999999 Gbit/s"] {
+        for wrong in ["", "10", "10 Mbit", "10 MB/s", "2.5 Mbit/s", "99999999999 Gbit/s"] {
             assert_eq!(Rate::parse(wrong), None, "{wrong}");
         }
+        assert_eq!(Rate(10_000_000).octets(), 1_250_000);
     }
 
     #[test]

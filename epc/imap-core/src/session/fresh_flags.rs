@@ -32,6 +32,16 @@ impl FreshFlags {
         self.0.clear();
     }
 
+    /// How many messages they are known of.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What the origin said last, however long ago.
+    pub(super) fn last(&self, slot: SlotId) -> Option<&Bytes> {
+        self.0.get(&slot).map(|(list, _)| list)
+    }
+
     /// What the origin said at most [`FRESH`] ago.
     pub(super) fn get(&self, slot: SlotId, now: Instant) -> Option<&Bytes> {
         let (list, told) = self.0.get(&slot)?;

@@ -20,6 +20,7 @@ use discovery_core::id::AccountKey;
 
 impl super::Session {
     pub(super) fn server_frame(&mut self, frame: Frame) {
+        let Some(frame) = self.without_modseq(frame) else { return };
         if !matches!(self.reading, Reading::Nothing) {
             return self.continue_response(frame);
         }
@@ -43,6 +44,7 @@ impl super::Session {
         match response {
             Response::Tagged { tag, status, code } => self.tagged(tag, status, code, &piece),
             Response::Continuation(_) => self.continuation(piece),
+            Response::Fetch { msn, .. } if self.proves() => self.keep_said(frame, &piece, msn),
             Response::Fetch { msn, payload_at } if self.is_selected() => {
                 self.begin_fetch(frame, &piece, msn, payload_at);
             }
@@ -62,6 +64,7 @@ impl super::Session {
                 self.say(piece);
             }
             Response::Recent(n) if matches!(self.phase, Phase::Selecting) => {
+                self.remembered.saw_recent(n);
                 match self.recent_with_remembered(n) {
                     Some(all) => {
                         self.say(format!("* {} RECENT\r\n", all.min(self.views.server_len())).into())
@@ -70,6 +73,7 @@ impl super::Session {
                 }
             }
             Response::Recent(n) if self.is_selected() => {
+                self.remembered.saw_recent(n);
                 self.views.log_recent(n);
                 self.tell();
             }
@@ -93,6 +97,10 @@ impl super::Session {
                 if !matches!(frame, Frame::End { .. }) {
                     self.reading = Reading::Opaque { told: false };
                 }
+            }
+            // A slice of a mailbox that has been left.
+            Response::Fetch { .. } if self.flights.has_slice() && !self.is_selected() => {
+                self.skip_rest(&frame);
             }
             // Only a client that asked for QRESYNC hears VANISHED, and its session is not followed.
             Response::Vanished { .. } if self.is_selected() => self.desync("VANISHED", frame),
@@ -172,12 +180,16 @@ impl super::Session {
             }
         }
         self.learn_capabilities(piece);
-        self.forward_filtered(piece);
+        if !self.saw_code(status, code) {
+            self.forward_filtered(piece);
+        }
     }
 
     fn continuation(&mut self, piece: Bytes) {
         if let Idle::Asked(tag) = &self.idle {
             self.idle = Idle::Listening(tag.clone());
+        } else if self.returned_to_idle() {
+            return;
         } else if !self.client_awaits_leave() {
             // Whatever it is for, the client knows better than we do.
             self.event(Event::UnexpectedContinuation);
@@ -194,6 +206,7 @@ impl super::Session {
         match self.flights.completed(tag) {
             // An answer to nothing that we sent: the client may know.
             None => self.forward_filtered(piece),
+            Some(Owner::Own(Own::IdleAgain)) => self.idle_again_ended(piece),
             Some(Owner::Own(own)) => {
                 let ended = self.splices.end(tag);
                 self.tell_mentioned(ended);
@@ -210,6 +223,7 @@ impl super::Session {
             return self.forward_filtered(piece);
         };
         underway.completion = Some(Bytes::copy_from_slice(piece));
+        let fetched = underway.fetches && status == Status::Ok;
         let effect = std::mem::replace(&mut underway.effect, Effect::Nothing);
         let ended = self.splices.end(tag);
         self.tell_mentioned(ended);
@@ -255,6 +269,9 @@ impl super::Session {
                 }
             }
             Effect::Deselect | Effect::Forget(_) => {}
+        }
+        if fetched {
+            self.leave_flags();
         }
     }
 
@@ -335,9 +352,11 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
+            Own::IdleEnd => self.idle_is_left(),
+            Own::Slice => self.slice_completed(ok),
             Own::ClientAddress
             | Own::Uids
-            | Own::IdleEnd
+            | Own::IdleAgain
             | Own::SeenAhead
             | Own::Size(_)
             | Own::Whole(..) => {}
@@ -429,6 +448,7 @@ impl super::Session {
 
     fn expunged(&mut self, uids: Vec<Uid>) {
         if let (false, Some(mailbox)) = (uids.is_empty(), self.mailbox_key().cloned()) {
+            self.preload_gone(&uids);
             self.catalog(CatalogOp::Expunged { mailbox, uids });
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     mail::{BoxName, Content, Mail, MessageId, box_of, identity_flag},
     origin::{Mark, Origin, label, section_octets, sets_seen},
     random::Random,
-    wire::{Value, numbers, take_message, text, words},
+    wire::{Value, message_end, numbers, text, words},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -534,13 +534,18 @@ impl Client {
 
     /// Octets from the session. Gives what the client says at once: a literal it was asked for.
     pub(crate) fn hear(&mut self, octets: &[u8], truth: &Truth<'_>) -> Result<Vec<u8>, Lie> {
-        self.input.extend_from_slice(octets);
-        let mut says = Vec::new();
-        while let Some(line) = take_message(&mut self.input, false, &mut None) {
-            self.response(&line, truth, &mut says).map_err(|lie| {
+        let mut input = std::mem::take(&mut self.input);
+        input.extend_from_slice(octets);
+        let (mut says, mut at) = (Vec::new(), 0);
+        while let Some(end) = message_end(&input[at..], false, &mut None) {
+            let line = &input[at..at + end];
+            self.response(line, truth, &mut says).map_err(|lie| {
                 format!("{lie}\n  heard {}\n  asked {:?}", text(&line[..line.len().min(600)]), self.asked)
             })?;
+            at += end;
         }
+        input.drain(..at);
+        self.input = input;
         Ok(says)
     }
 
@@ -566,7 +571,10 @@ impl Client {
             }
             return Err("a + that nobody waits for".into());
         }
-        let head = text(line);
+        // Of a FETCH response the rest is octets, and long.
+        let mut first = line.splitn(4, |o| *o == b' ');
+        let is_fetch = first.nth(2).is_some_and(|word| word == b"FETCH");
+        let head = text(if is_fetch { &line[..line.len().min(64)] } else { line });
         let mut words = head.split_ascii_whitespace();
         let (first, second, third) = (
             words.next().unwrap_or_default(),

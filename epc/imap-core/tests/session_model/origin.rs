@@ -156,7 +156,11 @@ impl Origin {
     pub(crate) fn take_output(&mut self, max: usize) -> (Vec<u8>, Vec<Mark>) {
         let boundary = self.marks.front().map_or(u64::MAX, |(at, _)| *at);
         let room = usize::try_from(boundary - self.delivered).unwrap_or(usize::MAX);
-        let octets: Vec<u8> = self.output.drain(..max.min(room).min(self.output.len())).collect();
+        let taken = max.min(room).min(self.output.len());
+        let (front, back) = self.output.as_slices();
+        let of_front = taken.min(front.len());
+        let octets = [&front[..of_front], &back[..taken - of_front]].concat();
+        self.output.drain(..taken);
         self.delivered += octets.len() as u64;
         let mut reached = Vec::new();
         while self.marks.front().is_some_and(|(at, _)| *at <= self.delivered) {

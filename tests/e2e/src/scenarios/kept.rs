@@ -41,7 +41,7 @@ fn start_with(
     Ok((site, settings, waypost))
 }
 
-fn ask(case: &Case, settings: &Settings, arguments: &[&str]) -> anyhow::Result<Value> {
+pub(super) fn ask(case: &Case, settings: &Settings, arguments: &[&str]) -> anyhow::Result<Value> {
     let run = Command::new(&case.executable)
         .arg("sessions")
         .args(arguments)
@@ -52,7 +52,7 @@ fn ask(case: &Case, settings: &Settings, arguments: &[&str]) -> anyhow::Result<V
 }
 
 /// Waits until what `sessions` says is as wanted.
-fn wait(
+pub(super) fn wait(
     case: &Case,
     settings: &Settings,
     what: &str,
@@ -69,7 +69,7 @@ fn wait(
     }
 }
 
-fn kept(said: &Value) -> usize {
+pub(super) fn kept(said: &Value) -> usize {
     said.get("sessions").and_then(Value::as_array).map_or(0, Vec::len)
 }
 
@@ -92,7 +92,7 @@ fn fetched(said: &Value) -> u64 {
     said.pointer("/sessions/0/messages").and_then(Value::as_u64).unwrap_or(0)
 }
 
-fn ended(said: &Value, why: &str) -> u64 {
+pub(super) fn ended(said: &Value, why: &str) -> u64 {
     let all = said.get("ended").and_then(Value::as_array).into_iter().flatten();
     let of_it = all.filter(|named| named.get("word").and_then(Value::as_str) == Some(why));
     of_it.filter_map(|named| named.get("n")?.as_u64()).sum()
