@@ -121,6 +121,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         kept::user_comes_first,
     ),
     row("kept-limit-is-learned", "a server's limit on connections is remembered", kept::limit_is_learned),
+    row("kept-window", "mail fetched ahead leaves the line's queue empty", kept::window),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
     row("kept-crowd", "fifty kept sessions: all listed, all counted, no thread each", crowds::kept_crowd),
     row("storm", "two hundred at once after an outage: a few at the server's door", crowds::storm),

@@ -4,9 +4,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use lab::Corpus;
 use lab::Place;
 use lab::clients::{Response, Wire};
+use lab::{Behaviour, Corpus, LinkBehaviour};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -249,3 +249,33 @@ pub(crate) fn limit_is_learned(case: &Case) -> anyhow::Result<()> {
     })?;
     Ok(())
 }
+
+/// On a line of 100 ms and 10 Mbit/s a large message is fetched ahead at the rate that leaves the line's queue empty, if
+/// the line's rate is known; and at the line's own, where it is said to be faster. Octets of packets are counted: the body
+/// is compressed.
+pub(crate) fn window(case: &Case) -> anyhow::Result<()> {
+    let server = Server::Dovecot;
+    for (note, line_rate, wanted) in
+        [("mbit_per_s", "10 Mbit/s", 3.5..7.0), ("mbit_per_s_of_a_fast_line", "1 Gbit/s", 8.5..10.5)]
+    {
+        let lines = format!("line_rate = \"{line_rate}\"");
+        let (site, settings, _waypost) = start_with(case, server, NO_PENALTY, &lines)?;
+        site.lab.wan()?.set(&LinkBehaviour::both(Behaviour::link(100.0, 10.0)))?;
+        leave(&site, server)?;
+        wait(case, &settings, "nothing was kept", |said| kept(said) == 1)?;
+        site.lab.wan()?.wait_flat(Duration::from_millis(500), Duration::from_secs(10))?;
+        append(&mut site.beside(server, "alice")?, "INBOX", &noise("a large one", LARGE))?;
+        let octets = |said: &Value| said.pointer("/sessions/0/octets").and_then(Value::as_u64).unwrap_or(0);
+        let quarter = LARGE as u64 / 4;
+        wait(case, &settings, "nothing came", |said| octets(said) > quarter)?;
+        let (from, begun) = (site.lab.wan()?.read()?.octets(), Instant::now());
+        wait(case, &settings, "the rest does not come", |said| octets(said) > 3 * quarter)?;
+        let (to, took) = (site.lab.wan()?.read()?.octets(), begun.elapsed());
+        let rate = (to - from) as f64 * 8.0 / took.as_secs_f64() / 1e6;
+        case.note(note, rate);
+        ensure!(wanted.contains(&rate), "{rate:.1} Mbit/s of a line said to have {line_rate}");
+    }
+    Ok(())
+}
+
+const LARGE: usize = 5_000_000;
