@@ -95,8 +95,17 @@ struct Fetch {
 }
 
 enum UnderWay {
-    Slice { slot: SlotId, key: ItemKey, offset: u32, answer: Option<Answer> },
-    Describe { batch: Vec<(SlotId, Uid, Held)>, told: usize },
+    Slice {
+        slot: SlotId,
+        key: ItemKey,
+        offset: u32,
+        answer: Option<Answer>,
+    },
+    /// Descriptions, and what the store has of each; without a UID: it came a moment ago.
+    Describe {
+        batch: Vec<(SlotId, Option<Uid>, Held)>,
+        told: usize,
+    },
 }
 
 #[derive(Default)]

@@ -358,6 +358,8 @@ impl World {
                         self.kept[at].keeper.handle_store(now, reply);
                     }
                 }
+                // Its socket has no buffer here.
+                keeper::Output::Window(_) => {}
                 keeper::Output::Ended(why) => return self.kept_over(at, why),
             }
         }

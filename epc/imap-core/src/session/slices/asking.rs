@@ -13,6 +13,7 @@ use crate::{
     preload::{DESCRIBING, DESCRIPTION_OCTETS, Description, Order, Work, describing_items},
     sequence_set::SequenceSet,
     uid::{Msn, Uid},
+    views::SlotId,
 };
 use bytes::{Bytes, BytesMut};
 use discovery_core::seam::{advisor::Held, gate::Grant};
@@ -70,13 +71,20 @@ impl super::super::Session {
     /// One thing; `false` when there is nothing to do before something happens.
     fn move_ahead(&mut self) -> bool {
         let Some(now) = self.mono() else { return false };
+        if !self.views.all_uids_known() {
+            // Somebody has come since there was nothing to do.
+            self.synthetic.asleep = None;
+        }
         if self.synthetic.stopped || self.synthetic.wait.max(self.synthetic.asleep) > Some(now) {
             return false;
         }
         self.synthetic.wait = None;
         self.synthetic.asleep = None;
         match &mut self.synthetic.doing {
-            Doing::Nothing => self.next_order(),
+            Doing::Nothing => match self.newcomers() {
+                newcomers if newcomers.is_empty() => self.next_order(),
+                newcomers => self.ask_newcomers(newcomers),
+            },
             Doing::Describe { request: Some(_), .. } => false,
             Doing::Describe { left, .. } if !left.is_empty() => {
                 self.look_up_descriptions();
@@ -259,8 +267,32 @@ impl super::super::Session {
         let now = std::mem::replace(missing, later);
         let batch: Vec<_> = now
             .into_iter()
-            .filter_map(|(uid, held)| Some((self.views.slot_of_uid(uid)?, uid, held)))
+            .filter_map(|(uid, held)| Some((self.views.slot_of_uid(uid)?, Some(uid), held)))
             .collect();
+        self.send_descriptions(batch);
+    }
+
+    /// The newest messages whose UIDs nobody has asked for: a client in IDLE need not.
+    fn newcomers(&self) -> Vec<SlotId> {
+        if self.views.all_uids_known() {
+            return Vec::new();
+        }
+        let len = self.views.server_len();
+        let newest = (1..=len).rev().take(NEWCOMERS_AMONG).filter_map(Msn::new);
+        let slots = newest.filter_map(|msn| self.views.slot_of_server(msn));
+        slots.filter(|slot| self.views.uid(*slot).is_none()).take(BATCH_MAX).collect()
+    }
+
+    fn ask_newcomers(&mut self, newcomers: Vec<SlotId>) -> bool {
+        let octets = u32::try_from(newcomers.len() as u64 * DESCRIPTION_OCTETS).unwrap_or(SLICE_OCTETS_MAX);
+        if !self.may_go(octets) {
+            return false;
+        }
+        self.send_descriptions(newcomers.into_iter().map(|slot| (slot, None, Held::Nothing)).collect());
+        true
+    }
+
+    fn send_descriptions(&mut self, batch: Vec<(SlotId, Option<Uid>, Held)>) {
         let mut numbers: Vec<u32> =
             batch.iter().filter_map(|(slot, ..)| self.views.server_msn(*slot)).map(Msn::get).collect();
         numbers.sort_unstable();
@@ -313,6 +345,8 @@ fn is_whole(key: &ItemKey) -> bool {
 
 /// Messages described at once: about a slice.
 const BATCH_MAX: usize = 32;
+/// Where messages without a known UID are looked for: those that came last.
+const NEWCOMERS_AMONG: usize = 128;
 /// A gate that says 'now' when it means 'later' costs no more than this.
 const WAIT_MIN: Duration = Duration::from_millis(10);
 /// What others see may be news for this mailbox, too.

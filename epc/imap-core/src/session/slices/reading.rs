@@ -119,7 +119,10 @@ impl super::super::Session {
         } else {
             self.description_said(slot, said, small);
         }
-        let flags = said.flags.as_ref().filter(|flags| Some(flags.raw()) != known);
+        // Of a message that it has not looked at yet a client has no flags that could have changed.
+        let newcomer = matches!(&self.synthetic.under_way, Some(UnderWay::Describe { batch, .. })
+            if batch.iter().any(|(asked, uid, _)| *asked == slot && uid.is_none()));
+        let flags = said.flags.as_ref().filter(|flags| Some(flags.raw()) != known && !newcomer);
         if let Some(flags) = flags {
             let modseq = said.modseq.map(|modseq| format!(" MODSEQ ({modseq})")).unwrap_or_default();
             let payload = [b"(FLAGS ", &**flags.raw(), modseq.as_bytes(), b")\r\n"].concat();
@@ -170,6 +173,7 @@ impl super::super::Session {
         }
         let Some(UnderWay::Describe { batch, told }) = &mut self.synthetic.under_way else { return };
         let Some((_, uid, held)) = batch.iter().find(|(asked, ..)| *asked == slot).copied() else { return };
+        let Some(uid) = uid.or(said.uid) else { return };
         *told += 1;
         let seen = self.views.seen(slot).unwrap_or_default();
         if let Some(said) = Description::of(&items, seen) {
