@@ -125,6 +125,8 @@ impl AffinityAdvisor {
     fn settle(&mut self, user: UserKey, now: UnixMillis) {
         while let Some(open) = self.evidence.passed(user, now) {
             self.learn(user, &open, Event::Passed, now);
+            // Decided, and stays so when it is listed again, after a restart too.
+            self.database.note(user, &open.object, Event::Passed, now);
         }
     }
 
@@ -210,7 +212,7 @@ struct Expectations {
 impl Advisor for AffinityAdvisor {
     fn listed(&mut self, user: UserKey, collection: &ObjectKey, item: &Item, now: Now) {
         // What is old or was read already says nothing about what is read when it comes.
-        if !item.used && !is_stale(item, now.wall) {
+        if !item.used && !is_stale(item, now.wall) && self.database.get(user, &item.object).is_none() {
             self.evidence.listed(user, collection, item, now.wall);
         }
     }
@@ -228,6 +230,10 @@ impl Advisor for AffinityAdvisor {
         }
         self.database.note(user, &access.object, Event::Used, at);
         self.settle(user, at);
+    }
+
+    fn returned(&mut self, user: UserKey, object: &ObjectKey) {
+        self.given.at.remove(&(user, object.clone()));
     }
 
     fn next(&mut self, facts: &SessionFacts<'_>, now: Now) -> Option<FetchOrder> {

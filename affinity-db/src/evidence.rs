@@ -19,7 +19,8 @@ pub(crate) struct Open {
     pub(crate) kin: Kinship,
     pub(crate) octets: u64,
     pub(crate) main_octets: u64,
-    listed: UnixMillis,
+    /// When it came: the same however often it is listed.
+    came: UnixMillis,
 }
 
 /// Open items of all users.
@@ -36,7 +37,7 @@ struct Mine {
 }
 
 impl Evidence {
-    /// An item is there.
+    /// An item is there. Said again, it is the same item.
     pub(crate) fn listed(&mut self, user: UserKey, collection: &ObjectKey, item: &Item, at: UnixMillis) {
         if !self.users.contains_key(&user) && self.users.len() >= USERS_MAX {
             let quiet = self.users.iter().min_by_key(|(_, mine)| mine.active).map(|(user, _)| *user);
@@ -49,7 +50,7 @@ impl Evidence {
             kin: item.kin,
             octets: item.octets,
             main_octets: item.main_octets,
-            listed: at,
+            came: item.arrived.min(at),
         };
         if mine.open.insert(item.object.clone(), open).is_none() {
             mine.order.push_back(item.object.clone());
@@ -77,7 +78,7 @@ impl Evidence {
         let mine = self.users.get_mut(&user)?;
         while let Some(first) = mine.order.front() {
             match mine.open.get(first) {
-                Some(open) if !is_passed(open.listed, mine.active, now) => return None,
+                Some(open) if !is_passed(open.came, mine.active, now) => return None,
                 Some(_) | None => {}
             }
             let gone = mine.order.pop_front()?;
@@ -89,9 +90,9 @@ impl Evidence {
     }
 }
 
-/// Whether an item that was listed then counts as passed over.
-fn is_passed(listed: UnixMillis, active: UnixMillis, now: UnixMillis) -> bool {
-    now.since(listed) >= PASSED_AFTER && active.since(listed) >= STAYED
+/// Whether an item that came then counts as passed over.
+fn is_passed(came: UnixMillis, active: UnixMillis, now: UnixMillis) -> bool {
+    now.since(came) >= PASSED_AFTER && active.since(came) >= STAYED
 }
 
 /// A working day: who has not opened it by then has decided.
@@ -113,14 +114,10 @@ mod tests {
     #[test]
     fn passed_over_row_by_row() {
         let hours = |n: i64| UnixMillis(n * 3_600_000);
-        for (listed, active, now, passed) in
+        for (came, active, now, passed) in
             [(0, 9, 19, false), (0, 9, 20, true), (0, 1, 90, false), (0, 2, 90, true), (50, 9, 20, false)]
         {
-            assert_eq!(
-                is_passed(hours(listed), hours(active), hours(now)),
-                passed,
-                "{listed} {active} {now}"
-            );
+            assert_eq!(is_passed(hours(came), hours(active), hours(now)), passed, "{came} {active} {now}");
         }
     }
 }

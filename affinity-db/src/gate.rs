@@ -189,6 +189,12 @@ impl BackgroundGate for Gate {
         line.people = if active { line.people.saturating_add(1) } else { line.people.saturating_sub(1) };
         line.changed = now.mono;
     }
+
+    fn standstill(&self, server: &ServerId, now: Now) -> Option<Instant> {
+        let state = self.state();
+        let wait = state.servers.get(server)?.people_for(state.settings.linger, now.mono)?;
+        Some(now.mono + wait)
+    }
 }
 
 /// [`Gate::of`] one account.
@@ -205,6 +211,10 @@ impl BackgroundGate for AccountGate {
 
     fn foreground(&self, server: &ServerId, active: bool, now: Now) {
         self.gate.foreground(server, active, now);
+    }
+
+    fn standstill(&self, server: &ServerId, now: Now) -> Option<Instant> {
+        self.gate.standstill(server, now)
     }
 }
 
@@ -359,10 +369,13 @@ mod tests {
         gate.foreground(&server(1), true, clock.at(10));
         gate.foreground(&server(1), false, clock.at(20));
         assert!(matches!(ask(5_000), Grant::Wait(_)), "one is still under way");
+        let stands = |nth, at| gate.standstill(&server(nth), clock.at(at)).is_some();
+        assert!(stands(1, 5_000) && !stands(2, 5_000) && !stands(3, 5_000));
         assert_eq!(gate.ask(Class::Background, &server(2), 10, clock.at(5_000)), Grant::Go);
         assert_eq!(gate.ask(Class::Interactive, &server(1), 10, clock.at(5_000)), Grant::Go);
         gate.foreground(&server(1), false, clock.at(5_010));
         assert_eq!(ask(5_050), Grant::Wait(clock.at(5_110).mono));
+        assert!(stands(1, 5_109) && !stands(1, 5_110));
         assert_eq!(ask(5_110), Grant::Go);
         gate.foreground(&server(1), false, clock.at(5_120));
         gate.foreground(&server(1), true, clock.at(5_130));

@@ -24,6 +24,7 @@ pub struct Ledger {
     tallies: BTreeMap<(UserKey, SiteId), Tally>,
     changed: BTreeSet<Arc<Key>>,
     changed_tallies: BTreeSet<(UserKey, SiteId)>,
+    forgotten: BTreeSet<UserKey>,
 }
 
 /// Octets of one object that wait for their use.
@@ -90,6 +91,8 @@ pub struct LedgerChanges {
     pub waiting: Vec<(Arc<Key>, Option<Waiting>)>,
     /// Totals as they are now.
     pub tallies: Vec<Row>,
+    /// Of whom nothing may be left, whatever was written before.
+    pub forgotten: BTreeSet<UserKey>,
 }
 
 impl Ledger {
@@ -103,6 +106,7 @@ impl Ledger {
             tallies: BTreeMap::new(),
             changed: BTreeSet::new(),
             changed_tallies: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
         }
     }
 
@@ -201,6 +205,16 @@ impl Ledger {
         }
     }
 
+    /// Forgets a user: what waits for him, and his totals.
+    pub fn forget(&mut self, user: UserKey) {
+        self.waiting.retain(|key, _| key.user != user);
+        self.by_age.retain(|(_, key)| key.user != user);
+        self.tallies.retain(|(of, _), _| *of != user);
+        self.changed.retain(|key| key.user != user);
+        self.changed_tallies.retain(|(of, _)| *of != user);
+        self.forgotten.insert(user);
+    }
+
     /// The user opened an object; was it there?
     pub fn opened(&mut self, user: UserKey, site: &SiteId, served: Served) {
         self.tally(user, site, |tally| {
@@ -233,7 +247,7 @@ impl Ledger {
                 Some(Row { user, site, tally })
             })
             .collect();
-        LedgerChanges { waiting, tallies }
+        LedgerChanges { waiting, tallies, forgotten: std::mem::take(&mut self.forgotten) }
     }
 
     fn remove(&mut self, key: &Arc<Key>) -> Option<Waiting> {

@@ -20,13 +20,14 @@ mod fault_tests;
 
 use crate::{advisor::AffinityAdvisor, database::Limits, ledger::Ledger, policy::Policy};
 use discovery_core::{
-    id::UserKey,
-    now::Now,
+    id::{SiteId, UserKey},
+    now::{Now, UnixMillis},
     seam::{
         advisor::{Advisor, FetchOrder, Item, SessionFacts},
+        preloaded::PreloadLedger,
         sink::{Put, Sink},
     },
-    value::{Access, ObjectKey},
+    value::{Access, ObjectKey, Served},
 };
 pub use file::AffinityOpenError;
 use std::{
@@ -168,9 +169,17 @@ impl AffinityDb {
         tell(&mut self.shared.engine().ledger)
     }
 
+    /// The ledger of what is fetched and read at `site`.
+    #[must_use]
+    pub fn ledger_of(&self, site: SiteId) -> SiteLedger {
+        SiteLedger { shared: Arc::clone(&self.shared), site }
+    }
+
     /// Forgets all that is known of a user.
     pub fn forget(&self, user: UserKey) {
-        self.shared.engine().advisor.forget(user);
+        let mut engine = self.shared.engine();
+        engine.advisor.forget(user);
+        engine.ledger.forget(user);
     }
 
     /// Returns when what was put before is on disk, or counted as lost.
@@ -249,8 +258,37 @@ impl Advisor for SharedAdvisor {
         self.sink.put(access.clone());
     }
 
+    fn returned(&mut self, user: UserKey, object: &ObjectKey) {
+        self.shared.engine().advisor.returned(user, object);
+    }
+
     fn next(&mut self, facts: &SessionFacts<'_>, now: Now) -> Option<FetchOrder> {
         self.shared.engine().advisor.next(facts, now)
+    }
+}
+
+/// The ledger as a site's sessions hold it.
+#[derive(Clone, Debug)]
+pub struct SiteLedger {
+    shared: Arc<Shared>,
+    site: SiteId,
+}
+
+impl PreloadLedger for SiteLedger {
+    fn fetched(&self, user: UserKey, object: &ObjectKey, octets: u64, at: UnixMillis) {
+        self.shared.engine().ledger.record_fetched(user, &self.site, object, octets, at);
+    }
+
+    fn used(&self, user: UserKey, object: &ObjectKey, octets: u64) {
+        self.shared.engine().ledger.used(user, object, octets);
+    }
+
+    fn gone(&self, user: UserKey, object: &ObjectKey) {
+        self.shared.engine().ledger.gone(user, object);
+    }
+
+    fn opened(&self, user: UserKey, served: Served) {
+        self.shared.engine().ledger.opened(user, &self.site, served);
     }
 }
 

@@ -4,5 +4,6 @@ pub mod advisor;
 pub mod blob;
 pub mod disk;
 pub mod gate;
+pub mod preloaded;
 pub mod sealer;
 pub mod sink;

@@ -33,6 +33,7 @@ use imap_core::{
     catalog::Catalog,
     flag_snapshot::FlagSnapshots,
     mutants,
+    preload::Preload,
     retained::Handed,
     session::{Compress, Road, Session, SessionConfig},
     start_profile::StartProfiles,
@@ -211,7 +212,11 @@ pub struct Handler {
     flags: Arc<Mutex<FlagSnapshots>>,
     numbers: AtomicU64,
     kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
+    preloads: Option<Preloads>,
 }
+
+/// Makes what a session with a server asks about mail that is fetched ahead.
+pub type Preloads = Arc<dyn Fn(&ServerId) -> Box<dyn Preload> + Send + Sync>;
 
 impl Handler {
     /// A handler that reaches servers by `origins` and remembers in `catalog`.
@@ -234,6 +239,7 @@ impl Handler {
             flags: Arc::default(),
             numbers: AtomicU64::new(1),
             kept: Arc::new(Nowhere),
+            preloads: None,
         }
     }
 
@@ -241,6 +247,13 @@ impl Handler {
     #[must_use]
     pub fn with_keeper(mut self, kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>) -> Self {
         self.kept = kept;
+        self
+    }
+
+    /// Lets sessions fetch ahead what `preloads` find worth it.
+    #[must_use]
+    pub fn with_preloads(mut self, preloads: Preloads) -> Self {
+        self.preloads = Some(preloads);
         self
     }
 
@@ -337,6 +350,9 @@ impl Handler {
         if server.foresee && origin.peer.verified_by != VerifiedBy::Plain {
             session.foresee(Arc::clone(&self.habits) as Arc<_>);
             session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
+        }
+        if let Some(preloads) = self.preloads.as_ref().filter(|_| server.cache) {
+            session.preload_by(preloads(&server.id));
         }
         if server.announce_client {
             session.announce_client(accepted.client.0);

@@ -48,7 +48,8 @@ fn access(user: UserKey, object: &ObjectKey, at: i64) -> Access {
 /// Tells the advisor that this user opened, or passed over, so many items of these kin.
 fn habit(advisor: &mut AffinityAdvisor, clock: &Clock, collection: &str, kin: Kin, opened: u32, passed: u32) {
     for n in 0..opened + passed {
-        let item = Item { kin: [kin, Kin::NONE, Kin::NONE], ..item(collection, 1_000_000 + n, 10, 0) };
+        let nth = 1_000_000 + 1000 * u32::try_from(kin.0).unwrap() + n;
+        let item = Item { kin: [kin, Kin::NONE, Kin::NONE], ..item(collection, nth, 10, 0) };
         advisor.listed(user(1), &key(collection), &item, clock.at(0));
         if n < opened {
             advisor.observe(&access(user(1), &item.object, 1), clock.at(1));
@@ -229,5 +230,26 @@ proptest! {
             prop_assert_eq!(&order.object, &item.object);
             prop_assert!(item.held != Held::Whole && order.octets <= item.octets);
         }
+    }
+}
+
+#[test]
+fn an_item_that_is_listed_again_and_again_is_passed_over_once() {
+    let clock = Clock::new();
+    let mut advisor = AffinityAdvisor::new(Policy::default(), Limits::default());
+    let letter = Item { kin: [Kin(7), Kin::NONE, Kin::NONE], ..item("inbox", 5, 10, 0) };
+    let passed = |advisor: &AffinityAdvisor| {
+        let record = advisor.database().get(user(1), &Kin(7).object(&letter.object.server));
+        record.map_or((0, 0), |record| (record.count, record.passed))
+    };
+    // Every client that starts, and every restart of ours, lists it again.
+    for hour in 0..72 {
+        let at = clock.at(hour * 3_600_000);
+        advisor.listed(user(1), &key("inbox"), &letter, at);
+        advisor.observe(&access(user(1), &key("anything"), at.wall.0), at);
+        if hour == 36 {
+            advisor.evidence = Evidence::default();
+        }
+        assert_eq!(passed(&advisor), (0, u32::from(hour >= 20)), "after {hour} hours");
     }
 }

@@ -105,18 +105,50 @@ fn a_full_disk_is_a_counted_loss_and_the_habits_stay_in_memory() {
 }
 
 #[test]
+fn nothing_is_left_of_a_user_who_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    for n in 1..=2 {
+        db.accesses().put(access(user(n), 1));
+        db.ledger(|ledger| {
+            ledger.record_fetched(user(n), &site(), &object(1), 10, wall());
+            ledger.record_fetched(user(n), &site(), &object(2), 10, wall());
+            ledger.used(user(n), &object(2), 10);
+        });
+    }
+    db.flush();
+    db.forget(user(1));
+    db.flush();
+    drop(db);
+    let db = open(dir.path());
+    let known = |n| record(&db, user(n), 1).is_some();
+    assert_eq!((known(1), known(2)), (false, true));
+    let report = db.ledger(|ledger| ledger.report());
+    let rows: Vec<_> = report.iter().map(|row| (row.user, row.tally.waiting(), row.tally.used)).collect();
+    assert_eq!(rows, [(user(2), 10, 10)]);
+}
+
+#[test]
 fn garbage_is_set_aside_and_habits_are_learned_anew() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join(file::FILE);
-    for garbage in [vec![0xa5; 20_000], b"SQLite format 3\0 and then nothing of the kind".repeat(400)] {
+    for n in 0..10 {
+        let garbage = match n % 2 {
+            0 => vec![0xa5_u8; 20_000 + n],
+            _ => b"SQLite format 3\0 and then nothing of the kind".repeat(400 + n),
+        };
         fs::write(&path, &garbage).unwrap();
         let db = open(root.path());
         assert_eq!(db.stats().records, 0);
-        assert_eq!(fs::read(root.path().join("quarantine").join(file::FILE)).unwrap(), garbage);
+        // Each under a name of its own, and not without end.
+        let name = if n == 0 { file::FILE.to_owned() } else { format!("{}.{}", file::FILE, n.min(7)) };
+        let kept = fs::read(root.path().join("quarantine").join(name)).unwrap();
+        assert!(kept == garbage, "damaged file {n}");
         db.accesses().put(access(user(1), 1));
         drop(db);
         assert!(record(&open(root.path()), user(1), 1).is_some());
     }
+    assert_eq!(fs::read_dir(root.path().join("quarantine")).unwrap().count(), 8);
 }
 
 #[test]

@@ -256,6 +256,11 @@ pub(super) fn write(db: &mut Connection, records: &[Change], ledger: &LedgerChan
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
+        for user in &ledger.forgotten {
+            for table in ["access", "waiting", "tally"] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE user = ?"), [user.to_octets()])?;
+            }
+        }
         let mut put = transaction.prepare_cached("REPLACE INTO access VALUES(?, ?, ?, ?, ?, ?, ?, ?)")?;
         let mut delete =
             transaction.prepare_cached("DELETE FROM access WHERE user = ? AND server = ? AND object = ?")?;
@@ -317,7 +322,11 @@ fn make_private(path: &Path) -> io::Result<()> {
 fn set_aside(dir: &Path, path: &Path) -> io::Result<()> {
     let quarantine = dir.join("quarantine");
     fs::create_dir_all(&quarantine)?;
-    fs::rename(path, quarantine.join(FILE))?;
+    // The last of many is overwritten: a disk that damages each of them shall not be filled with them.
+    let names = (0..QUARANTINED_MAX).map(|n| if n == 0 { FILE.to_owned() } else { format!("{FILE}.{n}") });
+    let mut free = names.map(|name| quarantine.join(name)).skip_while(|path| path.exists());
+    let last = || quarantine.join(format!("{FILE}.{}", QUARANTINED_MAX - 1));
+    fs::rename(path, free.next().unwrap_or_else(last))?;
     for tail in ["-wal", "-shm"] {
         match fs::remove_file(dir.join(format!("{FILE}{tail}"))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -326,6 +335,9 @@ fn set_aside(dir: &Path, path: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Damaged files that are kept.
+const QUARANTINED_MAX: usize = 8;
 
 /// Nobody else opens it, but an operator's `sqlite3`.
 const BUSY: std::time::Duration = std::time::Duration::from_secs(2);

@@ -8,6 +8,7 @@ use discovery_core::{
 };
 use rusqlite::Connection;
 use std::{
+    collections::BTreeSet,
     sync::{
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError, SyncSender},
@@ -18,15 +19,18 @@ use std::{
 /// Runs until it is told to stop, or nobody is left who could.
 pub(super) fn run(mut db: Connection, shared: &Shared, from: &Receiver<Message>, unused_max: Duration) {
     let mut deletions = Vec::new();
+    let mut forgotten = BTreeSet::new();
     loop {
         let batch = Batch::receive(shared, from);
-        let (changed, ledger) = changes(&mut shared.engine(), unused_max);
+        let (changed, mut ledger) = changes(&mut shared.engine(), unused_max);
+        ledger.forgotten.append(&mut forgotten);
         // First what had to go and could not: a record that came again since follows it.
         let mut records: Vec<Change> = std::mem::take(&mut deletions);
         records.extend(changed);
         if !write(&mut db, shared, &records, &ledger) {
             deletions =
                 records.into_iter().filter(|(_, record)| record.is_none()).take(DELETIONS_MAX).collect();
+            forgotten = ledger.forgotten;
         }
         for done in batch.flushed {
             let _ = done.try_send(());
@@ -74,7 +78,7 @@ fn changes(engine: &mut Engine, unused_max: Duration) -> (Vec<Change>, LedgerCha
 }
 
 fn write(db: &mut Connection, shared: &Shared, records: &[Change], ledger: &LedgerChanges) -> bool {
-    let n = (records.len() + ledger.waiting.len() + ledger.tallies.len()) as u64;
+    let n = (records.len() + ledger.waiting.len() + ledger.tallies.len() + ledger.forgotten.len()) as u64;
     if n == 0 {
         return true;
     }

@@ -1,20 +1,18 @@
 //! The keeper against a scripted origin.
 
 use super::*;
+use crate::plain::Plain;
 use discovery_core::{
     id::{AccountKey, ServerId, UserKey},
     now::UnixMillis,
 };
-use imap_core::{capability::Capabilities, retained::Watched};
-
-struct Free;
-
-impl BackgroundGate for Free {
-    fn ask(&self, _: Class, _: &ServerId, _: u32, _: Now) -> Grant {
-        Grant::Go
-    }
-    fn foreground(&self, _: &ServerId, _: bool, _: Now) {}
-}
+use imap_core::{
+    capability::Capabilities,
+    catalog::{Held as Value, Row},
+    item::ItemKey,
+    preload::{DESCRIBING, describing_fields, describing_items},
+    retained::Watched,
+};
 
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
 fn any_time() -> Instant {
@@ -26,6 +24,8 @@ struct Dialogue {
     now: Now,
     said: String,
     told: Vec<String>,
+    store: BTreeMap<(u32, String), Bytes>,
+    window: Option<u32>,
     ended: Option<Why>,
 }
 
@@ -60,9 +60,14 @@ fn facts(capabilities: &[u8]) -> Facts {
 }
 
 fn dialogue(facts: Facts) -> Dialogue {
+    ordered(facts, Box::new(Plain::default()))
+}
+
+fn ordered(facts: Facts, preload: Box<dyn Preload>) -> Dialogue {
     let now = facts.authenticated;
-    let keeper = Keeper::new(facts, Limits::default(), now);
-    let mut d = Dialogue { keeper, now, said: String::new(), told: Vec::new(), ended: None };
+    let keeper = Keeper::new(facts, Limits::default(), preload, now);
+    let (said, told, store) = (String::new(), Vec::new(), BTreeMap::new());
+    let mut d = Dialogue { keeper, now, said, told, store, window: None, ended: None };
     d.drain();
     d
 }
@@ -73,26 +78,42 @@ impl Dialogue {
             match output {
                 Output::ToServer(octets) => {
                     self.said.push_str(&String::from_utf8_lossy(&octets).replace("CEP000000000000", "t"));
+                    self.said = self.said.replace(DESCRIBING, "D");
                 }
                 Output::Catalog(op) => {
+                    self.answer(&op);
                     let op = format!("{op:?}");
                     self.told.push(op.split([' ', '{']).next().unwrap_or_default().to_owned());
                 }
+                Output::Window(octets) => self.window = Some(octets),
                 Output::Ended(why) => self.ended = Some(why),
             }
         }
     }
 
+    /// As a store that has what is in `store` answers.
+    fn answer(&mut self, op: &CatalogOp) {
+        if let CatalogOp::Resolve { request, uids, items, .. } = op {
+            let value = |uid, key: &ItemKey| self.store.get(&(uid, key.as_str().to_owned())).cloned();
+            let row = |uid: &Uid| Row {
+                uid: *uid,
+                values: items.iter().map(|key| value(uid.get(), key).map(Value::Inline)).collect(),
+            };
+            let rows = uids.iter().map(row).collect();
+            self.keeper.handle_store(self.now, CatalogReply::Resolved { request: *request, rows });
+        }
+    }
+
     fn server(&mut self, text: &str) -> &mut Self {
         let text = text.replace("\n", "\r\n").replace("<t", "CEP000000000000");
-        self.keeper.handle_server(self.now, text.into(), &Free);
+        self.keeper.handle_server(self.now, text.into());
         self.drain();
         self
     }
 
     fn after(&mut self, time: Duration) -> &mut Self {
         self.now.mono += time;
-        self.keeper.handle_timeout(self.now, &Free);
+        self.keeper.handle_timeout(self.now);
         self.drain();
         self
     }
@@ -119,6 +140,8 @@ fn watching() -> Dialogue {
     d
 }
 
+mod orders;
+
 #[test]
 fn new_mail_is_in_the_store_with_all_that_clients_ask() {
     let mut d = watching();
@@ -127,8 +150,7 @@ fn new_mail_is_in_the_store_with_all_that_clients_ask() {
     d.server(
         "* 4 EXISTS\n* OK [UIDVALIDITY 7] v\n<t4 OK x\n* ESEARCH (TAG \"<t5\") UID ALL 1:3,9\n<t5 OK x\n",
     );
-    d.says("t6 UID FETCH 9 (UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE BODYSTRUCTURE)\n")
-        .tells(&["Selected"]);
+    d.says("t6 UID FETCH 9 (D)\n").tells(&["Selected", "Resolve"]);
     d.server("* 4 FETCH (UID 9 FLAGS (\\Recent) RFC822.SIZE 5)\n<t6 OK x\n");
     d.says("t7 UID FETCH 9 (UID BODY.PEEK[])\n").tells(&["Record"]);
     d.server("* 4 FETCH (UID 9 BODY[] {5}\nhello)\n").tells(&["FillOpen", "FillData", "FillCommit"]);
@@ -158,7 +180,7 @@ fn the_clients_idle_is_ended_first() {
     let mut d = dialogue(Facts { idle: Some("i".into()), ..facts(b"IDLE") });
     d.says("DONE\n").server("* 4 EXISTS\ni OK x\n").says("t1 EXAMINE INBOX\nt2 UID SEARCH ALL\n");
     d.server("* OK [UIDVALIDITY 7] v\n<t1 OK x\n* SEARCH 1 2 3 4\n<t2 OK x\n");
-    d.says("t3 UID FETCH 4 (UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE BODYSTRUCTURE)\n");
+    d.says("t3 UID FETCH 4 (D)\n");
 }
 
 #[test]
@@ -167,7 +189,7 @@ fn idle_is_said_again_and_without_it_the_mailbox_is_opened_again() {
     d.after(REISSUE).says("DONE\n");
     let mut d = dialogue(facts(b"IMAP4rev1 ESEARCH"));
     d.server(OPENED).says("t1 EXAMINE INBOX\nt2 UID SEARCH RETURN (ALL) ALL\n");
-    d.after(POLL).says("t3 EXAMINE INBOX\nt4 UID SEARCH RETURN (ALL) ALL\n");
+    d.after(ROUND_MAX).says("t3 EXAMINE INBOX\nt4 UID SEARCH RETURN (ALL) ALL\n");
 }
 
 #[test]
@@ -189,7 +211,7 @@ fn a_server_that_goes_is_not_dialled_again() {
     for line in ["* BYE restarting\n", "garbage without end"] {
         let mut d = watching();
         d.server(line);
-        d.keeper.handle_closed();
+        d.keeper.handle_closed(d.now);
         d.drain();
         assert_eq!(d.ended, Some(Why::OriginLost), "{line}");
         d.says("");
@@ -220,7 +242,24 @@ fn a_body_cut_short_is_given_up() {
     d.server("* OK [UIDVALIDITY 7] v\n<t4 OK x\n* ESEARCH (TAG \"<t5\") UID ALL 1:4\n<t5 OK x\n");
     d.server("* 4 FETCH (UID 4 RFC822.SIZE 9)\n<t6 OK x\n* 4 FETCH (UID 4 BODY[] {9}\nhel");
     d.told.clear();
-    d.keeper.handle_closed();
+    d.keeper.handle_closed(d.now);
     d.drain();
     d.tells(&["FillAbort"]);
+}
+
+#[test]
+fn the_window_is_half_of_what_the_line_holds() {
+    let mut d = dialogue(facts(b"IMAP4rev1 ESEARCH"));
+    d.now.mono += Duration::from_millis(100);
+    d.server(OPENED);
+    assert_eq!(d.window, Some(62_500));
+    for (millis, window) in [(150, 62_500), (40, 25_000)] {
+        d.after(ROUND_MAX);
+        let said = std::mem::take(&mut d.said);
+        let tag = said.rsplit('t').next().and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+        let search: u64 = tag.parse().unwrap();
+        d.now.mono += Duration::from_millis(millis);
+        d.server(&format!("* OK [UIDVALIDITY 7] v\n<t{} OK x\n<t{search} OK x\n", search - 1));
+        assert_eq!(d.window, Some(window), "{millis} ms");
+    }
 }

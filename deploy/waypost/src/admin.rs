@@ -6,6 +6,7 @@
 //! | `GET /api/v1/status` `sessions` `trace?user=` | JSON, on the socket only: it tells who works when |
 //! | `GET /api/v1/store/stats`, `POST /api/v1/store/verify` `gc` | the store, on the socket only |
 //! | `GET /api/v1/sustained`, `POST /api/v1/sustained/end?user=` | sessions whose client has left, on the socket only |
+//! | `GET /api/v1/report/preload` | what was fetched ahead, and what came of it, on the socket only |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /livez` `/readyz` | whether it runs; whether it takes clients |
 
@@ -14,8 +15,8 @@ mod socket;
 
 use crate::{
     api::{
-        Collected, EndedSessions, Kept, KeptSession, ListenerStatus, Named, ParkedStatus, Readiness,
-        SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble, Verified,
+        Collected, EndedSessions, Kept, KeptSession, ListenerStatus, Named, ParkedStatus, PreloadReport,
+        Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble, Verified,
     },
     config,
     exit::Failure,
@@ -87,6 +88,7 @@ impl Admin {
             .route("/api/v1/trace", get(trace))
             .route("/api/v1/sustained", get(sustained))
             .route("/api/v1/sustained/end", post(sustained_end))
+            .route("/api/v1/report/preload", get(report_preload))
             .route("/api/v1/store/stats", get(store_stats))
             .route("/api/v1/store/verify", post(store_verify))
             .route("/api/v1/store/gc", post(store_gc));
@@ -268,18 +270,35 @@ async fn sustained(State(asked): State<Asked>) -> Json<Kept> {
         mailbox: String::from_utf8_lossy(&kept.mailbox).into_owned(),
         since_unix_ms: kept.since.0,
         way: kept.way.to_owned(),
+        lane: kept.lane,
         messages: kept.messages,
         octets: kept.octets,
     });
     let ended = ended.into_iter().filter(|(_, n)| *n > 0);
     let ended = ended.map(|(why, n)| Named { word: why.word().to_owned(), n }).collect();
-    Json(Kept { sessions: sessions.collect(), so_far, ended })
+    let limited_accounts = u64::try_from(house.limited_accounts()).unwrap_or(u64::MAX);
+    Json(Kept { sessions: sessions.collect(), so_far, ended, limited_accounts })
 }
 
 async fn sustained_end(State(asked): State<Asked>, Query(whose): Query<Whose>) -> Json<EndedSessions> {
     let user = parse_key(&whose.user).unwrap_or_else(|| asked.node.keying().user_key(whose.user.as_bytes()));
-    let ended = asked.node.house().end(user, cep::keeper::Why::Operator);
+    let ended = asked.node.house().end(user);
     Json(EndedSessions { ended: u64::try_from(ended).unwrap_or(u64::MAX) })
+}
+
+async fn report_preload(
+    State(asked): State<Asked>,
+    Query(whose): Query<PerhapsWhose>,
+) -> Json<PreloadReport> {
+    let user = whose
+        .user
+        .map(|user| parse_key(&user).unwrap_or_else(|| asked.node.keying().user_key(user.as_bytes())));
+    Json(asked.node.prefetch().map_or_else(PreloadReport::default, |prefetch| prefetch.report(user)))
+}
+
+#[derive(Deserialize)]
+struct PerhapsWhose {
+    user: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -146,6 +146,8 @@ pub(crate) struct Kept {
     pub(crate) so_far: u64,
     /// How they ended, where it is not zero.
     pub(crate) ended: Vec<Named>,
+    /// Accounts whose server said that they have too many connections, as far as that is remembered.
+    pub(crate) limited_accounts: u64,
 }
 
 /// A session whose client has left.
@@ -157,6 +159,8 @@ pub(crate) struct KeptSession {
     pub(crate) since_unix_ms: i64,
     /// `idle` or `poll`.
     pub(crate) way: String,
+    /// Its user is connected beside it.
+    pub(crate) lane: bool,
     pub(crate) messages: u64,
     pub(crate) octets: u64,
 }
@@ -165,6 +169,32 @@ pub(crate) struct KeptSession {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct EndedSessions {
     pub(crate) ended: u64,
+}
+
+/// `GET /api/v1/report/preload`, of one user with `?user=…`
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct PreloadReport {
+    /// Whether anything is fetched ahead.
+    pub(crate) on: bool,
+    pub(crate) rows: Vec<PreloadRow>,
+    /// Of the user affinity database: records now, and changes since the node started.
+    pub(crate) database: Vec<Named>,
+}
+
+/// A user at a site; since the database was made.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct PreloadRow {
+    pub(crate) user: String,
+    pub(crate) site: String,
+    /// Messages opened.
+    pub(crate) opens: u64,
+    /// Of these, served by the store.
+    pub(crate) hits: u64,
+    /// Octets fetched ahead; each is used, wasted or waits.
+    pub(crate) fetched: u64,
+    pub(crate) used: u64,
+    pub(crate) wasted: u64,
+    pub(crate) waiting: u64,
 }
 
 /// `GET /api/v1/trace?user=…`

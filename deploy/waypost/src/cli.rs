@@ -68,6 +68,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         node: RunningNode,
     },
+    /// What came of what the node does unasked
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// What was decided for a user, and why: served from the store, or by the server because …
     Trace {
         /// The user's key (u1-…, as in the log and in `status`), or the name that he logs in with
@@ -144,6 +147,18 @@ pub(crate) enum SessionsCommand {
     End {
         /// The user's key (u1-…), or the name that he logs in with
         user: String,
+        #[command(flatten)]
+        node: RunningNode,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReportCommand {
+    /// Mail fetched before anybody asked for it: how many messages were opened and how many of these were here, octets
+    /// fetched, and of these used, wasted, or waiting to be either; for each user and site
+    Preload {
+        /// Of this user only: his key (u1-…), or the name that he logs in with
+        user: Option<String>,
         #[command(flatten)]
         node: RunningNode,
     },

@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use toml::de::{DeTable, DeValue};
-use units::Size;
+use units::{Rate, Size};
 use value::{Encryption, Host, LogFormat, LogLevel, Mode, Pin, Port, Prefix, Unlisted, found};
 
 /// A node, as configured.
@@ -41,6 +41,16 @@ pub(crate) struct Config {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) store: Store,
     pub(crate) sustain: Sustain,
+    pub(crate) prefetch: Prefetch,
+}
+
+/// What is fetched before anybody asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prefetch {
+    pub(crate) enabled: bool,
+    pub(crate) rate: Rate,
+    pub(crate) user_day_max: Size,
+    pub(crate) server_day_max: Size,
 }
 
 /// Sessions that outlive their client.
@@ -50,6 +60,9 @@ pub(crate) struct Sustain {
     pub(crate) absolute: Duration,
     pub(crate) idle: Duration,
     pub(crate) per_server_max: u32,
+    pub(crate) lane: bool,
+    pub(crate) line_rate: Rate,
+    pub(crate) user_connections_max: u32,
     pub(crate) size_max: Size,
 }
 
@@ -141,6 +154,7 @@ pub(crate) struct Parking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) sessions_max: u32,
+    pub(crate) dials_max: u32,
 }
 
 /// Where clients arrive.

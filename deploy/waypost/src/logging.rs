@@ -65,7 +65,7 @@ fn targets(level: LogLevel) -> Targets {
     })
 }
 
-const OURS: &[&str] = &["waypost", "epc", "imap_core", "seams", "discovery_core"];
+const OURS: &[&str] = &["waypost", "epc", "cep", "affinity_db", "imap_core", "seams", "discovery_core"];
 
 #[cfg(test)]
 mod tests {

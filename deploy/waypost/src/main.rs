@@ -16,6 +16,8 @@ mod keying;
 mod logging;
 mod node;
 mod notify;
+mod prefetch;
+mod report;
 mod run;
 mod say;
 mod sessions;
@@ -26,7 +28,7 @@ mod store;
 mod trust;
 
 use clap::Parser;
-use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile, SessionsCommand};
+use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile, ReportCommand, SessionsCommand};
 use exit::{Exit, Failure};
 use std::process::ExitCode;
 
@@ -62,6 +64,7 @@ fn obey(command: Command) -> Result<Exit, Failure> {
         Command::Sessions { command: Some(SessionsCommand::End { user, node }), .. } => {
             sessions::end(&node, &user)
         }
+        Command::Report(ReportCommand::Preload { user, node }) => report::preload(&node, user.as_deref()),
         Command::Trace { user, node } => status::trace(&node, &user),
         Command::Store(command) => store::store(&command),
         Command::Ca(CaCommand::Init { interception: _, permit, dir }) => ca::init(&permit, dir),

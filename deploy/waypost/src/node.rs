@@ -8,15 +8,11 @@ use crate::{
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
+    prefetch::Prefetch,
     storage,
 };
-use cep::{house::House, keeper};
-use discovery_core::{
-    id::ServerId,
-    now::Now,
-    seam::gate::{BackgroundGate, Grant},
-    value::Class,
-};
+use cep::{house::House, keeper, plain::Plain, rules};
+use discovery_core::id::ServerId;
 use door::Door;
 use epc::{
     handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
@@ -25,7 +21,7 @@ use epc::{
     store::Store,
     tls::roots::Trust,
 };
-use imap_core::catalog::Catalog;
+use imap_core::{catalog::Catalog, preload::Preload};
 use origins::Origins;
 use std::{
     collections::HashMap,
@@ -51,6 +47,8 @@ pub(crate) struct Node {
     handler: Arc<Handler>,
     store: Option<Arc<Store>>,
     house: House,
+    /// `None` when it is off, or could not be opened.
+    prefetch: Option<Prefetch>,
     origins: Arc<Origins>,
     keying: Arc<OrganisationKey>,
     drain: watch::Sender<Drain>,
@@ -87,17 +85,26 @@ impl Node {
             Some(store) => Arc::clone(store) as Arc<_>,
             None => Arc::new(NoCatalog),
         };
+        let prefetch = Prefetch::open(config, &keying);
         let sustain = &config.sustain;
         let house = House::new(
             keeper::Limits {
                 absolute: sustain.absolute,
                 idle: sustain.idle,
                 size_max: sustain.size_max.0,
+                line_rate: sustain.line_rate.0,
                 ..keeper::Limits::default()
             },
-            usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            rules::Terms {
+                lane: sustain.lane,
+                user_connections_max: usize::try_from(sustain.user_connections_max).unwrap_or(usize::MAX),
+                per_server_max: usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            },
             Arc::clone(&catalog),
-            Arc::new(AlwaysGo),
+            match prefetch.as_ref().map(|prefetch| prefetch.plans().clone()) {
+                Some(plans) => Arc::new(move |account| plans.for_session(account.server.clone())),
+                None => Arc::new(|_| Box::new(Plain::default()) as Box<dyn Preload>),
+            },
         );
         let handler = Handler::new(
             Arc::clone(&origins) as Arc<_>,
@@ -105,7 +112,12 @@ impl Node {
             Arc::clone(&keying) as Arc<_>,
             Limits::default(),
         );
-        let handler = Arc::new(handler.with_keeper(Arc::new(house.clone())));
+        let handler = handler.with_keeper(Arc::new(house.clone()));
+        let handler = match prefetch.as_ref().map(|prefetch| prefetch.plans().clone()) {
+            Some(plans) => handler.with_preloads(Arc::new(move |server| plans.for_session(server.clone()))),
+            None => handler,
+        };
+        let handler = Arc::new(handler);
         let (drain, draining) = watch::channel(Drain::Serving);
         let mut served = Served {
             config: config.clone(),
@@ -125,6 +137,7 @@ impl Node {
             handler,
             store,
             house,
+            prefetch,
             origins,
             keying,
             drain,
@@ -225,6 +238,11 @@ impl Node {
     /// Sessions whose client has left.
     pub(crate) fn house(&self) -> &House {
         &self.house
+    }
+
+    /// What is fetched ahead.
+    pub(crate) fn prefetch(&self) -> Option<&Prefetch> {
+        self.prefetch.as_ref()
     }
 
     /// Connections kept ready, by server.
@@ -342,6 +360,7 @@ fn origin(server: &config::Server) -> OriginServer {
         config::Trust::Pin(pin) => Trust::Pin(pin.0),
     };
     origin.allow_preauth = server.allow_preauth;
+    origin.dials_max = usize::try_from(server.limits.dials_max).unwrap_or(usize::MAX);
     origin
 }
 
@@ -350,6 +369,7 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
         ("[node]", old.node != new.node),
         ("[admin]", old.admin != new.admin),
         ("[sustain], its limits", Config::sustain_needs_restart(old, new)),
+        ("[prefetch]", old.prefetch != new.prefetch),
         ("[store]", Config::store_needs_restart(old, new)),
         ("[log] format", old.log.format != new.log.format),
     ];
@@ -358,17 +378,6 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
             tracing::warn!(part, "this changed in the file, and takes effect at the next start");
         }
     }
-}
-
-/// Nothing else moves mail in the background yet.
-struct AlwaysGo;
-
-impl BackgroundGate for AlwaysGo {
-    fn ask(&self, _: Class, _: &ServerId, _: u32, _: Now) -> Grant {
-        Grant::Go
-    }
-
-    fn foreground(&self, _: &ServerId, _: bool, _: Now) {}
 }
 
 impl Config {

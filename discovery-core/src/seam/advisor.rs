@@ -129,6 +129,8 @@ pub trait Advisor: Send {
     fn listed(&mut self, user: UserKey, collection: &ObjectKey, item: &Item, now: Now);
     /// A user used an object.
     fn observe(&mut self, access: &Access, now: Now);
+    /// An order was not carried out, and may be given again at once.
+    fn returned(&mut self, _user: UserKey, _object: &ObjectKey) {}
     /// What to fetch next; `None` when nothing is worth it now. An order that was given is not given again for
     /// some minutes: say in the next facts what is held.
     fn next(&mut self, facts: &SessionFacts<'_>, now: Now) -> Option<FetchOrder>;

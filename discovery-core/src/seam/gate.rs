@@ -29,4 +29,9 @@ pub trait BackgroundGate: Send + Sync {
     fn ask(&self, class: Class, server: &ServerId, octets: u32, now: Now) -> Grant;
     /// A person's command to `server` is under way (`true`) or done (`false`).
     fn foreground(&self, server: &ServerId, active: bool, now: Now);
+    /// Until when background octets that are under way between here and `server` should stand still, as far as is
+    /// known: a person's are. `None`: they need not.
+    fn standstill(&self, _server: &ServerId, _now: Now) -> Option<Instant> {
+        None
+    }
 }

@@ -259,6 +259,12 @@ impl FetchReader {
         self.read.uid
     }
 
+    /// The items that have begun so far.
+    #[must_use]
+    pub fn items(&self) -> &[FetchedItem] {
+        &self.read.items
+    }
+
     /// What the response said, after its last piece.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ pub mod guard;
 pub mod item;
 pub mod mime;
 pub mod mutants;
+pub mod preload;
 pub mod response;
 pub mod retained;
 pub mod sasl;

@@ -33,6 +33,7 @@ mod renumber;
 mod replacing;
 mod responses;
 mod retain;
+mod slices;
 mod tee;
 mod telling;
 mod underway;
@@ -62,6 +63,7 @@ use flight::Ahead;
 use fresh_flags::FreshFlags;
 use remembered::Remembered;
 use replacing::Replacing;
+use slices::Synthetic;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -165,6 +167,7 @@ pub struct Session {
     /// The client's address, to be told to the origin before anything else.
     announce: Option<SocketAddr>,
     ahead: Ahead,
+    synthetic: Synthetic,
 
     last_request: u64,
     last_fill: u64,
@@ -208,6 +211,7 @@ impl Session {
             replacing: Replacing::Never,
             announce: None,
             ahead: Ahead::default(),
+            synthetic: Synthetic::default(),
             last_request: 0,
             last_fill: 0,
             now: None,
@@ -356,11 +360,11 @@ impl Session {
 
     /// When to call [`Session::handle_timeout`], if nothing happens before. Only what another session fetches is waited
     /// for by the clock, and what was asked ahead is given up; all else ends by itself, in an answer or in the end of a
-    /// connection.
+    /// connection. What is fetched ahead goes by the clock, too.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let pause = self.waiting.as_ref().and_then(Waiting::pause);
-        pause.into_iter().chain(self.held_until()).min()
+        pause.into_iter().chain(self.held_until()).chain(self.slices_due()).min()
     }
 
     /// Whether the session can take more from the client now; if not, the shell stops reading it.
@@ -600,6 +604,7 @@ impl Session {
 
     /// Nothing of the open mailbox means anything any more.
     fn forget_mailbox(&mut self) {
+        self.leave_slices();
         self.views.reset();
         self.sizes.clear();
         self.flags.clear();
@@ -610,6 +615,7 @@ impl Session {
 
     fn tunnel(&mut self, why: &'static str) {
         self.abort_fills();
+        self.end_slices();
         self.drop_claim();
         self.phase = Phase::Tunnel;
         self.event(Event::Tunnel(why));
@@ -620,7 +626,8 @@ impl Session {
     fn bye(&mut self, why: Closing, text: &str) {
         let quiet = matches!(self.phase, Phase::Closed | Phase::Tunnel);
         // In the middle of a literal a BYE would be taken for mail.
-        if !quiet && matches!(self.reading, Reading::Nothing) {
+        let whole = matches!(self.reading, Reading::Nothing) || self.reads_a_slice();
+        if !quiet && whole {
             self.say(Bytes::from(format!("* BYE Waypost: {text}\r\n")));
         }
         self.close(why);
@@ -631,6 +638,7 @@ impl Session {
             return;
         }
         self.abort_fills();
+        self.end_slices();
         self.recorded();
         self.drop_claim();
         self.phase = Phase::Closed;

@@ -1,10 +1,12 @@
 //! End-to-end scenarios: real servers and clients in the lab, the executable as a black box.
 //!
 //! `registry` has one row for each scenario; `runner` runs them, each in a lab of its own; `site` is what most of
-//! them stand on: a lab with servers; `waypost` is the executable's process. Nothing of the product is linked.
+//! them stand on: a lab with servers; `waypost` is the executable's process; `crowd` is a server and clients by script
+//! for thousands at once, for the benches too. Nothing of the product is linked.
 
 mod arm;
 mod case;
+pub mod crowd;
 mod liar;
 mod mail;
 mod registry;

@@ -2,7 +2,7 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    changes, commands, durability, failures, front, garbage, identical, kept, logins, start,
+    ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, start,
 };
 
 /// One row.
@@ -107,7 +107,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         kept::away_dovecot,
     )),
     row("kept-new-mail-cyrus", "mail that came while its reader was away is a hit", kept::away_cyrus),
+    quick(row(
+        "ahead-away-dovecot",
+        "mail is here before its reader is, nobody notices",
+        ahead::away_dovecot,
+    )),
+    row("ahead-away-cyrus", "mail is here before its reader is, nobody notices", ahead::away_cyrus),
+    row("ahead-beside-dovecot", "fetched ahead on the client's own session", ahead::beside_dovecot),
+    row("ahead-beside-cyrus", "fetched ahead on the client's own session", ahead::beside_cyrus),
+    row(
+        "kept-user-comes-first",
+        "a kept session takes no connection that its user needs",
+        kept::user_comes_first,
+    ),
+    row("kept-limit-is-learned", "a server's limit on connections is remembered", kept::limit_is_learned),
+    row("kept-window", "mail fetched ahead leaves the line's queue empty", kept::window),
     row("kept-ends", "a kept session ends when it must, and for a reason", kept::ends),
+    row("kept-crowd", "fifty kept sessions: all listed, all counted, no thread each", crowds::kept_crowd),
+    row("storm", "two hundred at once after an outage: a few at the server's door", crowds::storm),
     row("new-mail", "new mail is announced in IDLE and can be read", changes::new_mail),
     row("origin-dies", "BYE to who waits, a clean cut to who reads", failures::origin_dies),
     row("short-outage", "two seconds without a line end nothing", failures::short_outage),

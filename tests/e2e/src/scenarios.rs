@@ -1,7 +1,9 @@
 //! The scenarios, by what they are about.
 
+pub(crate) mod ahead;
 pub(crate) mod changes;
 pub(crate) mod commands;
+pub(crate) mod crowds;
 pub(crate) mod durability;
 pub(crate) mod failures;
 pub(crate) mod front;

@@ -83,12 +83,15 @@ impl Disk {
 /// FNV-1a over words: any single bit is noticed, which is what is asked of it here.
 fn sum(octets: &[u8]) -> u64 {
     let mut sum = 0xCBF2_9CE4_8422_2325_u64 ^ octets.len() as u64;
-    for chunk in octets.chunks(8) {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
+    let mut mix = |word: [u8; 8]| {
         sum = (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x0000_0100_0000_01B3);
         sum ^= sum >> 29;
-    }
+    };
+    let (words, rest) = octets.as_chunks();
+    words.iter().copied().for_each(&mut mix);
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    mix(last);
     sum
 }
 

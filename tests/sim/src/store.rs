@@ -2,6 +2,7 @@
 //! What cannot be verified is a miss, and counted.
 
 use crate::{disk::Disk, random::Random};
+use discovery_core::id::AccountKey;
 use discovery_core::seam::blob::{BlobReader, Length, StoreError};
 use imap_core::{
     catalog::{CatalogOp, CatalogReply, Claim, FillId, Held, MailboxKey, Row},
@@ -55,6 +56,9 @@ struct Fill {
 
 type Place = (MailboxKey, Uid, ItemKey);
 
+/// Where the log has the values of a mailbox.
+type Rows = BTreeMap<Uid, BTreeMap<ItemKey, usize>>;
+
 /// What a record on the disk was written for; stands beside it, since the encoding is not what is tested here.
 #[derive(Clone)]
 enum Entry {
@@ -67,7 +71,7 @@ enum Entry {
 pub(crate) struct Store {
     disk: Disk,
     log: Vec<Entry>,
-    rows: BTreeMap<Place, usize>,
+    rows: BTreeMap<MailboxKey, Rows>,
     fills: BTreeMap<FillId, Fill>,
     claims: BTreeMap<u64, Place>,
     /// Values that could not be verified, and were not served.
@@ -101,6 +105,19 @@ impl Store {
     /// Whether this session still says that it fetches something.
     pub(crate) fn has_claim(&self, session: u64) -> bool {
         self.claims.contains_key(&session)
+    }
+
+    /// Whether it has all of a message.
+    pub(crate) fn has_whole(&self, account: &AccountKey, name: &str, validity: u32, uid: u32) -> bool {
+        let is = |key: &MailboxKey| {
+            let named = key.account == *account && key.name == name.as_bytes();
+            named && key.uid_validity.get() == validity
+        };
+        let mut rows = self.rows.iter().filter(|(key, _)| is(key)).map(|(_, rows)| rows);
+        let uid = Uid::new(uid);
+        rows.any(|rows| {
+            uid.and_then(|uid| rows.get(&uid)).is_some_and(|row| row.contains_key(&ItemKey::whole()))
+        })
     }
 
     /// The process ends without a word, and comes back.
@@ -147,19 +164,27 @@ impl Store {
     fn apply(&mut self, at: usize) {
         let entry = self.log[at].clone();
         match entry {
-            Entry::Value(place) => drop(self.rows.insert(place, at)),
+            Entry::Value((mailbox, uid, item)) => {
+                self.rows.entry(mailbox).or_default().entry(uid).or_default().insert(item, at);
+            }
             other => self.retire(&other),
         }
     }
 
     fn retire(&mut self, entry: &Entry) {
         let same = |a: &MailboxKey, b: &MailboxKey| a.account == b.account && a.name == b.name;
-        self.rows.retain(|(key, uid, _), _| match entry {
-            Entry::Value(_) => true,
-            Entry::Selected(mailbox) => !same(key, mailbox) || key.uid_validity == mailbox.uid_validity,
-            Entry::Forgotten(mailbox) => !same(key, mailbox),
-            Entry::Expunged(mailbox, uids) => key != mailbox || !uids.contains(uid),
-        });
+        match entry {
+            Entry::Value(_) => {}
+            Entry::Selected(mailbox) => {
+                self.rows.retain(|key, _| !same(key, mailbox) || key.uid_validity == mailbox.uid_validity);
+            }
+            Entry::Forgotten(mailbox) => self.rows.retain(|key, _| !same(key, mailbox)),
+            Entry::Expunged(mailbox, uids) => {
+                if let Some(rows) = self.rows.get_mut(mailbox) {
+                    uids.iter().for_each(|uid| drop(rows.remove(uid)));
+                }
+            }
+        }
     }
 
     pub(crate) fn handle(&mut self, now: u64, op: CatalogOp) -> Option<CatalogReply> {
@@ -196,9 +221,9 @@ impl Store {
                 let all: Vec<MailboxKey> = self
                     .rows
                     .keys()
-                    .map(|(key, ..)| key.clone())
                     .filter(|key| key.account == account && key.name == name)
                     .take(1)
+                    .cloned()
                     .collect();
                 for mailbox in all {
                     self.append(now, vec![2], Entry::Forgotten(mailbox));
@@ -240,10 +265,10 @@ impl Store {
     }
 
     fn value(&mut self, mailbox: &MailboxKey, uid: Uid, item: &ItemKey) -> Option<Held> {
-        if let Some(value) = self.read((mailbox.clone(), uid, item.clone())) {
+        if let Some(value) = self.read(mailbox, uid, item) {
             return Some(held(value));
         }
-        if let Some(whole) = self.read((mailbox.clone(), uid, ItemKey::whole())) {
+        if let Some(whole) = self.read(mailbox, uid, &ItemKey::whole()) {
             return cut(&whole, item).map(held);
         }
         let joins = |fill: &&Fill| fill.mailbox == *mailbox && fill.uid == Some(uid) && fill.item == *item;
@@ -251,12 +276,12 @@ impl Store {
         Some(Held::Filling { reader: fill.body.clone(), octets: fill.octets })
     }
 
-    fn read(&mut self, place: Place) -> Option<Vec<u8>> {
-        let at = *self.rows.get(&place)?;
-        if let Some(octets) = self.disk.read(at) {
+    fn read(&mut self, mailbox: &MailboxKey, uid: Uid, item: &ItemKey) -> Option<Vec<u8>> {
+        let rows = self.rows.get_mut(mailbox)?.get_mut(&uid)?;
+        if let Some(octets) = self.disk.read(*rows.get(item)?) {
             return Some(octets.to_vec());
         }
-        self.rows.remove(&place);
+        rows.remove(item);
         self.damaged += 1;
         None
     }

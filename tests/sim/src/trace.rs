@@ -19,11 +19,13 @@ impl Trace {
         }
         self.mix(now_us);
         self.mix(slot as u64);
-        for chunk in octets.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.mix(u64::from_le_bytes(word));
+        let (words, rest) = octets.as_chunks();
+        for word in words {
+            self.mix(u64::from_le_bytes(*word));
         }
+        let mut word = [0; 8];
+        word[..rest.len()].copy_from_slice(rest);
+        self.mix(u64::from_le_bytes(word));
         if let Some(lines) = &mut self.lines {
             let text = octets[..octets.len().min(SHOWN_OCTETS)].escape_ascii();
             lines.push(format!("{:10.4} line {slot} {who} {text}", now_us as f64 / 1e6));

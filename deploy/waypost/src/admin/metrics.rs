@@ -99,6 +99,7 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     ] {
         page.one(name, "counter", help, n);
     }
+    kept(&mut page, node);
     page.family("waypost_epc_relayed_bytes_total", "counter", "Octets of sessions, TLS removed.");
     for (side, direction, n) in [
         ("client", "read", metrics.client_read_octets.get()),
@@ -131,8 +132,31 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
             page.sample("waypost_epc_intake_clients_total", &labels, n);
         }
     }
+    prefetch_families(&mut page, node);
     store_families(&mut page, store);
     page.0
+}
+
+/// All users together: who read what is nobody's business here.
+fn prefetch_families(page: &mut Page, node: &Node) {
+    let Some(prefetch) = node.prefetch() else { return };
+    let total = prefetch.total();
+    page.family(
+        "waypost_prefetch_bytes_total",
+        "counter",
+        "Octets fetched ahead since the database was made; each is used, wasted, or waits to be either.",
+    );
+    for (word, n) in [("fetched", total.fetched), ("used", total.used), ("wasted", total.wasted)] {
+        page.sample("waypost_prefetch_bytes_total", &[("state", word)], n);
+    }
+    page.family("waypost_prefetch_opens_total", "counter", "Messages opened, by whether they were here.");
+    for (word, n) in [("hit", total.hits), ("miss", total.opens.saturating_sub(total.hits))] {
+        page.sample("waypost_prefetch_opens_total", &[("result", word)], n);
+    }
+    for named in prefetch.database() {
+        let name = format!("waypost_affinity_{}", named.word);
+        page.one(&name, "gauge", "Of the user affinity database.", named.n);
+    }
 }
 
 fn store_families(page: &mut Page, store: &StoreStatus) {
@@ -183,6 +207,38 @@ fn store_families(page: &mut Page, store: &StoreStatus) {
     ] {
         page.one(name, "counter", help, n);
     }
+}
+
+/// Sessions that outlive their client.
+fn kept(page: &mut Page, node: &Node) {
+    let house = node.house();
+    let (so_far, ended) = house.counts();
+    let sessions = house.list();
+    let lanes = sessions.iter().filter(|session| session.lane).count();
+    page.family("waypost_cep_sessions", "gauge", "Kept sessions now, without and beside their user.");
+    for (role, n) in [("kept", sessions.len() - lanes), ("lane", lanes)] {
+        page.sample("waypost_cep_sessions", &[("role", role)], u64::try_from(n).unwrap_or(u64::MAX));
+    }
+    page.one("waypost_cep_sessions_taken_total", "counter", "Sessions whose client left.", so_far);
+    page.family("waypost_cep_sessions_ended_total", "counter", "Kept sessions by why they ended.");
+    for (why, n) in ended {
+        page.sample("waypost_cep_sessions_ended_total", &[("why", why.word())], n);
+    }
+    page.one(
+        "waypost_cep_limited_accounts",
+        "gauge",
+        "Accounts whose server said that they have too many connections.",
+        u64::try_from(house.limited_accounts()).unwrap_or(u64::MAX),
+    );
+    page.one(
+        "waypost_cep_windows_failed_total",
+        "counter",
+        "Receive windows that could not be set.",
+        house.unbounded(),
+    );
+    let fetched = house.fetched();
+    page.one("waypost_cep_fetched_messages_total", "counter", "Messages fetched ahead.", fetched.0);
+    page.one("waypost_cep_fetched_bytes_total", "counter", "Message data fetched ahead.", fetched.1);
 }
 
 #[derive(Default)]

@@ -66,16 +66,22 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         r#"version = 1
 verbose = true"#,
         &[
-            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain]"#,
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch]"#,
         ],
     ),
     (
         r#"version = 1"#,
         r#"version = 1
 [prefetch]
+enabled = 1
+rate = "63 kbit/s"
+user_day_max = "512 Mbit/s"
 windows = 3"#,
         &[
-            r#"w.toml:2:2: error: [prefetch]: fetching ahead: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:3:11: error: [prefetch]: enabled: 1 is not true or false; allowed: true, false: mail is fetched before anybody asks for it; for example: enabled = true"#,
+            r#"w.toml:4:8: error: [prefetch]: rate: 63 kbit/s is too slow to be of use; allowed: 64 kbit/s or more; for example: rate = "2500 kbit/s""#,
+            r#"w.toml:5:16: error: [prefetch]: user_day_max: "512 Mbit/s" is not a size; allowed: 0 B or more: octets for each user and day; for example: user_day_max = "512 MiB""#,
+            r#"w.toml:6:1: error: [prefetch]: windows: there is no such key; allowed: enabled, rate, user_day_max, server_day_max"#,
         ],
     ),
     (
@@ -86,13 +92,19 @@ enabled = "yes"
 absolute = "8d"
 idle = "1s"
 per_server_max = 0
-size_max = -1"#,
+size_max = -1
+lane = 1
+user_connections_max = 0
+line_rate = "0 bit/s""#,
         &[
             r#"w.toml:3:11: error: [sustain]: enabled: "yes" is not true or false; allowed: true, false: connections to the server outlive clients that leave; for example: enabled = true"#,
             r#"w.toml:4:12: error: [sustain]: absolute: 8d is out of range; allowed: 1m to 7d; for example: absolute = "24h""#,
             r#"w.toml:5:8: error: [sustain]: idle: 1s is out of range; allowed: 1m to 7d; for example: idle = "12h""#,
             r#"w.toml:6:18: error: [sustain]: per_server_max: 0 is out of range; allowed: 1 to 100000; for example: per_server_max = 500"#,
             r#"w.toml:7:12: error: [sustain]: size_max: -1 is not a size; allowed: 0 B or more: larger messages are left to their reader; for example: size_max = "8 MiB""#,
+            r#"w.toml:8:8: error: [sustain]: lane: 1 is not true or false; allowed: true, false: a kept session stays beside its user and fetches ahead for him; for example: lane = true"#,
+            r#"w.toml:9:24: error: [sustain]: user_connections_max: 0 is out of range; allowed: 1 to 100; for example: user_connections_max = 8"#,
+            r#"w.toml:10:13: error: [sustain]: line_rate: 0 bit/s is too little; allowed: 1 kbit/s or more; for example: line_rate = "10 Mbit/s""#,
         ],
     ),
     (
@@ -139,7 +151,7 @@ size_max = -1"#,
         r#"version = 1
 [accelerator]"#,
         &[
-            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain]"#,
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch]"#,
         ],
     ),
     (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),
@@ -552,7 +564,7 @@ compress = "yes""#,
         r#"name = "mail"
 limits = 5"#,
         &[
-            r#"w.toml:13:10: error: [[server]]: limits: 5 is not a table; allowed: a table with sessions_max; for example: limits = { sessions_max = 2000 }"#,
+            r#"w.toml:13:10: error: [[server]]: limits: 5 is not a table; allowed: a table with sessions_max, dials_max; for example: limits = { sessions_max = 2000 }"#,
         ],
     ),
     (
@@ -569,6 +581,14 @@ limits = { sesions_max = 5 }"#,
 limits = { sessions_max = 0 }"#,
         &[
             r#"w.toml:13:27: error: [server.limits]: sessions_max: 0 is not 1 to 100000; for example: sessions_max = 2000"#,
+        ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+limits = { dials_max = 0 }"#,
+        &[
+            r#"w.toml:13:24: error: [server.limits]: dials_max: 0 is not 1 to 10000; for example: dials_max = 32"#,
         ],
     ),
     (
@@ -730,7 +750,7 @@ fn every_bad_file_gets_its_lines() {
 
 #[test]
 fn all_errors_of_a_file_come_at_once() {
-    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[prefetch]\n";
+    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[interception]\n";
     let problems = judged(file).problems;
     let places: Vec<usize> = problems.iter().map(|problem| problem.place.line).collect();
     assert_eq!(places, [1, 1, 2, 4, 5, 6, 7, 9, 10, 11], "{problems:#?}");

@@ -138,7 +138,7 @@ pub(crate) const SERVER: Section = Section {
             "false",
         ),
         key("foresee", "true, false: send what a client always asks first right behind its login", "true"),
-        key("limits", "a table with sessions_max", "{ sessions_max = 2000 }"),
+        key("limits", "a table with sessions_max, dials_max", "{ sessions_max = 2000 }"),
     ],
 };
 
@@ -147,7 +147,14 @@ const PIN_WORKS: &str = r#""e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495
 pub(crate) const LIMITS: Section = Section {
     name: "server.limits",
     many: false,
-    keys: &[key("sessions_max", "1 to 100000 sessions at a time", "2000")],
+    keys: &[
+        key("sessions_max", "1 to 100000 sessions at a time", "2000"),
+        key(
+            "dials_max",
+            "1 to 10000 connections being opened at a time; other clients wait their turn",
+            "32",
+        ),
+    ],
 };
 
 pub(crate) const LISTENER: Section = Section {
@@ -199,15 +206,33 @@ pub(crate) const SUSTAIN: Section = Section {
         key("idle", "1m to 7d after the client left", r#""12h""#),
         key("per_server_max", "1 to 100000 kept sessions at a time", "500"),
         key("size_max", "0 B or more: larger messages are left to their reader", r#""8 MiB""#),
+        key("lane", "true, false: a kept session stays beside its user and fetches ahead for him", "true"),
+        key(
+            "user_connections_max",
+            "1 to 100 connections of a user, ours with them; fewer than his server allows",
+            "8",
+        ),
+        key("line_rate", "1 kbit/s or more: about what the line to the servers carries", r#""10 Mbit/s""#),
+    ],
+};
+
+pub(crate) const PREFETCH: Section = Section {
+    name: "prefetch",
+    many: false,
+    keys: &[
+        key("enabled", "true, false: mail is fetched before anybody asks for it", "true"),
+        key("rate", "64 kbit/s or more: how fast at most, over the way to each server", r#""2500 kbit/s""#),
+        key("user_day_max", "0 B or more: octets for each user and day", r#""512 MiB""#),
+        key("server_day_max", "0 B or more: octets from each server and day", r#""16 GiB""#),
     ],
 };
 
 /// What this build understands.
-pub(crate) const BUILT: &[&Section] = &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE, &SUSTAIN];
+pub(crate) const BUILT: &[&Section] =
+    &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE, &SUSTAIN, &PREFETCH];
 
 /// Names that later builds will understand: reserved, so that a file never changes its meaning.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    ("prefetch", "fetching ahead"),
     ("interception", "transparent interception"),
     ("rule", "interception rules"),
     ("link", "the link to another node"),

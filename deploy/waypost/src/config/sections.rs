@@ -1,13 +1,13 @@
 //! From the file's sections to checked values, one function a section.
 
 use super::{
-    Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Seal, Server, Store, Surroundings,
-    Sustain, TlsFront, Trust,
-    keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, SERVER, STORE, SUSTAIN, Section, TLS},
+    Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Prefetch, Seal, Server, Store,
+    Surroundings, Sustain, TlsFront, Trust,
+    keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, PREFETCH, SERVER, STORE, SUSTAIN, Section, TLS},
     problem::{Place, Problem, did_you_mean},
     reader::{Found, TableReader},
     secrets::{self, FileUse},
-    units::{Size, show_time},
+    units::{Rate, Size, show_time},
     value::{Encryption, Host, LogFormat, LogLevel, Mode, Pin, Port, Prefix, Unlisted, quoted},
 };
 use discovery_core::id::{NodeId, ServerId, SiteId};
@@ -29,6 +29,7 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
     let store = store(sections.one(&STORE, found), around, &node.state_dir);
 
     let sustain = sustain(sections.one(&SUSTAIN, found));
+    let prefetch = prefetch(sections.one(&PREFETCH, found));
 
     let mut servers = Vec::new();
     let mut server_names = Vec::new();
@@ -43,7 +44,7 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
         let reader = TableReader::new(around.text, &LISTENER, nth, Some(table), found);
         listeners.extend(listener(reader, &server_names, &servers, &listeners));
     }
-    let config = Config { node, admin, log, tls, servers, listeners, store, sustain };
+    let config = Config { node, admin, log, tls, servers, listeners, store, sustain, prefetch };
     across(&config, &sections, found);
     config
 }
@@ -245,12 +246,50 @@ fn sustain(mut t: TableReader<'_, '_>) -> Sustain {
             ),
         );
     }
+    let user_connections_max = t.get("user_connections_max", 8_u32);
+    if !(1..=100).contains(&user_connections_max) {
+        t.object(
+            "user_connections_max",
+            format!(
+                "{user_connections_max} is out of range; allowed: 1 to 100; for example: user_connections_max = 8"
+            ),
+        );
+    }
+    let line_rate = t.get("line_rate", Rate(10_000_000));
+    if line_rate < LINE_RATE_MIN {
+        t.object(
+            "line_rate",
+            format!("{line_rate} is too little; allowed: {LINE_RATE_MIN} or more; for example: line_rate = \"10 Mbit/s\""),
+        );
+    }
     Sustain {
         enabled: t.get("enabled", false),
+        line_rate,
+        lane: t.get("lane", true),
+        user_connections_max,
         absolute,
         idle,
         per_server_max,
         size_max: t.get("size_max", Size(8 << 20)),
+    }
+}
+
+fn prefetch(mut t: TableReader<'_, '_>) -> Prefetch {
+    let rate = t.get("rate", Rate(2_500_000));
+    if rate < PREFETCH_RATE_MIN {
+        t.object(
+            "rate",
+            format!(
+                "{rate} is too slow to be of use; allowed: {PREFETCH_RATE_MIN} or more; for example: \
+                 rate = \"2500 kbit/s\""
+            ),
+        );
+    }
+    Prefetch {
+        enabled: t.get("enabled", false),
+        rate,
+        user_day_max: t.get("user_day_max", Size(512 << 20)),
+        server_day_max: t.get("server_day_max", Size(16 << 30)),
     }
 }
 
@@ -315,7 +354,9 @@ fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> S
 }
 
 /// One mailbox with attachments does not fit into less.
+const LINE_RATE_MIN: Rate = Rate(1000);
 const STORE_SIZE_MIN: Size = Size(64 << 20);
+const PREFETCH_RATE_MIN: Rate = Rate(64_000);
 
 /// The name comes back even if the rest is wrong, so that listeners of it are not called wrong too.
 fn server(
@@ -464,7 +505,11 @@ fn limits(mut t: TableReader<'_, '_>) -> Limits {
             format!("{sessions_max} is not 1 to 100000; for example: sessions_max = 2000"),
         );
     }
-    Limits { sessions_max }
+    let dials_max: u32 = t.get("dials_max", 32);
+    if !(1..=10_000).contains(&dials_max) {
+        t.object("dials_max", format!("{dials_max} is not 1 to 10000; for example: dials_max = 32"));
+    }
+    Limits { sessions_max, dials_max }
 }
 
 /// Plain text towards a server is only for where nobody listens in.

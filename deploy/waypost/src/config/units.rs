@@ -1,4 +1,4 @@
-//! Sizes and times as people write them: `10 GiB`, `30s`.
+//! Sizes, times and rates as people write them: `10 GiB`, `30s`, `10 Mbit/s`.
 
 use std::{fmt, time::Duration};
 
@@ -22,6 +22,35 @@ impl fmt::Display for Size {
         match SIZE_UNITS.iter().take(BINARY_UNITS).find(fits) {
             Some((name, octets)) => write!(f, "{} {name}", self.0 / octets),
             None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
+/// Bits a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rate(pub(crate) u64);
+
+impl Rate {
+    /// Reads `10 Mbit/s`, `512kbit/s`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (number, unit) = split(text)?;
+        let (_, bits) = RATE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
+        number.checked_mul(*bits).map(Self)
+    }
+
+    /// In octets a second.
+    pub(crate) fn octets(self) -> u64 {
+        self.0 / 8
+    }
+}
+
+impl fmt::Display for Rate {
+    /// The largest unit that is exact.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, bits): &&(&str, u64)| self.0 >= *bits && self.0.is_multiple_of(*bits);
+        match RATE_UNITS.iter().find(fits) {
+            Some((name, bits)) => write!(f, "{} {name}", self.0 / bits),
+            None => write!(f, "{} bit/s", self.0),
         }
     }
 }
@@ -85,6 +114,8 @@ const SIZE_UNITS: &[(&str, u64)] = &[
     ("B", 1),
     ("", 1),
 ];
+const RATE_UNITS: &[(&str, u64)] =
+    &[("Gbit/s", 1_000_000_000), ("Mbit/s", 1_000_000), ("kbit/s", 1000), ("bit/s", 1)];
 const TIME_UNITS: &[(&str, u64)] =
     &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
@@ -108,6 +139,24 @@ mod tests {
         for wrong in ["", "GiB", "ten GiB", "10 GiBs", "-1", "1.5 GiB", "99999999 TiB", "10  GiB"] {
             assert_eq!(Size::parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn rates_are_read_and_written() {
+        for (text, bits, shown) in [
+            ("10 Mbit/s", 10_000_000, "10 Mbit/s"),
+            ("2500kbit/s", 2_500_000, "2500 kbit/s"),
+            ("1 gbit/S", 1_000_000_000, "1 Gbit/s"),
+            ("0 bit/s", 0, "0 bit/s"),
+        ] {
+            assert_eq!(Rate::parse(text), Some(Rate(bits)), "{text}");
+            assert_eq!(Rate(bits).to_string(), shown);
+            assert_eq!(Rate::parse(shown), Some(Rate(bits)), "{shown}");
+        }
+        for wrong in ["", "10", "10 Mbit", "10 MB/s", "2.5 Mbit/s", "99999999999 Gbit/s"] {
+            assert_eq!(Rate::parse(wrong), None, "{wrong}");
+        }
+        assert_eq!(Rate(10_000_000).octets(), 1_250_000);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::{
     problem::did_you_mean,
-    units::{Size, parse_time, show_time},
+    units::{Rate, Size, parse_time, show_time},
 };
 use discovery_core::id::{BadName, NodeId, ServerId, SiteId};
 use std::{
@@ -108,6 +108,16 @@ impl Value for Size {
             }
             None => value.as_str().and_then(Self::parse).ok_or_else(wrong),
         }
+    }
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Value for Rate {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let wrong = || Wrong::new(format!("{} is not a rate", found(value)));
+        value.as_str().and_then(Self::parse).ok_or_else(wrong)
     }
     fn show(&self) -> String {
         quoted(&self.to_string())

@@ -74,8 +74,12 @@ impl super::Session {
 
     pub(super) fn ask_claim(&mut self, uid: Uid, item: ItemKey) -> Option<RequestId> {
         let mailbox = self.mailbox_key().cloned()?;
-        let request = self.request();
         let session = self.config.number;
+        // One that is refused does not take the place of the one before.
+        if self.synthetic.lose_claim() {
+            self.catalog(CatalogOp::Release { session });
+        }
+        let request = self.request();
         self.catalog(CatalogOp::Claim { request, session, mailbox, uid, item });
         Some(request)
     }
@@ -104,7 +108,7 @@ impl super::Session {
     pub(super) fn drop_claim(&mut self) {
         // One that was asked for may have been given.
         let asked = self.waiting.as_ref().is_some_and(Waiting::asks_claim);
-        if self.claimed.take().is_some() || asked {
+        if self.claimed.take().is_some() || asked || self.synthetic.lose_claim() {
             let session = self.config.number;
             self.catalog(CatalogOp::Release { session });
         }
@@ -112,7 +116,7 @@ impl super::Session {
 }
 
 /// Whether a section may be large.
-fn is_body(key: &ItemKey) -> bool {
+pub(super) fn is_body(key: &ItemKey) -> bool {
     match key.class() {
         ItemClass::Section(SectionClass::Whole | SectionClass::Text | SectionClass::Part) => true,
         ItemClass::Section(

@@ -61,6 +61,7 @@ impl super::Session {
         }
         self.release_claim();
         self.tell();
+        self.work_ahead();
         self.end_if_finished();
     }
 
@@ -71,6 +72,8 @@ impl super::Session {
             || self.asks_compress()
             || self.renumbers()
             || self.owes_answer()
+            || self.owes_done()
+            || self.is_stalled() && self.flights.has_slice()
             || self.is_replacing()
             || self.is_ahead() && !self.underway.is_empty()
             || matches!(self.idle, Idle::Asked(_))
@@ -101,6 +104,9 @@ impl super::Session {
                 if let Some(frame) = self.unforeseen(frame) {
                     self.client_frame(frame);
                 }
+            }
+            Frame::Literal { ref piece, .. } if self.passing.is_none() && self.stalls_behind_slice(piece) => {
+                self.stall(frame);
             }
             Frame::Literal { piece, octets, nonsync, .. } => {
                 if self.passing.is_none() && !self.begin_passing(&piece) {
@@ -169,7 +175,9 @@ impl super::Session {
         }
         let tunnel = self.tunnel_reason(command);
         if needs_silence(command) || tunnel.is_some() {
-            if !self.flights.is_empty() || !self.underway.is_empty() || self.is_mid_response() {
+            // In a tunnel, a slice would be told.
+            let silent = if tunnel.is_some() { self.flights.is_empty() } else { self.flights.is_silent() };
+            if !silent || !self.underway.is_empty() || self.is_mid_response() {
                 return Some(waiting);
             }
             if tunnel.is_some() && !self.views.is_settled() && self.is_selected() {
@@ -177,7 +185,8 @@ impl super::Session {
                 self.tell_in(crate::views::Window::All);
             }
         }
-        if self.fetches_what_we_ask(command) || self.compress_before(command) {
+        let asked = self.fetches_what_we_ask(command) || self.fetches_a_slice(command);
+        if asked || self.compress_before(command) {
             return Some(waiting);
         }
         let by_number = self.is_selected() && is_by_number(command);
@@ -389,17 +398,21 @@ impl super::Session {
     fn idle_line(&mut self, tag: &Bytes, frame: Frame) {
         let Frame::End { piece } = frame else { return self.client_garbled(&FrameError::LineTooLong) };
         let done = piece.trim_ascii_end().eq_ignore_ascii_case(b"DONE");
-        self.send(piece);
-        if !done {
-            // The origin says BAD and ends the IDLE, or does not.
-            return;
+        let interrupted = self.ends_interrupted_idle();
+        if !interrupted {
+            self.send(piece);
+            if !done {
+                // The origin says BAD and ends the IDLE, or does not.
+                return;
+            }
         }
         self.client.set_raw_lines(false);
         self.tell();
         self.idle = Idle::Off;
         self.flights.disown_idle(tag);
         if let Some(underway) = self.underway.iter_mut().find(|u| u.tag == *tag) {
-            underway.completion = Some([tag, b" OK Idle completed\r\n".as_slice()].concat().into());
+            let line: &[u8] = if done { b" OK Idle completed\r\n" } else { b" BAD Expected DONE\r\n" };
+            underway.completion = Some([tag, line].concat().into());
         }
     }
 
@@ -456,7 +469,7 @@ impl super::Session {
         let searches = matches!(&*verb, b"SEARCH" | b"SORT" | b"THREAD");
         let by_number = self.is_selected()
             && (searches || !uid && matches!(&*verb, b"FETCH" | b"STORE" | b"COPY" | b"MOVE"));
-        let quiet = self.flights.is_empty() && self.underway.is_empty();
+        let quiet = self.flights.is_silent() && self.underway.is_empty();
         // Its end has not come, so it cannot wait, be translated or be taken back.
         let unfollowable = *verb == *b"FETCH" && self.flights.whole().is_some()
             || by_number && (self.flights.may_expunge() || !self.views.agree())
@@ -475,6 +488,12 @@ impl super::Session {
         self.passing =
             Some(Passing { tag, octets: BytesMut::new(), kept: true, upload, awaits_leave: false });
         true
+    }
+
+    /// Whether a command that begins like this asks of messages what cannot be known before its end.
+    fn stalls_behind_slice(&self, piece: &Bytes) -> bool {
+        let fetches = || command::parse(piece).is_ok_and(|begun| *begun.verb == *b"FETCH");
+        self.flights.has_slice() && fetches()
     }
 
     /// A piece or a chunk of such a command; `literal` octets will follow.

@@ -211,7 +211,8 @@ impl super::Session {
                     // What is told together with the origin's words is told one command at a time; and of a message
                     // of which we have asked something, no other answer may be asked.
                     let busy = !self.splices.is_empty() && has_rest(&waiting.command);
-                    if busy || look_up.missing.iter().any(|(slot, _)| self.flights.asks_about(*slot)) {
+                    let asked = look_up.missing.iter().any(|(slot, _)| self.flights.asks_about(*slot));
+                    if busy || asked || self.fetches_a_slice(&waiting.command) {
                         return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
                     }
                     if let (true, [message]) = (look_up.held.is_empty(), look_up.missing.as_slice()) {
@@ -347,6 +348,14 @@ impl super::Session {
 
     /// The store's answer.
     pub(super) fn store_replied(&mut self, reply: CatalogReply) {
+        let ours = match &reply {
+            CatalogReply::Resolved { request, rows } => self.slices_resolved(*request, rows),
+            CatalogReply::Claimed { request, claim } => self.slices_claimed(*request, *claim),
+            CatalogReply::Counted { .. } | CatalogReply::ShadowWanted { .. } => false,
+        };
+        if ours {
+            return;
+        }
         let Some(Waiting { command, stage, .. }) = &mut self.waiting else { return };
         match (reply, stage) {
             (CatalogReply::Resolved { request, rows }, Stage::LookUp(look_up))
@@ -436,6 +445,8 @@ impl super::Session {
         if let Some(mailbox) = self.mailbox_key().cloned() {
             self.catalog(CatalogOp::Used { mailbox, uids: held.iter().map(|row| row.uid).collect() });
         }
+
+        self.opened_from_store(fetch, &held, look_up.again);
 
         let tag = Bytes::copy_from_slice(&command.tag);
         let mut underway = Underway::new(tag.clone(), self.forbids(command), Effect::Nothing);

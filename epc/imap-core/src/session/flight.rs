@@ -349,6 +349,11 @@ impl super::Session {
         None
     }
 
+    /// The beginning of a command with a literal has to wait.
+    pub(super) fn stall(&mut self, frame: Frame) {
+        self.ahead.stalled = Some(frame);
+    }
+
     pub(super) fn take_stalled(&mut self) -> Option<Frame> {
         self.ahead.stalled.take()
     }

@@ -38,7 +38,7 @@ impl FreshFlags {
     }
 
     /// What the origin said last, however long ago.
-    pub(super) fn ever(&self, slot: SlotId) -> Option<&Bytes> {
+    pub(super) fn last(&self, slot: SlotId) -> Option<&Bytes> {
         self.0.get(&slot).map(|(list, _)| list)
     }
 

@@ -112,7 +112,7 @@ impl super::Session {
         if !told || !self.views.all_uids_known() {
             return;
         }
-        let said = |(msn, uid)| Some((uid, self.flags.ever(self.views.slot_of_server(msn)?)?));
+        let said = |(msn, uid)| Some((uid, self.flags.last(self.views.slot_of_server(msn)?)?));
         let all: Option<Vec<_>> = self.views.known_uids().map(said).collect();
         let Some(all) = all else { return };
         let all = all.into_iter().map(|(uid, list)| (uid, &**list));

@@ -98,6 +98,10 @@ impl super::Session {
                     self.reading = Reading::Opaque { told: false };
                 }
             }
+            // A slice of a mailbox that has been left.
+            Response::Fetch { .. } if self.flights.has_slice() && !self.is_selected() => {
+                self.skip_rest(&frame);
+            }
             // Only a client that asked for QRESYNC hears VANISHED, and its session is not followed.
             Response::Vanished { .. } if self.is_selected() => self.desync("VANISHED", frame),
             Response::Status { status, code } => self.untagged_status(status, code, &piece, frame),
@@ -184,6 +188,8 @@ impl super::Session {
     fn continuation(&mut self, piece: Bytes) {
         if let Idle::Asked(tag) = &self.idle {
             self.idle = Idle::Listening(tag.clone());
+        } else if self.returned_to_idle() {
+            return;
         } else if !self.client_awaits_leave() {
             // Whatever it is for, the client knows better than we do.
             self.event(Event::UnexpectedContinuation);
@@ -200,6 +206,7 @@ impl super::Session {
         match self.flights.completed(tag) {
             // An answer to nothing that we sent: the client may know.
             None => self.forward_filtered(piece),
+            Some(Owner::Own(Own::IdleAgain)) => self.idle_again_ended(piece),
             Some(Owner::Own(own)) => {
                 let ended = self.splices.end(tag);
                 self.tell_mentioned(ended);
@@ -345,9 +352,11 @@ impl super::Session {
                 // Refused together with an early login: to be asked again behind a good one.
                 self.compress_asked = ok || self.account.is_some();
             }
+            Own::IdleEnd => self.idle_is_left(),
+            Own::Slice => self.slice_completed(ok),
             Own::ClientAddress
             | Own::Uids
-            | Own::IdleEnd
+            | Own::IdleAgain
             | Own::SeenAhead
             | Own::Size(_)
             | Own::Whole(..) => {}
@@ -439,6 +448,7 @@ impl super::Session {
 
     fn expunged(&mut self, uids: Vec<Uid>) {
         if let (false, Some(mailbox)) = (uids.is_empty(), self.mailbox_key().cloned()) {
+            self.preload_gone(&uids);
             self.catalog(CatalogOp::Expunged { mailbox, uids });
         }
     }

@@ -19,9 +19,21 @@ impl super::Session {
             && (self.client.is_between_lines() || mutants::on("retain-half-a-command"));
         if said_whole && self.may_retain() && self.is_quiet() {
             self.retain();
+        } else if said_whole && self.may_retain() && self.ends_by_itself() {
+            // At the end of the slice.
+            self.client_finished = true;
         } else {
             self.close(Closing::Done);
         }
+    }
+
+    /// Whether nothing is under way but what was asked for nobody.
+    fn ends_by_itself(&self) -> bool {
+        let listening = usize::from(matches!(self.idle, Idle::Listening(_)));
+        self.underway.len() == listening
+            && self.flight_is_over()
+            && (self.flights.is_silent() || self.is_idle_interrupted())
+            && !self.reading.is_told()
     }
 
     /// Whether the connection can outlive the client once nothing is under way: somebody certain is logged in, and
@@ -36,9 +48,10 @@ impl super::Session {
 
     /// Whether the origin owes nobody an answer, an IDLE that can be ended aside.
     pub(super) fn is_quiet(&self) -> bool {
-        let idle = usize::from(matches!(self.idle, Idle::Listening(_)));
-        self.underway.len() == idle
-            && self.flights.len() == idle
+        let listening = usize::from(matches!(self.idle, Idle::Listening(_)));
+        self.underway.len() == listening
+            && self.flights.len() == usize::from(self.origins_idle().is_some())
+            && !self.owes_done()
             && (self.flight_is_over() || mutants::on("retain-in-flight"))
             && matches!(self.reading, Reading::Nothing)
             && self.server.is_between_lines()
@@ -56,7 +69,7 @@ impl super::Session {
                 .then(|| UidRanges::of(self.views.known_uids().map(|(_, uid)| uid.get())));
             Some(Watched { key, written: selection.written.clone(), uids })
         });
-        let idle = if let Idle::Listening(tag) = &self.idle { Some(tag.clone()) } else { None };
+        let idle = self.origins_idle();
         let facts = Facts {
             number: self.config.number,
             last_fill: self.last_fill,
@@ -69,6 +82,7 @@ impl super::Session {
             mailbox,
             idle,
         };
+        self.end_slices();
         self.recorded();
         self.drop_claim();
         self.phase = Phase::Closed;

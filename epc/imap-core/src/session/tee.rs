@@ -1,8 +1,10 @@
 //! FETCH responses on their way to the client: what they teach, and what of them goes into the store.
 
 use super::{
+    claim::is_body,
     exchange::{Event, Output},
     number,
+    slices::Sink,
     telling::Prepared,
     underway::Own,
 };
@@ -15,7 +17,7 @@ use crate::{
     views::SlotId,
 };
 use bytes::{Bytes, BytesMut};
-use discovery_core::value::Proof;
+use discovery_core::{seam::advisor::Held, value::Proof};
 
 /// A response of several frames that is being read.
 pub(super) enum Reading {
@@ -47,6 +49,10 @@ pub(super) struct Fetching {
     told: bool,
     /// Whether it answers our question for a whole section.
     ours: bool,
+    /// Whether it was asked for nobody.
+    synthetic: bool,
+    /// How much of the message the store has afterwards.
+    kept: Held,
     /// Whether something could not be understood: nothing is kept.
     spoilt: bool,
     literal: Keep,
@@ -64,6 +70,8 @@ enum Keep {
     Fill(FillId),
     /// Into memory.
     Small(ItemKey, BytesMut),
+    /// Where its slices go.
+    Slice(Sink),
 }
 
 impl super::Session {
@@ -77,6 +85,7 @@ impl super::Session {
         if let Frame::End { .. } = frame {
             self.remembered.saw_list(&payload);
             let said = reader.and_then(FetchReader::finish).ok();
+            let known = self.flags.last(slot).cloned();
             match &said {
                 Some(said) if !self.learn(msn, said, &[]) => {
                     return self.desync("a UID that cannot be", frame);
@@ -90,6 +99,9 @@ impl super::Session {
                 // Ours, although it is no literal: NIL, or a string. The client's own command will say it.
                 return;
             }
+            if said.as_ref().is_some_and(|said| self.slice_said(slot, said, &[], known.as_ref())) {
+                return;
+            }
             if self.absorbs() {
                 // The client did not ask for it, and knows no flags yet that it could correct.
                 return;
@@ -98,6 +110,9 @@ impl super::Session {
                 && items().all(|item| item.key.as_str() == "RFC822.SIZE");
             if only_size && self.flights.owns(|own| *own == Own::Size(slot)) {
                 return;
+            }
+            if let Some(said) = &said {
+                self.opened_from_origin(slot, said);
             }
             if let Some(row) = self.splices.take(slot, said.as_ref()) {
                 self.splice(slot, &row, &payload);
@@ -126,11 +141,13 @@ impl super::Session {
         }
         let mut reader = reader;
         let literal = reader.literal_begins(octets, binary);
-        let ours = self.flights.whole().is_some_and(|(coming, wanted)| {
-            coming == slot
-                && matches!(&literal, LiteralOf::Section { key, origin: None, .. } if key == wanted)
-        });
-        let told = !ours && {
+        let synthetic = self.is_slice(slot, &reader);
+        let ours = !synthetic
+            && self.flights.whole().is_some_and(|(coming, wanted)| {
+                coming == slot
+                    && matches!(&literal, LiteralOf::Section { key, origin: None, .. } if key == wanted)
+            });
+        let told = !ours && !synthetic && {
             // It says more than flags: nothing is put into it.
             let _none = self.splices.take(slot, None);
             self.tell_before_data();
@@ -142,6 +159,8 @@ impl super::Session {
             slot,
             told,
             ours,
+            synthetic,
+            kept: Held::Nothing,
             spoilt: false,
             literal: Keep::No,
             fills: Vec::new(),
@@ -184,6 +203,7 @@ impl super::Session {
                         self.catalog(CatalogOp::FillData { fill, octets: octets.clone() });
                     }
                     Keep::Small(_, kept) => kept.extend_from_slice(&octets),
+                    Keep::Slice(sink) => self.slice_octets(*sink, &octets),
                 }
                 if fetching.told {
                     self.say(octets);
@@ -209,6 +229,9 @@ impl super::Session {
             Frame::Overlong { piece } => {
                 self.count_unread();
                 self.abort(std::mem::take(&mut fetching.fills));
+                if fetching.synthetic {
+                    self.slice_spoilt();
+                }
                 if fetching.told {
                     self.say(piece);
                 }
@@ -223,9 +246,16 @@ impl super::Session {
     fn begin_literal(&mut self, fetching: &mut Fetching, literal: LiteralOf, octets: u64) {
         fetching.literal = Keep::No;
         let ours = fetching.ours;
+        if fetching.synthetic && self.is_slicing() {
+            fetching.literal = Keep::Slice(self.begin_slice(&literal, octets));
+            return;
+        }
         let LiteralOf::Section { key, origin: None, .. } = literal else { return };
         let Some(mailbox) = self.mailbox_key().cloned() else { return };
         let whole = key.class() == ItemClass::Section(SectionClass::Whole);
+        if is_body(&key) {
+            fetching.kept = fetching.kept.max(if whole { Held::Whole } else { Held::Part });
+        }
         if !whole && octets <= INLINE_OCTETS_MAX {
             let room = usize::try_from(octets).unwrap_or_default();
             fetching.literal = Keep::Small(key, BytesMut::with_capacity(room));
@@ -244,14 +274,19 @@ impl super::Session {
     }
 
     fn end_fetch(&mut self, fetching: Fetching) {
-        let Fetching { reader, msn, slot, ours, spoilt, fills, small, filled, .. } = fetching;
+        let Fetching { reader, msn, slot, told, ours, synthetic, kept, spoilt, fills, small, filled, .. } =
+            fetching;
         let said = match reader.finish() {
             Ok(said) if !spoilt => said,
             Ok(_) | Err(_) => {
                 self.count_unread();
+                if synthetic {
+                    self.slice_spoilt();
+                }
                 return self.abort(fills);
             }
         };
+        let known = self.flags.last(slot).cloned();
         if !self.learn(msn, &said, &small) {
             self.abort(fills);
             return self.desync("a UID that cannot be", Frame::End { piece: Bytes::new() });
@@ -260,10 +295,19 @@ impl super::Session {
             // Too small to be joined while it came; now the store has it.
             self.whole_begun = Some(slot);
         }
+        if synthetic {
+            self.slice_said(slot, &said, &small, known.as_ref());
+        }
+        if told {
+            self.opened_from_origin(slot, &said);
+        }
         match (self.views.uid(slot), self.mailbox_key().is_some()) {
             (Some(uid), true) => {
                 for fill in fills {
                     self.catalog(CatalogOp::FillCommit { fill, uid, proof: Proof::Origin });
+                }
+                if kept > Held::Nothing {
+                    self.preload_held(uid, kept);
                 }
                 if filled > 0 {
                     self.event(Event::Filled(filled));
@@ -353,6 +397,10 @@ impl super::Session {
 }
 
 impl Fetching {
+    pub(super) fn is_synthetic(&self) -> bool {
+        self.synthetic
+    }
+
     fn end_literal(&mut self) {
         if let Keep::Small(key, octets) = std::mem::replace(&mut self.literal, Keep::No) {
             self.small.push((key, octets.freeze()));

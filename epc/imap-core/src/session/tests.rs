@@ -64,7 +64,7 @@ impl BlobReader for Body {
 }
 
 impl Shelf {
-    fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
+    pub(super) fn handle(&self, op: CatalogOp) -> Option<CatalogReply> {
         let mut state = self.0.lock().unwrap();
         match op {
             CatalogOp::Record { mailbox, uid, items, .. } => {
@@ -131,13 +131,13 @@ impl Shelf {
 
 pub(super) struct Dialogue {
     pub(super) session: Session,
-    shelf: Shelf,
-    client: Vec<u8>,
+    pub(super) shelf: Shelf,
+    pub(super) client: Vec<u8>,
     pub(super) server: Vec<u8>,
     pub(super) events: Vec<Event>,
     pub(super) replaced: usize,
     pub(super) closed: Option<Closing>,
-    retained: Option<Box<Facts>>,
+    pub(super) retained: Option<Box<Facts>>,
     pub(super) clock: Instant,
 }
 
@@ -223,7 +223,7 @@ impl Dialogue {
     }
 
     /// Time passes.
-    fn later(&mut self, by: Duration) -> &mut Self {
+    pub(super) fn later(&mut self, by: Duration) -> &mut Self {
         self.clock += by;
         let now = self.now();
         if self.session.poll_timeout().is_some_and(|due| due <= now.mono) {
@@ -247,14 +247,14 @@ impl Dialogue {
         self
     }
 
-    fn log_in(&mut self, user: &str) -> &mut Self {
+    pub(super) fn log_in(&mut self, user: &str) -> &mut Self {
         let login = format!("a1 LOGIN {user} secret\r\n");
         let ok = "a1 OK [CAPABILITY IMAP4rev1 ESEARCH IDLE] in\r\n";
         self.client(&login).gets(&login).server(ok).hears(ok)
     }
 
     /// Three messages with UIDs 11, 12 and 13.
-    fn select(&mut self) -> &mut Self {
+    pub(super) fn select(&mut self) -> &mut Self {
         self.client("a2 SELECT INBOX\r\n")
             .gets("a2 SELECT INBOX\r\nEPC0102030405061 UID SEARCH RETURN (ALL) ALL\r\n");
         let opening = "* 3 EXISTS\r\n* OK [UIDVALIDITY 7] v\r\na2 OK [READ-WRITE] open\r\n";
@@ -264,7 +264,7 @@ impl Dialogue {
     }
 
     /// Message 11 as fetched by a client before.
-    fn fill(&mut self) -> &mut Self {
+    pub(super) fn fill(&mut self) -> &mut Self {
         self.client("f UID FETCH 11 (RFC822.SIZE BODY.PEEK[])\r\n")
             .gets("f UID FETCH 11 (RFC822.SIZE BODY.PEEK[])\r\n");
         let answer = "* 1 FETCH (UID 11 RFC822.SIZE 5 BODY[] {5}\r\nhello)\r\nf OK done\r\n";

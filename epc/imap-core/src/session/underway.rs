@@ -97,6 +97,10 @@ pub(super) enum Own {
     Whole(SlotId, ItemKey),
     /// The end of an IDLE whose client has its answer already.
     IdleEnd,
+    /// An IDLE in place of the client's, which was interrupted.
+    IdleAgain,
+    /// Mail that nobody asked for yet.
+    Slice,
 }
 
 /// Whose command a tag is.
@@ -143,7 +147,8 @@ impl Flights {
         let tag = self.reserve();
         self.flights.push_back(Flight {
             tag: tag.clone().into(),
-            may_expunge: !matches!(own, Own::Compress | Own::ClientAddress),
+            // A slice names its message by number.
+            may_expunge: !matches!(own, Own::Compress | Own::ClientAddress | Own::Slice),
             owner: Owner::Own(own),
         });
         tag
@@ -162,6 +167,18 @@ impl Flights {
         }
     }
 
+    /// Likewise, after the client's IDLE was taken up again.
+    pub(super) fn disown_idle_again(&mut self) {
+        if let Some(flight) = self.flights.iter_mut().find(|f| f.owner == Owner::Own(Own::IdleAgain)) {
+            flight.owner = Owner::Own(Own::IdleEnd);
+        }
+    }
+
+    /// The tag of the IDLE in place of the client's.
+    pub(super) fn idle_again(&self) -> Option<&Bytes> {
+        self.flights.iter().find(|f| f.owner == Owner::Own(Own::IdleAgain)).map(|f| &f.tag)
+    }
+
     /// The origin completed a tag.
     pub(super) fn completed(&mut self, tag: &[u8]) -> Option<Owner> {
         let at = self.flights.iter().position(|f| f.tag == tag)?;
@@ -174,6 +191,33 @@ impl Flights {
 
     pub(super) fn is_empty(&self) -> bool {
         self.flights.is_empty()
+    }
+
+    /// Whether nothing is under way that a client waits for, or that changes what the origin's words mean.
+    pub(super) fn is_silent(&self) -> bool {
+        self.flights.iter().all(|f| f.owner == Owner::Own(Own::Slice))
+    }
+
+    /// Whether a client waits for something, its IDLE of the tag `idle` aside.
+    pub(super) fn has_foreground(&self, idle: Option<&Bytes>) -> bool {
+        self.flights.iter().any(|f| match &f.owner {
+            Owner::Client => Some(&f.tag) != idle,
+            Owner::Own(own) => match own {
+                Own::Compress
+                | Own::Uids
+                | Own::Rights
+                | Own::Seen(_)
+                | Own::SeenAhead
+                | Own::Rest(_)
+                | Own::Whole(..) => true,
+                Own::ClientAddress | Own::Size(_) | Own::IdleEnd | Own::IdleAgain | Own::Slice => false,
+            },
+        })
+    }
+
+    /// Whether a slice is under way.
+    pub(super) fn has_slice(&self) -> bool {
+        self.owns(|own| *own == Own::Slice)
     }
 
     /// Whether the origin may tell EXPUNGE in answer to something that the client did not ask.

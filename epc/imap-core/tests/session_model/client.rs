@@ -5,7 +5,7 @@ use crate::{
     mail::{BoxName, Content, Mail, MessageId, box_of, identity_flag},
     origin::{Manner, Mark, Origin, label, section_octets, sets_seen},
     random::Random,
-    wire::{Value, numbers, take_message, text, words},
+    wire::{Value, message_end, numbers, text, words},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -29,6 +29,10 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
+    pub(crate) fn has_completed(&self, tag: &str) -> bool {
+        self.completed.contains_key(tag)
+    }
+
     pub(crate) fn take(&mut self, mark: Mark, clock: Duration, tick: u64) {
         match mark {
             Mark::Flags { id, seen: true } => drop(self.seen.insert(id)),
@@ -173,7 +177,7 @@ mod habits;
 pub(crate) use habits::Habit;
 
 /// How tags of the session's own begin.
-const OURS: &str = "EPC010203040506";
+pub(crate) const OURS: &str = "EPC010203040506";
 
 type Lie = String;
 
@@ -224,6 +228,13 @@ impl Client {
             }
         }
         None
+    }
+
+    /// The tag of the only command that it waits for, if that is one which changes nothing.
+    pub(crate) fn only_simple(&self) -> Option<&str> {
+        let [asked] = self.asked.as_slices().0 else { return None };
+        let simple = ["NOOP", "CHECK", "SEARCH UNSEEN", "STATUS \"Work Stuff\" (MESSAGES)"];
+        (self.asked.len() == 1 && simple.contains(&asked.line.as_str())).then_some(asked.tag.as_str())
     }
 
     /// What it waits for, for the report.
@@ -357,6 +368,12 @@ impl Client {
             What::Other
         };
         self.ask(what, truth, line)
+    }
+
+    /// Listens, if it has nothing else to do.
+    pub(crate) fn listen(&mut self, truth: &Truth<'_>) -> Option<String> {
+        let may = self.open.is_some() && !self.is_waiting() && !self.said_bye && self.habit.is_empty();
+        may.then(|| self.ask(What::Idle { listening: false, done: false }, truth, "IDLE"))
     }
 
     /// Something that must be answered with all there is to say.
@@ -542,13 +559,18 @@ impl Client {
 
     /// Octets from the session. Gives what the client says at once: a literal it was asked for.
     pub(crate) fn hear(&mut self, octets: &[u8], truth: &Truth<'_>) -> Result<Vec<u8>, Lie> {
-        self.input.extend_from_slice(octets);
-        let mut says = Vec::new();
-        while let Some(line) = take_message(&mut self.input, false, &mut None) {
-            self.response(&line, truth, &mut says).map_err(|lie| {
+        let mut input = std::mem::take(&mut self.input);
+        input.extend_from_slice(octets);
+        let (mut says, mut at) = (Vec::new(), 0);
+        while let Some(end) = message_end(&input[at..], false, &mut None) {
+            let line = &input[at..at + end];
+            self.response(line, truth, &mut says).map_err(|lie| {
                 format!("{lie}\n  heard {}\n  asked {:?}", text(&line[..line.len().min(600)]), self.asked)
             })?;
+            at += end;
         }
+        input.drain(..at);
+        self.input = input;
         Ok(says)
     }
 
@@ -574,7 +596,10 @@ impl Client {
             }
             return Err("a + that nobody waits for".into());
         }
-        let head = text(line);
+        // Of a FETCH response the rest is octets, and long.
+        let mut first = line.splitn(4, |o| *o == b' ');
+        let is_fetch = first.nth(2).is_some_and(|word| word == b"FETCH");
+        let head = text(if is_fetch { &line[..line.len().min(64)] } else { line });
         let mut words = head.split_ascii_whitespace();
         let (first, second, third) = (
             words.next().unwrap_or_default(),

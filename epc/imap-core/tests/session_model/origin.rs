@@ -2,6 +2,7 @@
 //! connection. It tells news of others when it may, or later.
 
 use crate::{
+    client::OURS,
     mail::{BOXES, BoxName, Content, Mail, MessageId, USERS, box_of},
     random::Random,
     wire::{numbers, take_message, text, words},
@@ -146,6 +147,11 @@ impl Origin {
         text(&queued.chain(self.input.iter().copied()).chain(self.unread.iter().copied()).collect::<Vec<_>>())
     }
 
+    /// The tag of the IDLE that it is in.
+    pub(crate) fn idle_tag(&self) -> Option<&str> {
+        self.idle.as_deref()
+    }
+
     pub(crate) fn has_output(&self) -> bool {
         !self.output.is_empty()
     }
@@ -159,7 +165,11 @@ impl Origin {
     pub(crate) fn take_output(&mut self, max: usize) -> (Vec<u8>, Vec<Mark>) {
         let boundary = self.marks.front().map_or(u64::MAX, |(at, _)| *at);
         let room = usize::try_from(boundary - self.delivered).unwrap_or(usize::MAX);
-        let octets: Vec<u8> = self.output.drain(..max.min(room).min(self.output.len())).collect();
+        let taken = max.min(room).min(self.output.len());
+        let (front, back) = self.output.as_slices();
+        let of_front = taken.min(front.len());
+        let octets = [&front[..of_front], &back[..taken - of_front]].concat();
+        self.output.drain(..taken);
         self.delivered += octets.len() as u64;
         let mut reached = Vec::new();
         while self.marks.front().is_some_and(|(at, _)| *at <= self.delivered) {
@@ -235,7 +245,12 @@ impl Origin {
         let batch = self.batch(random);
         let pauses = |command: &[u8]| !text(command).to_ascii_uppercase().contains(" UID ");
         let may_expunge = !batch.iter().any(|command| by_number(command));
-        let quick = batch.iter().any(|command| text(command).to_ascii_uppercase().contains(" STATUS "));
+        // What is asked for nobody is long, as a rule, and what is quick overtakes it.
+        let is_quick = |command: &Vec<u8>| {
+            let line = text(command).to_ascii_uppercase();
+            line.contains(" STATUS ") || line.starts_with(OURS)
+        };
+        let quick = batch.iter().any(is_quick);
         let mut tags = Vec::new();
         for command in &batch {
             let tagged = self.execute(command, mail, random);
@@ -337,7 +352,7 @@ impl Origin {
             }
             for (at, uid) in open.view.clone().iter().enumerate() {
                 let Some(flags) = live.get(uid) else { continue };
-                if open.told.get(uid) != Some(flags) && !random.once_in(4) {
+                if open.told.get(uid) != Some(flags) && (!random.once_in(4) || self.thorough) {
                     open.told.insert(*uid, (*flags).clone());
                     let uid_item = if random.once_in(2) { format!("UID {uid} ") } else { String::new() };
                     self.flags_line(&open, at, &uid_item, flags, mail);
@@ -631,6 +646,8 @@ impl Origin {
         if self.manner == Manner::Cyrus {
             asked.sort_by_key(|item| item.contains('['));
         }
+        let peeks = !asked.iter().any(|item| sets_seen(item));
+        assert!(peeks || !tag.starts_with(OURS), "\\Seen is set, and nobody asked for that");
         let mut issued = false;
         for (at, uid) in meant {
             let id = (open.name.clone(), open.validity, uid);

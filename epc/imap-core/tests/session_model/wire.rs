@@ -4,18 +4,22 @@
 /// Takes a whole line with its literals off the front of `buffer`; `None` while it is not complete. `asks` is given
 /// the length of a literal that waits for leave to come. In text, `{5}` is no literal.
 pub(crate) fn take_message(buffer: &mut Vec<u8>, client: bool, asks: &mut Option<usize>) -> Option<Vec<u8>> {
+    message_end(buffer, client, asks).map(|end| buffer.drain(..end).collect())
+}
+
+/// Where the first line of `buffer` ends, its literals and what stands behind them taken in.
+pub(crate) fn message_end(buffer: &[u8], client: bool, asks: &mut Option<usize>) -> Option<usize> {
+    let word = buffer.split(|o| *o == b' ').nth(1).unwrap_or_default().trim_ascii();
+    let is_text = !client
+        && (buffer.starts_with(b"+")
+            || [&b"OK"[..], b"NO", b"BAD", b"BYE"].iter().any(|w| word.eq_ignore_ascii_case(w)));
     let mut at = 0;
     loop {
-        let line = buffer[at..].windows(2).position(|two| two == b"\r\n")?;
+        let line = line_end(&buffer[at..])?;
         let text = &buffer[at..at + line];
-        let first: Vec<&[u8]> = buffer.split(|o| *o == b' ').take(2).collect();
-        let word = first.get(1).map(|w| w.to_ascii_uppercase()).unwrap_or_default();
-        let is_text = !client
-            && (buffer.starts_with(b"+")
-                || [&b"OK"[..], b"NO", b"BAD", b"BYE"].iter().any(|w| word.trim_ascii() == *w));
         at += line + 2;
         let Some(octets) = literal(text).filter(|_| !is_text) else {
-            return Some(buffer.drain(..at).collect());
+            return Some(at);
         };
         if buffer.len() < at + octets {
             let waits = buffer.len() == at && !buffer.ends_with(b"+}\r\n");
@@ -23,6 +27,19 @@ pub(crate) fn take_message(buffer: &mut Vec<u8>, client: bool, asks: &mut Option
             return None;
         }
         at += octets;
+    }
+}
+
+/// Where the first CRLF begins.
+fn line_end(octets: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let at = from + octets[from..].iter().position(|o| *o == b'\r')?;
+        match octets.get(at + 1) {
+            Some(b'\n') => return Some(at),
+            Some(_) => from = at + 1,
+            None => return None,
+        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use lab::clients::Account;
 use lab::corpus::{Contents, Corpus, User};
 use lab::{Authority, Behaviour, Dovecot, Lab, LabSpec, LinkBehaviour, Place};
@@ -87,6 +88,7 @@ pub(crate) struct Ground {
     pub(crate) link: Link,
     /// Raw recordings go here, when they are wanted.
     pub(crate) recordings: Option<PathBuf>,
+    executable: PathBuf,
     pub(crate) lab: Lab,
 }
 
@@ -106,11 +108,28 @@ impl Ground {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(root)?;
         let dovecot = Dovecot::start(&lab, &authority, &corpus)?;
-        // Sessions outlive their clients: somebody is away in one of the journeys.
-        let store = Store { store_lines: "\n[sustain]\nenabled = true\n".to_owned(), ..Store::plain("demo") };
-        let waypost = Waypost::start(&lab, &authority, executable, &store)?;
+        let waypost = Waypost::start(&lab, &authority, executable, &Store::plain("demo"))?;
         let roots = Arc::new(roots);
-        Ok(Self { waypost, _dovecot: dovecot, corpus, roots, authority, link, recordings, lab })
+        let executable = executable.to_owned();
+        Ok(Self { waypost, _dovecot: dovecot, corpus, roots, authority, link, recordings, executable, lab })
+    }
+
+    /// Puts another node in the place of the one that runs: with an empty store, and these lines more in its file.
+    pub(crate) fn exchange(&mut self, name: &str, lines: &str) -> anyhow::Result<()> {
+        self.waypost.stop();
+        let store = Store { store_lines: lines.to_owned(), ..Store::plain(name) };
+        self.waypost = Waypost::start(&self.lab, &self.authority, &self.executable, &store)?;
+        Ok(())
+    }
+
+    /// What a subcommand of `waypost` says of the node that runs.
+    pub(crate) fn ask(&self, subcommand: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.lab.command(Place::Branch, &self.executable);
+        command.args(subcommand).arg("--socket").arg(self.waypost.directory().join("admin.sock"));
+        let output = command.stdin(Stdio::null()).output().context("cannot ask the node")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "waypost {}: {}", subcommand.join(" "), complaint.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// A user of the corpus.

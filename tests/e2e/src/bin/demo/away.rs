@@ -97,6 +97,10 @@ fn message(nth: usize) -> Vec<u8> {
     body
 }
 
+/// Connections outlive their clients, and mail is fetched before anybody asks for it.
+pub(crate) const LINES: &str =
+    "\n[sustain]\nenabled = true\n\n[prefetch]\nenabled = true\nrate = \"10 Mbit/s\"\n";
+
 const OCTETS: usize = 120_000;
 /// Less than that is no message.
 const CROSSING_MIN: u64 = 60_000;

@@ -25,15 +25,20 @@ use crate::tamper;
 use crate::waypost::{Store, Waypost};
 
 /// A lab without mail: the scripted server is in the branch.
-struct Bench {
-    authority: Authority,
+pub(crate) struct Bench {
+    pub(crate) authority: Authority,
     roots: Arc<RootCertStore>,
-    lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 impl Bench {
-    fn build(prefix: String) -> anyhow::Result<Self> {
-        let lab = Lab::build(LabSpec { prefix: Some(prefix), ..LabSpec::new(0.0, 0.0) })?;
+    pub(crate) fn build(prefix: String) -> anyhow::Result<Self> {
+        Self::over(prefix, LabSpec::new(0.0, 0.0))
+    }
+
+    /// Where the line matters.
+    pub(crate) fn over(prefix: String, line: LabSpec) -> anyhow::Result<Self> {
+        let lab = Lab::build(LabSpec { prefix: Some(prefix), ..line })?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(authority.certificate())?)?;
@@ -49,6 +54,14 @@ impl Bench {
         };
         Waypost::start(&self.lab, &self.authority, executable, &store)
     }
+}
+
+/// A row of `imap`.
+pub(crate) struct Measured {
+    /// For programs.
+    pub(crate) json: Value,
+    /// The gates that it broke, a sentence each.
+    pub(crate) broken: Vec<String>,
 }
 
 /// What carries the literal.

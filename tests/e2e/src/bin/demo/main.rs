@@ -10,6 +10,7 @@ mod mail;
 mod measure;
 mod mutt;
 mod origin;
+mod prefetching;
 mod process;
 mod progress;
 mod recording;
@@ -20,6 +21,8 @@ mod scripted;
 mod session;
 mod start;
 mod stats;
+mod storm;
+mod sustained;
 mod sync;
 mod tamper;
 mod thunderbird;
@@ -101,6 +104,9 @@ struct Imap {
     /// Without the journeys
     #[arg(long)]
     memory: bool,
+    /// Only this row, without the journeys; may be said more than once
+    #[arg(long, value_name = "ROW")]
+    row: Vec<Rows>,
     #[command(flatten)]
     common: Common,
 }
@@ -133,6 +139,19 @@ enum Client {
     Mutt,
     Mbsync,
     Thunderbird,
+}
+
+/// What `imap` measures beside the journeys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rows {
+    /// Peak memory with 52 MB messages under way
+    Memory,
+    /// Memory of thousands of kept sessions
+    Sustained,
+    /// A thousand clients at once after an outage
+    Storm,
+    /// Commands and downloads while everything is fetched ahead
+    Beside,
 }
 
 #[derive(Args)]
@@ -186,6 +205,11 @@ impl Run {
     fn run(&self) -> anyhow::Result<bool> {
         let (ground, report) = self.measure()?;
         show(&report);
+        if self.wants(Client::Scripted) {
+            for subcommand in [&["sessions"][..], &["report", "preload"]] {
+                println!("$ waypost {}\n{}", subcommand.join(" "), ground.ask(subcommand)?);
+            }
+        }
         bench::write(self.common.json.as_deref(), &report.json())?;
         if let Some(file) = &self.common.json {
             println!("The same for programs: {}", file.display());
@@ -206,7 +230,7 @@ impl Run {
         progress.begin("write the mailboxes, start Dovecot and Waypost", 1);
         let corpus = arm::corpus(self.quick);
         let prefix = self.common.prefix.clone();
-        let ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
+        let mut ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
         let mut rows = Vec::new();
         if self.wants(Client::Scripted) {
             rows.extend(start::cold(&ground, if self.quick { 2 } else { 20 }, &progress)?);
@@ -227,6 +251,7 @@ impl Run {
         }
         // Last: there are more messages afterwards.
         if self.wants(Client::Scripted) {
+            ground.exchange("away", away::LINES)?;
             rows.push(away::new_mail(&ground, if self.quick { 2 } else { 10 }, &progress)?);
         }
         Ok((ground, Report { link, rows, left_out }))
@@ -263,16 +288,42 @@ impl Run {
 
 impl Imap {
     fn run(&self) -> anyhow::Result<bool> {
-        let report = if self.memory { None } else { Some(self.journeys()?) };
-        let rounds = if self.quick { 1 } else { 3 };
-        let memory = bench::memory(&self.common.waypost, self.common.prefix.clone(), rounds)?;
+        let journeys = !self.memory && self.row.is_empty();
+        let report = if journeys { Some(self.journeys()?) } else { None };
+        let (waypost, prefix) = (&self.common.waypost, || self.common.prefix.clone());
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        if self.wants(Rows::Memory) {
+            rows.push(bench::memory(waypost, prefix(), if self.quick { 1 } else { 3 })?);
+        }
+        if self.wants(Rows::Sustained) {
+            let measured = sustained::run(waypost, prefix(), self.quick)?;
+            rows.push(measured.json);
+            broken.extend(measured.broken);
+        }
+        if self.wants(Rows::Storm) {
+            let measured = storm::run(waypost, prefix(), self.quick)?;
+            rows.push(measured.json);
+            broken.extend(measured.broken);
+        }
+        if self.wants(Rows::Beside) {
+            rows.extend(prefetching::run(waypost, prefix(), self.quick)?);
+        }
+        for line in &broken {
+            println!("BROKEN: {line}");
+        }
         let mut json = report.as_ref().map_or_else(|| json!({"version": 1}), Report::json);
         if let Some(all) = json.as_object_mut() {
             all.insert("bench".to_owned(), "imap".into());
-            all.insert("rows".to_owned(), vec![memory].into());
+            all.insert("rows".to_owned(), rows.into());
         }
         bench::write(self.common.json.as_deref(), &json)?;
-        Ok(report.is_none_or(|report| report.broken().is_empty()))
+        Ok(broken.is_empty() && report.is_none_or(|report| report.broken().is_empty()))
+    }
+
+    /// `--memory` is the row of that name alone.
+    fn wants(&self, row: Rows) -> bool {
+        let named = self.row.contains(&row) || (self.memory && row == Rows::Memory);
+        named || (self.row.is_empty() && !self.memory)
     }
 
     fn journeys(&self) -> anyhow::Result<Report> {

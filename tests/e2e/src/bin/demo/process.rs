@@ -33,10 +33,43 @@ pub(crate) fn rested_cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 
 /// The most memory that the process ever had resident, in octets.
 pub(crate) fn peak_octets(pid: u32) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes * 1_024)
+    Ok(Status::of(pid)?.figure("VmHWM:")? * 1_024)
+}
+
+/// What a process holds at a moment.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub(crate) struct Holds {
+    /// Memory that is resident, in octets.
+    pub(crate) resident: u64,
+    /// Of it what no file backs: heap and stacks.
+    pub(crate) anonymous: u64,
+    /// Threads.
+    pub(crate) threads: u64,
+}
+
+impl Holds {
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
+        let status = Status::of(pid)?;
+        Ok(Self {
+            resident: status.figure("VmRSS:")? * 1_024,
+            anonymous: status.figure("RssAnon:")? * 1_024,
+            threads: status.figure("Threads:")?,
+        })
+    }
+}
+
+struct Status(String);
+
+impl Status {
+    fn of(pid: u32) -> anyhow::Result<Self> {
+        fs::read_to_string(format!("/proc/{pid}/status")).map(Self).context("the process has ended")
+    }
+
+    fn figure(&self, name: &str) -> anyhow::Result<u64> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.with_context(|| format!("no {name} in /proc"))?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +84,7 @@ mod tests {
         while start.elapsed() < Duration::from_millis(80) {}
         assert!(cpu_seconds(pid).unwrap() > before);
         assert!(peak_octets(pid).unwrap() > 1 << 20);
+        let holds = Holds::of(pid).unwrap();
+        assert!(holds.threads >= 1 && holds.anonymous <= holds.resident, "{holds:?}");
     }
 }

@@ -100,7 +100,13 @@ impl Session {
 
     /// Delivers a message.
     pub(crate) fn append(&mut self, mailbox: &str, message: &[u8]) -> anyhow::Result<Reply> {
-        let (start, tag) = (Instant::now(), self.send(&format!("APPEND {mailbox} {{{}+}}", message.len()))?);
+        self.append_as(mailbox, "", message)
+    }
+
+    /// Puts a message into a mailbox, with these flags (`(\\Seen) `, or nothing).
+    pub(crate) fn append_as(&mut self, mailbox: &str, flags: &str, message: &[u8]) -> anyhow::Result<Reply> {
+        let append = format!("APPEND {mailbox} {flags}{{{}+}}", message.len());
+        let (start, tag) = (Instant::now(), self.send(&append)?);
         self.stream.write_all(&[message, b"\r\n"].concat())?;
         self.stream.flush()?;
         self.reply("APPEND", start, &tag)
@@ -110,6 +116,23 @@ impl Session {
     pub(crate) fn command(&mut self, text: &str) -> anyhow::Result<Reply> {
         let (start, tag) = (Instant::now(), self.send(text)?);
         self.reply(text, start, &tag)
+    }
+
+    /// The UIDs of the open mailbox, ascending.
+    pub(crate) fn uids(&mut self) -> anyhow::Result<Vec<u32>> {
+        let tag = self.send("UID SEARCH ALL")?;
+        let mut uids = Vec::new();
+        loop {
+            let line = self.line()?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if let Some(found) = line.strip_prefix("* SEARCH") {
+                uids.extend(found.split_ascii_whitespace().filter_map(|uid| uid.parse::<u32>().ok()));
+            } else if let Some(verdict) = line.strip_prefix(&tag) {
+                ensure!(verdict.starts_with("OK"), "UID SEARCH ALL: {}", line.trim_end());
+                uids.sort_unstable();
+                return Ok(uids);
+            }
+        }
     }
 
     fn reply(&mut self, text: &str, start: Instant, tag: &str) -> anyhow::Result<Reply> {

@@ -1,0 +1,138 @@
+//! What the origin says.
+
+use super::{Keeper, Phase, Why};
+use discovery_core::now::Now;
+use imap_core::{
+    framer::Frame,
+    response::{Code, Response, Status, response},
+    retained::UidRanges,
+    sequence_set::SequenceSet,
+    uid::UidValidity,
+};
+
+impl Keeper {
+    pub(super) fn frame(&mut self, now: Now, frame: Frame) {
+        if self.reading.is_some() {
+            return self.read_on(now, frame);
+        }
+        let (piece, whole) = match &frame {
+            Frame::End { piece } => (piece.clone(), true),
+            Frame::Literal { piece, .. } | Frame::Overlong { piece } => (piece.clone(), false),
+            Frame::Chunk(_) => return,
+        };
+        if std::mem::replace(&mut self.skipping, !whole) {
+            return;
+        }
+        match response(&piece) {
+            Ok(Response::Fetch { .. }) => {
+                self.skipping = false;
+                self.begin_reading(now, &piece, frame);
+            }
+            Ok(Response::Exists(_) | Response::Expunge(_) | Response::Vanished { earlier: false, .. }) => {
+                self.changed(now);
+            }
+            Ok(Response::Status { status: Status::Bye, .. }) => {
+                if !matches!(self.phase, Phase::Leaving(_)) {
+                    self.over(now, Why::OriginLost);
+                }
+            }
+            Ok(Response::Status { code: Some(Code { name, argument }), .. })
+                if name.eq_ignore_ascii_case(b"UIDVALIDITY") =>
+            {
+                self.validity = number(argument).and_then(UidValidity::new);
+            }
+            Ok(Response::Esearch(said)) => self.found(esearch_all(said)),
+            Ok(Response::Search(said)) => {
+                let uids = said.split(|o| *o == b' ').map_while(number);
+                self.found(Some(UidRanges::of(uids)));
+            }
+            Ok(Response::Tagged { tag, status, .. }) => self.completed(now, tag, status),
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    fn found(&mut self, uids: Option<UidRanges>) {
+        if matches!(self.phase, Phase::Opening { .. }) {
+            self.listed = uids;
+        }
+    }
+
+    /// New mail, or some is gone: looked at after what is under way.
+    fn changed(&mut self, now: Now) {
+        match self.phase {
+            // What EXAMINE itself says.
+            Phase::Opening { .. } | Phase::Leaving(_) | Phase::Over => {}
+            Phase::Idle(_, false) => {
+                self.stale = true;
+                self.leave_idle(now);
+            }
+            Phase::Idle(_, true)
+            | Phase::LeavingIdle(_)
+            | Phase::Asking(_)
+            | Phase::Fetching(_)
+            | Phase::Waiting(_)
+            | Phase::Pausing(_) => self.stale = true,
+        }
+    }
+
+    fn completed(&mut self, now: Now, tag: &[u8], status: Status) {
+        let ok = status == Status::Ok;
+        match &self.phase {
+            Phase::LeavingIdle(idle) | Phase::Idle(idle, true) if *idle == tag => self.open(now),
+            // The origin will not idle.
+            Phase::Idle(idle, false) if *idle == tag => self.pause(now),
+            Phase::Opening { examine, .. } if *examine == tag => {
+                if ok {
+                    self.examined(now);
+                } else {
+                    self.handle_end(now, Why::NoMailbox);
+                }
+            }
+            Phase::Opening { search, .. } if *search == tag => {
+                if ok && self.opened {
+                    // An empty mailbox: ESEARCH names no UIDs.
+                    self.listed.get_or_insert_with(UidRanges::default);
+                    self.listed(now);
+                } else {
+                    self.watch(now);
+                }
+            }
+            Phase::Fetching(fetch) if *fetch == tag => self.fetch_done(ok, now),
+            Phase::Leaving(why) if tag.starts_with(b"CEP") => {
+                let why = *why;
+                if status == Status::Ok && self.tags > 0 && is_tag(tag, self.tags) {
+                    self.over(now, why);
+                }
+            }
+            Phase::LeavingIdle(_)
+            | Phase::Opening { .. }
+            | Phase::Asking(_)
+            | Phase::Fetching(_)
+            | Phase::Waiting(_)
+            | Phase::Idle(..)
+            | Phase::Pausing(_)
+            | Phase::Leaving(_)
+            | Phase::Over => {}
+        }
+    }
+}
+
+fn is_tag(tag: &[u8], n: u64) -> bool {
+    // After `CEP` and the nonce's twelve digits.
+    tag.get(15..) == Some(n.to_string().as_bytes())
+}
+
+/// The set behind ALL in an ESEARCH response.
+fn esearch_all(said: &[u8]) -> Option<UidRanges> {
+    let mut words = said.split(|o| *o == b' ');
+    words.find(|word| word.eq_ignore_ascii_case(b"ALL"))?;
+    let set = SequenceSet::parse(words.next()?).ok()?;
+    if set.has_star() {
+        return None;
+    }
+    Some(UidRanges::of_ranges(set.resolve(u32::MAX)))
+}
+
+pub(super) fn number(octets: &[u8]) -> Option<u32> {
+    std::str::from_utf8(octets).ok()?.trim().parse().ok()
+}
