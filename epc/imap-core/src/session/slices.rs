@@ -36,7 +36,7 @@ use discovery_core::{now::Now, seam::advisor::Held, value::Served};
 use idling::Line;
 use piece::{Answer, Piece};
 pub(super) use reading::Sink;
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, ops::RangeInclusive, time::Instant};
 
 /// What this session does for nobody yet.
 #[derive(Default)]
@@ -46,8 +46,8 @@ pub(super) struct Synthetic {
     /// What is with the origin.
     under_way: Option<UnderWay>,
     claim: Claiming,
-    /// The gate has let the next slice go, which waits for the end of an IDLE.
-    granted: bool,
+    /// The gate has let so many octets go, which wait for the end of an IDLE.
+    granted: Option<u32>,
     /// Nothing is asked for before this moment.
     wait: Option<Instant>,
     /// There was nothing worth fetching, and nothing has happened since: not asked before this moment.
@@ -63,6 +63,8 @@ pub(super) struct Synthetic {
     foreground: bool,
     /// The largest UID of the list that it was told, if it was told one.
     listed: Option<Option<Uid>>,
+    /// The last message of which the UID was asked.
+    uid_asked: Option<SlotId>,
     /// The message that a client opened last, and where its first octets came from.
     opened: Option<(SlotId, Served)>,
 }
@@ -89,14 +91,28 @@ struct Fetch {
     key: ItemKey,
     piece: Piece,
     fill: Option<FillId>,
+    /// When the last slice was asked.
+    asked: Option<Instant>,
     memory: BytesMut,
     /// Those behind `key`.
     rest: VecDeque<(ItemKey, u64)>,
 }
 
 enum UnderWay {
-    Slice { slot: SlotId, key: ItemKey, offset: u32, answer: Option<Answer> },
-    Describe { batch: Vec<(SlotId, Uid, Held)>, told: usize },
+    Slice {
+        slot: SlotId,
+        key: ItemKey,
+        offset: u32,
+        answer: Option<Answer>,
+    },
+    Describe {
+        batch: Vec<(SlotId, Uid, Held)>,
+        told: usize,
+    },
+    /// The UIDs of messages that came.
+    Uids {
+        slots: RangeInclusive<SlotId>,
+    },
 }
 
 #[derive(Default)]
@@ -177,7 +193,7 @@ impl super::Session {
         if let Some((preload, now)) = self.synthetic.preload.as_mut().zip(self.now) {
             preload.foreground(active, now);
         }
-        self.synthetic.granted = false;
+        self.synthetic.granted = None;
         if active && self.synthetic.under_way.is_none() {
             self.release_ours();
         }
@@ -304,6 +320,7 @@ impl UnderWay {
         let (one, many) = match self {
             Self::Slice { slot, .. } => (Some(*slot), [].as_slice()),
             Self::Describe { batch, .. } => (None, batch.as_slice()),
+            Self::Uids { .. } => (None, [].as_slice()),
         };
         one.into_iter().chain(many.iter().map(|(slot, ..)| *slot))
     }
@@ -315,6 +332,7 @@ impl UnderWay {
                 item.key == *key && item.partial.is_some_and(|(first, _)| first == *offset)
             }
             Self::Describe { .. } => tells_description(&item.key),
+            Self::Uids { .. } => false,
         }
     }
 }

@@ -13,10 +13,14 @@ use crate::{
     preload::{DESCRIBING, DESCRIPTION_OCTETS, Description, Order, Work, describing_items},
     sequence_set::SequenceSet,
     uid::{Msn, Uid},
+    views::SlotId,
 };
 use bytes::{Bytes, BytesMut};
 use discovery_core::seam::{advisor::Held, gate::Grant};
-use std::time::{Duration, Instant};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 impl super::super::Session {
     /// Tells what has changed, and goes on with what nobody asked for, as far as that goes now.
@@ -70,10 +74,24 @@ impl super::super::Session {
     /// One thing; `false` when there is nothing to do before something happens.
     fn move_ahead(&mut self) -> bool {
         let Some(now) = self.mono() else { return false };
-        if self.synthetic.stopped || self.synthetic.wait.max(self.synthetic.asleep) > Some(now) {
+        if self.synthetic.stopped || self.synthetic.wait > Some(now) {
             return false;
         }
         self.synthetic.wait = None;
+        if let Some((slots, numbers)) = self.uids_to_ask() {
+            let octets = (numbers.end() - numbers.start() + 1).saturating_mul(UID_OCTETS);
+            if !self.may_go(octets) {
+                return false;
+            }
+            let (from, to) = numbers.into_inner();
+            self.synthetic.uid_asked = Some(*slots.end());
+            self.synthetic.under_way = Some(UnderWay::Uids { slots });
+            self.send_slice(&format!("FETCH {from}:{to} (UID)\r\n"));
+            return true;
+        }
+        if self.synthetic.asleep > Some(now) {
+            return false;
+        }
         self.synthetic.asleep = None;
         match &mut self.synthetic.doing {
             Doing::Nothing => self.next_order(),
@@ -93,6 +111,13 @@ impl super::super::Session {
                     return false;
                 }
                 self.ask_descriptions();
+                true
+            }
+            Doing::Fetch(fetch)
+                if fetch.asked.is_some_and(|asked| now.saturating_duration_since(asked) > HALF_MAX) =>
+            {
+                // The store no longer waits for the rest.
+                self.bears_no_fruit();
                 true
             }
             Doing::Fetch(fetch) => {
@@ -115,6 +140,21 @@ impl super::super::Session {
                 }
             }
         }
+    }
+
+    /// Messages that came and of which the client has not asked the UID: without, nothing can be decided about them.
+    fn uids_to_ask(&self) -> Option<(RangeInclusive<SlotId>, RangeInclusive<u32>)> {
+        if self.views.all_uids_known() {
+            return None;
+        }
+        let (last, to) = self.views.unknown_uids().next()?;
+        if self.synthetic.uid_asked == Some(to) {
+            // The origin did not say it.
+            return None;
+        }
+        let batch = self.views.unknown_uids().take_while(|(msn, _)| last.get() - msn.get() < UIDS_MAX);
+        let (first, from) = batch.last()?;
+        Some((from..=to, first.get()..=last.get()))
     }
 
     fn next_order(&mut self) -> bool {
@@ -147,13 +187,23 @@ impl super::super::Session {
         let there = self.views.slot_of_uid(uid).filter(|slot| self.views.server_msn(*slot).is_some());
         let (Some(slot), Some((key, octets))) = (there, rest.pop_front()) else { return Doing::Nothing };
         let piece = Piece::new(octets, is_whole(&key));
-        Doing::Fetch(Box::new(Fetch { slot, uid, key, piece, fill: None, memory: BytesMut::new(), rest }))
+        Doing::Fetch(Box::new(Fetch {
+            slot,
+            uid,
+            key,
+            piece,
+            fill: None,
+            asked: None,
+            memory: BytesMut::new(),
+            rest,
+        }))
     }
 
     /// Whether so many octets may be asked for now. In IDLE that has to end first.
     fn may_go(&mut self, octets: u32) -> bool {
         let Some(now) = self.now else { return false };
-        if !std::mem::take(&mut self.synthetic.granted) && !mutants::on("session-slice-unasked") {
+        let granted = self.synthetic.granted.take().is_some_and(|granted| granted >= octets);
+        if !granted && !mutants::on("session-slice-unasked") {
             let Some(preload) = &mut self.synthetic.preload else { return false };
             match preload.ask(octets, now) {
                 Grant::Go => {}
@@ -171,7 +221,7 @@ impl super::super::Session {
             }
         }
         if matches!(self.idle, Idle::Listening(_)) && self.synthetic.line != Line::Left {
-            self.synthetic.granted = true;
+            self.synthetic.granted = Some(octets);
             self.leave_idle();
             return false;
         }
@@ -179,7 +229,9 @@ impl super::super::Session {
     }
 
     fn ask_slice(&mut self) {
-        let Doing::Fetch(fetch) = &self.synthetic.doing else { return };
+        let now = self.mono();
+        let Doing::Fetch(fetch) = &mut self.synthetic.doing else { return };
+        fetch.asked = now;
         let msn = self.views.server_msn(fetch.slot);
         let (Some(msn), Some(offset), Some(spec)) = (msn, fetch.piece.offset(), fetch.key.section_spec())
         else {
@@ -311,6 +363,12 @@ fn is_whole(key: &ItemKey) -> bool {
     key.class() == ItemClass::Section(SectionClass::Whole)
 }
 
+/// `* n FETCH (UID n)`, about.
+const UID_OCTETS: u32 = 32;
+/// UIDs asked at once: about a slice.
+const UIDS_MAX: u32 = SLICE_OCTETS_MAX / UID_OCTETS;
+/// Half a message is not waited for beyond this; the store forgets it after twice as long.
+const HALF_MAX: Duration = Duration::from_secs(300);
 /// Messages described at once: about a slice.
 const BATCH_MAX: usize = 32;
 /// A gate that says 'now' when it means 'later' costs no more than this.

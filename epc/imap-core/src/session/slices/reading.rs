@@ -35,7 +35,7 @@ impl super::super::Session {
 
     fn is_ours(&self, slot: SlotId, key: &ItemKey, origin: Option<u32>) -> bool {
         match &self.synthetic.under_way {
-            None => false,
+            None | Some(UnderWay::Uids { .. }) => false,
             Some(UnderWay::Slice { slot: asked, key: wanted, offset, .. }) => {
                 // Some servers forget to say which piece it is.
                 let unclear = || origin.is_none() && !self.underway.iter().any(|u| u.fetches);
@@ -107,6 +107,9 @@ impl super::super::Session {
         small: &[(ItemKey, Bytes)],
         known: Option<&Bytes>,
     ) -> bool {
+        if self.is_only_uid(slot, said) {
+            return true;
+        }
         let Some(item) = said.items.iter().find(|item| self.is_ours(slot, &item.key, item.origin)) else {
             return false;
         };
@@ -127,6 +130,13 @@ impl super::super::Session {
             self.tell();
         }
         true
+    }
+
+    /// Whether it says a UID that we have asked, and no client.
+    fn is_only_uid(&self, slot: SlotId, said: &FetchResponse) -> bool {
+        let Some(UnderWay::Uids { slots }) = &self.synthetic.under_way else { return false };
+        let only = said.items.is_empty() && said.flags.is_none() && said.uid.is_some();
+        only && slots.contains(&slot) && !self.underway.iter().any(|u| u.fetches)
     }
 
     /// All octets of a slice are here.
@@ -184,7 +194,7 @@ impl super::super::Session {
         match under_way {
             Some(UnderWay::Describe { told, .. }) if told == 0 || !ok => self.bears_no_fruit(),
             // The mailbox was left.
-            Some(UnderWay::Describe { .. }) | None => {}
+            Some(UnderWay::Describe { .. } | UnderWay::Uids { .. }) | None => {}
             Some(UnderWay::Slice { answer, offset, .. }) => {
                 let came = self.count_fetched(offset, answer);
                 match answer.filter(|_| ok) {

@@ -434,7 +434,7 @@ fn a_client_in_idle_notices_nothing() {
     script.order(whole(12, 5));
     script.order(whole(13, 2));
     d.later(MINUTE).gets("DONE\r\n");
-    d.server("* 4 EXISTS\r\ni OK done\r\n").hears("* 4 EXISTS\r\n");
+    d.server("* 3 EXISTS\r\ni OK done\r\n").hears("* 3 EXISTS\r\n");
     d.gets("EPC0102030405062 FETCH 2 (UID BODY.PEEK[]<0.6>)\r\n");
     d.server(&slice(2, 2, 12, 0, "hello")).hears("");
     d.gets("EPC0102030405063 FETCH 3 (UID BODY.PEEK[]<0.3>)\r\n");
@@ -495,6 +495,38 @@ fn an_idle_that_the_origin_ends_is_ended_for_the_client() {
         d.server(end).hears("i BAD no more\r\n");
         d.client("b NOOP\r\n").gets("b NOOP\r\n");
     }
+}
+
+#[test]
+fn the_uids_of_new_mail_are_asked_where_the_client_does_not() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    d.client("i IDLE\r\n").server("+ idling\r\n").hears("+ idling\r\n");
+    d.server.clear();
+    d.server("* 5 EXISTS\r\n").hears("* 5 EXISTS\r\n").gets("DONE\r\n");
+    d.server("i OK done\r\n").gets("EPC0102030405062 FETCH 4:5 (UID)\r\n");
+    script.order(whole(21, 5));
+    d.server("* 4 FETCH (UID 20)\r\n* 5 FETCH (UID 21)\r\nEPC0102030405062 OK done\r\n").hears("");
+    d.gets("EPC0102030405063 FETCH 5 (UID BODY.PEEK[]<0.6>)\r\n");
+    script.heard(&["ask 64", "listed [21, 20, 13, 12, 11]", "ask 6"]);
+    // One that the origin does not say is not asked again.
+    d.server(&slice(3, 5, 21, 0, "hello")).gets("EPC0102030405064 IDLE\r\n");
+    d.server("+ idling\r\n* 6 EXISTS\r\n").hears("* 6 EXISTS\r\n").gets("DONE\r\n");
+    d.server("EPC0102030405064 OK done\r\n").gets("EPC0102030405065 FETCH 6:6 (UID)\r\n");
+    d.server("EPC0102030405065 OK nothing\r\n").gets("EPC0102030405066 IDLE\r\n");
+}
+
+#[test]
+fn half_a_message_is_not_kept_for_ever() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    script.order(whole(11, 70_000));
+    wakes(&mut d);
+    d.server.clear();
+    script.grant(Grant::Wait(d.clock + Duration::from_secs(301)));
+    d.server(&slice(2, 1, 11, 0, &body(32_768))).gets("");
+    d.later(Duration::from_secs(301)).gets("");
+    assert_eq!(d.session.poll_timeout(), Some(d.clock + MINUTE), "there is nothing to do");
 }
 
 #[test]
