@@ -1,14 +1,13 @@
-//! Where kept sessions live: one small task each, a list of them, and the rules between them.
-//!
-//! * At most one of a user and server: the one that was left last.
-//! * A new login ends the old session after the origin has accepted it, never before (decisions/0003): whoever names a
-//!   user ends nothing.
-//! * Nothing is dialled here.
+//! Where kept sessions live: one small task each, and a list of them. What becomes of them, the [`rules`](crate::rules)
+//! say. Nothing is dialled here.
 
-use crate::keeper::{Keeper, Limits, Output, Why};
+use crate::{
+    keeper::{Keeper, Limits, Output, Why},
+    rules::{Event, KeptId, Rules, Terms, Verdict},
+};
 use bytes::Bytes;
 use discovery_core::{
-    id::{AccountKey, ServerId, UserKey},
+    id::{AccountKey, UserKey},
     now::{Now, UnixMillis},
     seam::{
         advisor::Held,
@@ -25,7 +24,7 @@ use imap_core::{
 };
 use seams::AsyncIo;
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -50,6 +49,8 @@ pub struct Sustained {
     pub since: UnixMillis,
     /// `idle` or `poll`.
     pub way: &'static str,
+    /// Whether its user is connected beside it.
+    pub lane: bool,
     /// Messages fetched.
     pub messages: u64,
     /// Their octets.
@@ -65,56 +66,74 @@ pub struct House(Arc<Inner>);
 
 struct Inner {
     limits: Limits,
-    per_server_max: usize,
     catalog: Arc<dyn Catalog>,
     /// Whose turn it is with the store: a thread each while a server tells everybody of new mail is too many.
     turns: Semaphore,
     preloads: Preloads,
-    kept: Mutex<HashMap<AccountKey, Arc<Card>>>,
+    rooms: Mutex<Rooms>,
     counts: Counts,
     /// `true` once the node ends; the task of each session holds a receiver.
     drain: watch::Sender<bool>,
+}
+
+struct Rooms {
+    rules: Rules,
+    /// All that run, those that say goodbye too.
+    cards: BTreeMap<KeptId, Arc<Card>>,
+    last: u64,
 }
 
 #[derive(Default)]
 struct Counts {
     kept: AtomicU64,
     ended: [AtomicU64; Why::ALL.len()],
+    messages: AtomicU64,
+    octets: AtomicU64,
+    /// Receive windows that could not be set.
+    unbounded: AtomicU64,
 }
 
 struct Card {
+    account: AccountKey,
     since: UnixMillis,
     mailbox: Bytes,
     way: &'static str,
     messages: AtomicU64,
     octets: AtomicU64,
-    end: watch::Sender<Option<Why>>,
+    told: watch::Sender<Told>,
     /// Nothing is fetched before this moment: somebody tried this user's name with a wrong password.
     suspended: Arc<Mutex<Option<std::time::Instant>>>,
 }
 
-/// How long a refused login holds up synthetic work in that user's name.
-const SUSPENSION: Duration = Duration::from_secs(15 * 60);
+/// What a task is told; only ever the last word counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    end: Option<Why>,
+    beside: bool,
+}
+
 /// While nothing but news is expected.
 const BUFFER_WATCHING: usize = 2 * 1024;
 /// While mail comes.
 const BUFFER_FETCHING: usize = 64 * 1024;
 /// Kept sessions that are with the store at a time; it writes for one at a time.
 pub const TURNS: usize = 4;
+/// How long the origin finds nobody who reads.
+const STILL_MAX: Duration = Duration::from_secs(30);
 /// How long the origin may not take what is written to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
 impl House {
     /// An empty one.
     #[must_use]
-    pub fn new(limits: Limits, per_server_max: usize, catalog: Arc<dyn Catalog>, preloads: Preloads) -> Self {
+    pub fn new(limits: Limits, terms: Terms, catalog: Arc<dyn Catalog>, preloads: Preloads) -> Self {
+        let rooms = Rooms { rules: Rules::new(terms), cards: BTreeMap::new(), last: 0 };
         Self(Arc::new(Inner {
             limits,
-            per_server_max,
             catalog,
             turns: Semaphore::new(TURNS),
             preloads,
-            kept: Mutex::default(),
+            rooms: Mutex::new(rooms),
             counts: Counts::default(),
             drain: watch::Sender::new(false),
         }))
@@ -123,30 +142,24 @@ impl House {
     /// Who is in it.
     #[must_use]
     pub fn list(&self) -> Vec<Sustained> {
-        let sustained = |(account, card): (&AccountKey, &Arc<Card>)| Sustained {
-            account: account.clone(),
+        let sustained = |card: &Arc<Card>| Sustained {
+            account: card.account.clone(),
             mailbox: card.mailbox.clone(),
             since: card.since,
             way: card.way,
+            lane: card.told.borrow().beside,
             messages: card.messages.load(Ordering::Relaxed),
             octets: card.octets.load(Ordering::Relaxed),
         };
-        let mut list: Vec<_> = self.0.kept().iter().map(sustained).collect();
+        let mut list: Vec<_> = lock(&self.0.rooms).cards.values().map(sustained).collect();
         list.sort_by(|a, b| a.account.cmp(&b.account));
         list
     }
 
     /// Ends the sessions of `user`, at whatever server; how many these are.
     #[must_use]
-    pub fn end(&self, user: UserKey, why: Why) -> usize {
-        let mut ended = 0;
-        for (account, card) in self.0.kept().iter() {
-            if account.user == user {
-                card.end.send_replace(Some(why));
-                ended += 1;
-            }
-        }
-        ended
+    pub fn end(&self, user: UserKey) -> usize {
+        lock(&self.0.rooms).happened(Event::Operator(user))
     }
 
     /// How many sessions were taken over, and how many ended for which reason.
@@ -155,6 +168,25 @@ impl House {
         let counts = &self.0.counts;
         let ended = Why::ALL.iter().zip(&counts.ended).map(|(why, n)| (*why, n.load(Ordering::Relaxed)));
         (counts.kept.load(Ordering::Relaxed), ended.collect())
+    }
+
+    /// Messages and their octets that were fetched, by those too that have ended.
+    #[must_use]
+    pub fn fetched(&self) -> (u64, u64) {
+        let counts = &self.0.counts;
+        (counts.messages.load(Ordering::Relaxed), counts.octets.load(Ordering::Relaxed))
+    }
+
+    /// How often a stream could not be told how much may be on its way.
+    #[must_use]
+    pub fn unbounded(&self) -> u64 {
+        self.0.counts.unbounded.load(Ordering::Relaxed)
+    }
+
+    /// Accounts that are known to have no connection to spare.
+    #[must_use]
+    pub fn limited_accounts(&self) -> usize {
+        lock(&self.0.rooms).rules.limited_accounts(now().mono)
     }
 
     /// Ends all of them; returns when the last has said goodbye, which takes a few seconds at most.
@@ -170,99 +202,114 @@ impl House {
         let inner = (self.0.preloads)(&account);
         let preload = Box::new(Suspending { inner, until: Arc::clone(&suspended) });
         let keeper = Keeper::new(retained.facts, self.0.limits, preload, now);
-        let (end, ending) = watch::channel(None);
+        let (told, hearing) = watch::channel(Told::default());
         let card = Arc::new(Card {
+            account: account.clone(),
             since: now.wall,
             mailbox: keeper.mailbox().clone(),
             way: keeper.way(),
             messages: AtomicU64::new(0),
             octets: AtomicU64::new(0),
-            end,
+            told,
             suspended,
         });
         let draining = self.0.drain.subscribe();
-        {
-            let mut kept = self.0.kept();
-            let others = kept.keys().filter(|a| a.server == account.server && **a != account).count();
-            if others >= self.0.per_server_max {
-                card.end.send_replace(Some(Why::Full));
-            } else if let Some(old) = kept.insert(account.clone(), Arc::clone(&card)) {
-                old.end.send_replace(Some(Why::Replaced));
-            }
-        }
         self.0.counts.kept.fetch_add(1, Ordering::Relaxed);
+        let id = lock(&self.0.rooms).move_in(Arc::clone(&card));
         tracing::info!(user = %account.user, server = %account.server, way = card.way, "kept");
-        let inner = Arc::clone(&self.0);
-        let task = Task { inner, account, card, keeper, ending, draining };
+        let stay = Stay { inner: Arc::clone(&self.0), id, card, why: Why::Failed };
+        let task = Task { stay, keeper, hearing, draining, still: None };
         tokio::spawn(task.run(retained.io, retained.ahead));
     }
 }
 
 impl Sink<Handed<Box<dyn AsyncIo>>> for House {
     fn put(&self, value: Handed<Box<dyn AsyncIo>>) -> Put {
-        let end = |account: &AccountKey, why| {
-            if let Some(card) = self.0.kept().get(account) {
-                card.end.send_replace(Some(why));
+        let event = match value {
+            Handed::Left(retained) => {
+                self.take(*retained);
+                return Put::Taken;
             }
+            Handed::LoggedIn(account) => Event::LoggedIn(account),
+            Handed::LoggedOut(account) => Event::LoggedOut(account),
+            Handed::Limited(account) => Event::Limited(account),
+            Handed::Refused(account) => Event::Refused(account),
+            Handed::ServerGone(server) => Event::ServerGone(server),
         };
-        match value {
-            Handed::Left(retained) => self.take(*retained),
-            Handed::LoggedIn(account) => end(&account, Why::NewLogin),
-            Handed::Limited(account) => end(&account, Why::Connections),
-            Handed::Refused(account) => {
-                if mutants::on("house-stranger-ends") {
-                    end(&account, Why::NewLogin);
-                }
-                if let Some(card) = self.0.kept().get(&account) {
-                    *lock(&card.suspended) = Some(now().mono + SUSPENSION);
-                }
-            }
-            Handed::ServerGone(server) => self.server_gone(&server),
-        }
+        lock(&self.0.rooms).happened(event);
         Put::Taken
     }
 }
 
-impl House {
-    fn server_gone(&self, server: &ServerId) {
-        for (account, card) in self.0.kept().iter() {
-            if account.server == *server {
-                card.end.send_replace(Some(Why::Operator));
+impl Rooms {
+    fn move_in(&mut self, card: Arc<Card>) -> KeptId {
+        self.last += 1;
+        let id = KeptId(self.last);
+        let account = card.account.clone();
+        self.cards.insert(id, card);
+        self.happened(Event::Left(account, id));
+        id
+    }
+
+    /// Does what the rules say; how many sessions are told to end.
+    fn happened(&mut self, event: Event) -> usize {
+        let now = now().mono;
+        let mut ended = 0;
+        for verdict in self.rules.handle(event, now) {
+            let (Verdict::End(id, _) | Verdict::Beside(id, _) | Verdict::Suspend(id, _)) = verdict;
+            let Some(card) = self.cards.get(&id) else { continue };
+            match verdict {
+                Verdict::End(_, why) => {
+                    ended += 1;
+                    card.told.send_modify(|told| told.end = Some(why));
+                }
+                Verdict::Beside(_, beside) => card.told.send_modify(|told| told.beside = beside),
+                Verdict::Suspend(_, until) => *lock(&card.suspended) = Some(until),
             }
+        }
+        ended
+    }
+}
+
+/// A place in the house. Its end is counted, with whatever reason and however it comes.
+struct Stay {
+    inner: Arc<Inner>,
+    id: KeptId,
+    card: Arc<Card>,
+    why: Why,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let mut rooms = lock(&self.inner.rooms);
+        rooms.cards.remove(&self.id);
+        rooms.happened(Event::Over(self.card.account.clone(), self.id));
+        if let Some((_, n)) = Why::ALL.iter().zip(&self.inner.counts.ended).find(|(why, _)| **why == self.why)
+            && !mutants::on("house-loses-one")
+        {
+            n.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Inner {
-    fn kept(&self) -> MutexGuard<'_, HashMap<AccountKey, Arc<Card>>> {
-        lock(&self.kept)
-    }
-}
-
 struct Task {
-    inner: Arc<Inner>,
-    account: AccountKey,
-    card: Arc<Card>,
+    stay: Stay,
     keeper: Keeper,
-    ending: watch::Receiver<Option<Why>>,
+    hearing: watch::Receiver<Told>,
     draining: watch::Receiver<bool>,
+    /// Since when nothing is read.
+    still: Option<std::time::Instant>,
 }
 
 impl Task {
     async fn run(mut self, mut io: Box<dyn AsyncIo>, ahead: Vec<Bytes>) {
         let why = self.serve(&mut io, ahead).await;
+        self.stay.why = why;
         // A server that is gone cannot be said goodbye to.
         let _gone = timeout(Duration::from_secs(1), io.shutdown()).await;
-        let mut kept = self.inner.kept();
-        if kept.get(&self.account).is_some_and(|card| Arc::ptr_eq(card, &self.card)) {
-            kept.remove(&self.account);
-        }
-        drop(kept);
-        if let Some(n) = Why::ALL.iter().zip(&self.inner.counts.ended).find(|(w, _)| **w == why) {
-            n.1.fetch_add(1, Ordering::Relaxed);
-        }
         let (messages, octets) = self.keeper.fetched();
-        tracing::info!(user = %self.account.user, why = why.word(), messages, octets, "no longer kept");
+        let user = self.stay.card.account.user;
+        tracing::info!(%user, why = why.word(), messages, octets, "no longer kept");
     }
 
     async fn serve(&mut self, io: &mut Box<dyn AsyncIo>, ahead: Vec<Bytes>) -> Why {
@@ -279,16 +326,18 @@ impl Task {
                 buffer = vec![0; room];
             }
             let due = self.keeper.poll_timeout().map_or_else(Instant::now, Instant::from_std);
-            let ending = *self.ending.borrow_and_update();
-            let ending = if *self.draining.borrow_and_update() { Some(Why::Drain) } else { ending };
-            if let Some(why) = ending
+            let told = *self.hearing.borrow_and_update();
+            let end = if *self.draining.borrow_and_update() { Some(Why::Drain) } else { told.end };
+            if let Some(why) = end
                 && !self.keeper.is_leaving()
             {
                 self.keeper.handle_end(now(), why);
                 continue;
             }
+            self.keeper.handle_beside(now(), told.beside);
+            let still = self.stands_still(now());
             tokio::select! {
-                read = io.read(&mut buffer) => match read {
+                read = io.read(&mut buffer), if still.is_none() => match read {
                     Ok(n) if n > 0 => {
                         let octets = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
                         self.heard(octets);
@@ -296,17 +345,42 @@ impl Task {
                     Ok(_) | Err(_) => self.keeper.handle_closed(now()),
                 },
                 () = sleep_until(due) => self.keeper.handle_timeout(now()),
-                _ = self.ending.changed() => {}
+                () = sleep_until(still.map_or(due, Instant::from_std)), if still.is_some() => {}
+                _ = self.hearing.changed() => {}
                 _ = self.draining.changed() => {}
             }
         }
     }
 
+    /// Until when nothing is read: what is fetched ahead stands still behind its small window while somebody waits for
+    /// other octets. Not for so long that the origin takes us for dead.
+    fn stands_still(&mut self, now: Now) -> Option<std::time::Instant> {
+        let until = self.keeper.standstill(now).filter(|until| *until > now.mono);
+        let since = *self.still.get_or_insert(now.mono);
+        if until.is_some() && now.mono.saturating_duration_since(since) < STILL_MAX {
+            return until;
+        }
+        self.still = None;
+        None
+    }
+
     fn heard(&mut self, octets: Bytes) {
         self.keeper.handle_server(now(), octets);
         let (messages, octets) = self.keeper.fetched();
-        self.card.messages.store(messages, Ordering::Relaxed);
-        self.card.octets.store(octets, Ordering::Relaxed);
+        let (card, counts) = (&self.stay.card, &self.stay.inner.counts);
+        let before = card.messages.swap(messages, Ordering::Relaxed);
+        counts.messages.fetch_add(messages - before, Ordering::Relaxed);
+        let before = card.octets.swap(octets, Ordering::Relaxed);
+        counts.octets.fetch_add(octets - before, Ordering::Relaxed);
+    }
+
+    /// A stream that cannot is no reason not to keep it.
+    fn bound(&self, io: &dyn AsyncIo, octets: u32) {
+        if let Err(error) = io.set_receive_window(octets)
+            && self.stay.inner.counts.unbounded.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            tracing::warn!(%error, octets, "what is fetched ahead may delay what is asked for");
+        }
     }
 
     /// Does what the keeper wants; nothing is read meanwhile, so a slow disk slows the origin and fills no memory.
@@ -326,6 +400,7 @@ impl Task {
                         }
                     }
                     Output::Catalog(op) => ops.push(op),
+                    Output::Window(octets) => self.bound(io, octets),
                     Output::Ended(why) => ended = Some(why),
                 }
             }
@@ -333,8 +408,8 @@ impl Task {
                 return ended;
             }
             let all_at_once = mutants::on("house-thread-each");
-            let turn = if all_at_once { None } else { self.inner.turns.acquire().await.ok() };
-            let replies = tell(Arc::clone(&self.inner.catalog), ops).await;
+            let turn = if all_at_once { None } else { self.stay.inner.turns.acquire().await.ok() };
+            let replies = tell(Arc::clone(&self.stay.inner.catalog), ops).await;
             drop(turn);
             for reply in replies {
                 self.keeper.handle_store(now(), reply);

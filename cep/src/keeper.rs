@@ -14,6 +14,7 @@ mod heard;
 mod limits;
 mod orders;
 mod round;
+mod window;
 
 pub use limits::{Limits, Why};
 
@@ -40,6 +41,8 @@ pub enum Output {
     ToServer(Bytes),
     /// Tell the store; what it answers goes to [`Keeper::handle_store`].
     Catalog(CatalogOp),
+    /// Let no more than about so many octets be on their way from the origin.
+    Window(u32),
     /// It is over; close the stream.
     Ended(Why),
 }
@@ -88,6 +91,9 @@ pub struct Keeper {
     listed: Option<UidRanges>,
     opened: bool,
     examined_at: Instant,
+    /// When EXAMINE was said, and the shortest time so far until it was answered.
+    examine_said: Instant,
+    round_trip: Option<Duration>,
     /// Something changed meanwhile.
     stale: bool,
     /// Under way, or waiting.
@@ -106,6 +112,10 @@ pub struct Keeper {
     tags: u64,
     requests: u64,
     left: Instant,
+    /// Its user is connected too, by other connections.
+    beside: bool,
+    /// When the preload was last asked for orders.
+    looked: Instant,
     asked: Instant,
     /// Fetched so far: messages and octets.
     fetched: (u64, u64),
@@ -138,6 +148,8 @@ impl Keeper {
             listed: None,
             opened: false,
             examined_at: now.mono,
+            examine_said: now.mono,
+            round_trip: None,
             stale: false,
             order: None,
             awaited: None,
@@ -150,6 +162,8 @@ impl Keeper {
             tags: 0,
             requests: 0,
             left: now.mono,
+            beside: false,
+            looked: now.mono,
             asked: now.mono,
             fetched: (0, 0),
             outputs: VecDeque::new(),
@@ -214,11 +228,22 @@ impl Keeper {
         self.phase = Phase::Leaving(why);
     }
 
+    /// Whether the user is connected beside this session, which is a lane then: what he reads may be a reason to fetch
+    /// more, so orders are looked for while the mailbox is watched. The time since he left begins when he leaves.
+    pub fn handle_beside(&mut self, now: Now, beside: bool) {
+        if std::mem::replace(&mut self.beside, beside) != beside {
+            (self.left, self.looked) = (now.mono, now.mono);
+        }
+    }
+
     /// The deadline of [`Keeper::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
         if now.mono >= self.ends() && !mutants::on("keeper-outlives-its-limit") {
             let token = self.facts.token && now.mono >= self.facts.authenticated.mono + self.limits.token;
             self.handle_end(now, if token { Why::Token } else { Why::Limit });
+        }
+        if self.looks_at().is_some_and(|at| at <= now.mono) {
+            self.look(now);
         }
         match self.phase {
             Phase::Waiting(until) if until <= now.mono => self.go_on(now),
@@ -260,7 +285,8 @@ impl Keeper {
             | Phase::Idle(_, true) => self.asked + self.limits.patience,
             Phase::Over => return None,
         };
-        Some(due.min(self.ends()))
+        let look = self.looks_at().unwrap_or(due);
+        Some(due.min(look).min(self.ends()))
     }
 
     /// The next thing to do.
@@ -278,6 +304,12 @@ impl Keeper {
     #[must_use]
     pub fn mailbox(&self) -> &Bytes {
         &self.home.name
+    }
+
+    /// Until when the octets of an order should not be read, because somebody waits for others.
+    #[must_use]
+    pub fn standstill(&mut self, now: Now) -> Option<Instant> {
+        if self.is_fetching() { self.preload.standstill(now) } else { None }
     }
 
     /// Whether mail is expected.
@@ -301,8 +333,27 @@ impl Keeper {
     fn ends(&self) -> Instant {
         let login = self.facts.authenticated.mono;
         let token = self.facts.token.then(|| login + self.limits.token);
-        let limits = [login + self.limits.absolute, self.left + self.limits.idle];
-        limits.into_iter().chain(token).min().unwrap_or(login)
+        let idle = (!self.beside).then(|| self.left + self.limits.idle);
+        let absolute = login + self.limits.absolute;
+        [idle, token].into_iter().flatten().fold(absolute, Instant::min)
+    }
+
+    /// When the preload is asked again although nothing was said of the origin.
+    fn looks_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Idle(_, false) | Phase::Pausing(_) if self.beside && self.order.is_none() => {
+                Some(self.looked + LOOK)
+            }
+            Phase::Idle(..)
+            | Phase::Pausing(_)
+            | Phase::LeavingIdle(_)
+            | Phase::Opening { .. }
+            | Phase::Asking(_)
+            | Phase::Fetching(_)
+            | Phase::Waiting(_)
+            | Phase::Leaving(_)
+            | Phase::Over => None,
+        }
     }
 
     /// Servers end an IDLE after 29 to 30 minutes; two thousand sessions shall not all speak at once.
@@ -343,6 +394,8 @@ impl Keeper {
 
 /// RFC 2177: 'at least every 29 minutes'; up to 255 seconds are added.
 const REISSUE: Duration = Duration::from_secs(24 * 60);
+/// How long after its user's last reading a lane may not know of it; asking costs nothing on the line.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long the origin may take to say goodbye.
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long an EXAMINE counts: without IDLE the mailbox is opened again after so long, and amid fetching too.

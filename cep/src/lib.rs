@@ -11,3 +11,4 @@ pub mod house;
 pub mod keeper;
 pub mod plain;
 pub mod plan;
+pub mod rules;

@@ -5,6 +5,7 @@ use cep::{
     house::{House, TURNS},
     keeper::Limits,
     plain::Plain,
+    rules::Terms,
 };
 use discovery_core::{
     id::{AccountKey, ServerId, UserKey},
@@ -87,7 +88,7 @@ async fn many_that_hear_of_mail_at_once_take_few_threads() {
     let catalog = Arc::new(Meeting::default());
     let house = House::new(
         Limits::default(),
-        100,
+        Terms { lane: true, user_connections_max: 8, per_server_max: 100 },
         Arc::clone(&catalog) as Arc<_>,
         Arc::new(|_| Box::new(Plain::default()) as Box<dyn Preload>),
     );

@@ -7,6 +7,7 @@
 
 use bytes::{Buf, Bytes};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use seams::AsyncIo;
 use std::{
     io,
     pin::Pin,
@@ -226,6 +227,12 @@ impl<Io: AsyncWrite + Unpin> Deflated<Io> {
             // The compressor wanted room before it takes more: what it gave waits now, and is sent first.
             ready!(self.poll_send(cx, 0))?;
         }
+    }
+}
+
+impl<Io: AsyncIo> AsyncIo for Deflated<Io> {
+    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
+        self.io.set_receive_window(octets)
     }
 }
 

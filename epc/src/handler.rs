@@ -31,6 +31,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::Catalog,
+    flag_snapshot::FlagSnapshots,
     mutants,
     preload::Preload,
     retained::Handed,
@@ -207,6 +208,8 @@ pub struct Handler {
     buffers: Arc<Buffers>,
     /// How clients begin, by account and program; in memory alone.
     habits: Arc<Mutex<StartProfiles>>,
+    /// The flags of mailboxes as sessions leave them to the next; in memory alone.
+    flags: Arc<Mutex<FlagSnapshots>>,
     numbers: AtomicU64,
     kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
     preloads: Option<Preloads>,
@@ -233,6 +236,7 @@ impl Handler {
             roster: Arc::new(Roster::default()),
             buffers: Arc::new(Buffers::default()),
             habits: Arc::default(),
+            flags: Arc::default(),
             numbers: AtomicU64::new(1),
             kept: Arc::new(Nowhere),
             preloads: None,
@@ -345,6 +349,7 @@ impl Handler {
         // Without TLS there are no records to keep commands apart.
         if server.foresee && origin.peer.verified_by != VerifiedBy::Plain {
             session.foresee(Arc::clone(&self.habits) as Arc<_>);
+            session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
         }
         if let Some(preloads) = self.preloads.as_ref().filter(|_| server.cache) {
             session.preload_by(preloads(&server.id));

@@ -17,7 +17,7 @@ pub use tunnel::TunnelTo;
 use crate::origin::tune;
 use front::{FrontError, Hello};
 use seams::{
-    AsyncIo, BoxFuture,
+    AsyncIo, BoxFuture, Stream,
     intake::{Accepted, Arrival, ClientAddr, ClientTls, ClientUpgrade, Intake, OriginalDst},
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -332,14 +332,14 @@ impl Door {
                     count(&self.counts.plain_refused);
                     return;
                 }
-                ready(Box::new(stream), None, ClientTls::Plain)
+                ready(Box::new(Stream::bare(stream)), None, ClientTls::Plain)
             }
-            Front::StartTls(_) => ready(Box::new(stream), None, ClientTls::StartTls),
+            Front::StartTls(_) => ready(Box::new(Stream::bare(stream)), None, ClientTls::StartTls),
             Front::Implicit { tls, unlisted } => {
                 let replay = matches!(unlisted, Unlisted::Tunnel(_));
                 match timeout(self.config.handshake_timeout, tls.handshake(stream, replay)).await {
                     Ok(Ok(Hello::Ours { io, server_name })) => {
-                        ready(Box::new(io), server_name, ClientTls::Implicit)
+                        ready(Box::new(Stream::bare(*io)), server_name, ClientTls::Implicit)
                     }
                     Ok(Ok(Hello::Unlisted { io, hello })) => {
                         self.start_tunnel(unlisted, io, hello);

@@ -32,7 +32,7 @@ use imap_core::mutants;
 use parked::Parked;
 use rustls::{ClientConfig, pki_types::ServerName};
 use seams::{
-    AsyncIo, BoxFuture,
+    AsyncIo, BoxFuture, Stream,
     origin::{
         OpenError, OriginConnector, OriginIdentity, OriginRequest, OriginStream, SourcePolicy, StreamCaps,
         VerifiedBy,
@@ -266,7 +266,7 @@ impl Road {
             None => self.addresses().await?,
         };
         let stream = dial::dial(addresses, self.server.connect_timeout).await?;
-        self.greet(Box::new(stream)).await
+        self.greet(Box::new(Stream::new(stream, dial::set_receive_window))).await
     }
 
     async fn addresses(&self) -> Result<Vec<SocketAddr>, OpenError> {
@@ -341,6 +341,7 @@ impl Road {
         let Some(spki_sha256) = leaf.and_then(spki_sha256) else {
             return Err(OpenError::Tls("the server's certificate has no readable key".into()));
         };
+        let stream = Stream::new(stream, |tls, octets| tls.get_ref().0.set_receive_window(octets));
         Ok((Box::new(stream), OriginIdentity { spki_sha256, verified_by: VerifiedBy::Local }))
     }
 }

@@ -13,6 +13,8 @@ pub struct Limits {
     pub token: Duration,
     /// Larger messages are left to their reader.
     pub size_max: u64,
+    /// Bits a second of the line to the origin, about: what nobody waits for fills less than that.
+    pub line_rate: u64,
     /// How long the origin may owe an answer.
     pub patience: Duration,
 }
@@ -24,6 +26,7 @@ impl Default for Limits {
             idle: Duration::from_secs(12 * 3600),
             token: Duration::from_secs(3600),
             size_max: 8 << 20,
+            line_rate: 10_000_000,
             patience: Duration::from_secs(120),
         }
     }
@@ -44,6 +47,8 @@ pub enum Why {
     Connections,
     /// The operator.
     Operator,
+    /// Its user may have no more connections.
+    Budget,
     /// The node ends.
     Drain,
     /// The server has as many as it may.
@@ -54,22 +59,26 @@ pub enum Why {
     OriginGarbled,
     /// The mailbox may no longer be opened.
     NoMailbox,
+    /// An error of ours.
+    Failed,
 }
 
 impl Why {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NewLogin,
         Self::Replaced,
         Self::Limit,
         Self::Token,
         Self::Connections,
         Self::Operator,
+        Self::Budget,
         Self::Drain,
         Self::Full,
         Self::OriginLost,
         Self::OriginGarbled,
         Self::NoMailbox,
+        Self::Failed,
     ];
 
     /// One word for logs and metrics.
@@ -82,11 +91,13 @@ impl Why {
             Self::Token => "token",
             Self::Connections => "connections",
             Self::Operator => "operator",
+            Self::Budget => "budget",
             Self::Drain => "drain",
             Self::Full => "full",
             Self::OriginLost => "origin-lost",
             Self::OriginGarbled => "origin-garbled",
             Self::NoMailbox => "no-mailbox",
+            Self::Failed => "failed",
         }
     }
 }

@@ -64,6 +64,18 @@ impl Keeper {
         self.watch(now);
     }
 
+    /// Asks for an order while the mailbox is watched; one that comes begins a round.
+    pub(super) fn look(&mut self, now: Now) {
+        self.looked = now.mono;
+        let Some(open) = self.home.key.clone() else { return };
+        self.awaited = None;
+        self.order = self.preload.next(&open, false, now).filter(|order| self.may(&order.work));
+        if self.order.is_none() {
+            return;
+        }
+        if matches!(self.phase, Phase::Idle(_, false)) { self.leave_idle(now) } else { self.open(now) }
+    }
+
     /// Whether the limits allow it, whoever ordered it.
     fn may(&self, work: &Work) -> bool {
         match work {

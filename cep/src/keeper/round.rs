@@ -1,6 +1,6 @@
 //! The round: open, list, watch.
 
-use super::{Keeper, Output, Phase, ROUND_MAX};
+use super::{Keeper, Output, Phase, ROUND_MAX, window};
 use discovery_core::now::Now;
 use imap_core::{
     catalog::{CatalogOp, MailboxKey},
@@ -20,7 +20,7 @@ impl Keeper {
         ]
         .concat();
         self.outputs.push_back(Output::ToServer(line.into()));
-        self.asked = now.mono;
+        (self.asked, self.examine_said) = (now.mono, now.mono);
         (self.validity, self.listed, self.opened) = (None, None, false);
         (self.stale, self.resume) = (false, None);
         self.phase = Phase::Opening { search: search.into(), examine: examine.into() };
@@ -29,6 +29,7 @@ impl Keeper {
     pub(super) fn examined(&mut self, now: Now) {
         self.opened = true;
         self.examined_at = now.mono;
+        self.measure(now);
         let Some(uid_validity) = self.validity else { return };
         let account = self.facts.account.clone();
         let name = self.home.name.clone();
@@ -39,6 +40,15 @@ impl Keeper {
         }
         self.catalog(CatalogOp::Selected { mailbox: key.clone() });
         self.home.key = Some(key);
+    }
+
+    /// The shorter the answer to EXAMINE took, the less it was anything but the line.
+    fn measure(&mut self, now: Now) {
+        let took = now.mono.saturating_duration_since(self.examine_said);
+        if self.round_trip.is_none_or(|shortest| took < shortest) {
+            self.round_trip = Some(took);
+            self.outputs.push_back(Output::Window(window::of(self.limits.line_rate, took)));
+        }
     }
 
     pub(super) fn listed(&mut self, now: Now) {

@@ -25,6 +25,7 @@ struct Dialogue {
     said: String,
     told: Vec<String>,
     store: BTreeMap<(u32, String), Bytes>,
+    window: Option<u32>,
     ended: Option<Why>,
 }
 
@@ -66,7 +67,7 @@ fn ordered(facts: Facts, preload: Box<dyn Preload>) -> Dialogue {
     let now = facts.authenticated;
     let keeper = Keeper::new(facts, Limits::default(), preload, now);
     let (said, told, store) = (String::new(), Vec::new(), BTreeMap::new());
-    let mut d = Dialogue { keeper, now, said, told, store, ended: None };
+    let mut d = Dialogue { keeper, now, said, told, store, window: None, ended: None };
     d.drain();
     d
 }
@@ -84,6 +85,7 @@ impl Dialogue {
                     let op = format!("{op:?}");
                     self.told.push(op.split([' ', '{']).next().unwrap_or_default().to_owned());
                 }
+                Output::Window(octets) => self.window = Some(octets),
                 Output::Ended(why) => self.ended = Some(why),
             }
         }
@@ -243,4 +245,21 @@ fn a_body_cut_short_is_given_up() {
     d.keeper.handle_closed(d.now);
     d.drain();
     d.tells(&["FillAbort"]);
+}
+
+#[test]
+fn the_window_is_half_of_what_the_line_holds() {
+    let mut d = dialogue(facts(b"IMAP4rev1 ESEARCH"));
+    d.now.mono += Duration::from_millis(100);
+    d.server(OPENED);
+    assert_eq!(d.window, Some(62_500));
+    for (millis, window) in [(150, 62_500), (40, 25_000)] {
+        d.after(ROUND_MAX);
+        let said = std::mem::take(&mut d.said);
+        let tag = said.rsplit('t').next().and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+        let search: u64 = tag.parse().unwrap();
+        d.now.mono += Duration::from_millis(millis);
+        d.server(&format!("* OK [UIDVALIDITY 7] v\n<t{} OK x\n<t{search} OK x\n", search - 1));
+        assert_eq!(d.window, Some(window), "{millis} ms");
+    }
 }

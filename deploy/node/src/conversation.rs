@@ -1,7 +1,7 @@
 //! One client of a node, from its arrival to its end: what `epc::handler::conversation` does, without the waiting.
 
 use crate::{
-    exchange::{Arrival, ConnId, Count, Ended, Limits, NoOrigin, Output, ServerTerms},
+    exchange::{Arrival, ConnId, Count, Ended, Limits, NoOrigin, Output, Preloads, ServerTerms},
     flow::Flow,
     planted,
 };
@@ -10,6 +10,7 @@ use discovery_core::{id::UserKeying, now::Now};
 use imap_core::{
     catalog::CatalogReply,
     mutants,
+    retained::Facts,
     session::{Output as Wanted, Session, SessionConfig, Side},
     start_profile::StartProfiles,
 };
@@ -25,6 +26,8 @@ pub(crate) struct Common {
     pub(crate) keying: Arc<dyn UserKeying>,
     /// How clients begin, by account and program.
     pub(crate) habits: Arc<Mutex<StartProfiles>>,
+    /// Who says what sessions fetch that nobody asked for.
+    pub(crate) preloads: Option<Preloads>,
 }
 
 /// Where it stands.
@@ -68,6 +71,8 @@ pub(crate) struct Conversation {
     stage: Stage,
     client: Flow,
     origin: Flow,
+    /// The origin's connection outlives the client.
+    retained: Option<Box<Facts>>,
     /// Whether it is over, and may be forgotten.
     over: bool,
 }
@@ -94,6 +99,7 @@ impl Conversation {
             stage: Stage::Opening { since: now.mono, finished: false },
             client: Flow::new(now.mono),
             origin: Flow::new(now.mono),
+            retained: None,
             over: false,
         }
     }
@@ -173,13 +179,16 @@ impl Conversation {
                     cache: self.terms.cache,
                     re_proof: self.terms.re_proof,
                     chunk_fill_max: self.terms.chunk_fill_max,
-                    retain: false,
+                    retain: self.terms.retain,
                 });
                 if parked {
                     session.origin_was_parked();
                 }
                 if self.terms.foresee {
                     session.foresee(Arc::clone(&self.common.habits) as Arc<_>);
+                }
+                if let Some(preloads) = &self.common.preloads {
+                    session.preload_by(preloads(&self.arrival.server));
                 }
                 session.handle_greeting(now, greeting);
                 if finished {
@@ -440,8 +449,8 @@ impl Conversation {
                 Wanted::Event(event) => {
                     outputs.push_back(Output::Count { conn, what: Count::Event(event) });
                 }
-                // Never asked for (`retain`): there is no keeper in here yet.
-                Wanted::Retain(_) => {
+                Wanted::Retain(facts) => {
+                    self.retained = Some(facts);
                     let how = serving.ours.unwrap_or(Ended::Done);
                     self.end(now, how, outputs);
                 }
@@ -466,7 +475,10 @@ impl Conversation {
         {
             self.over = true;
             outputs.push_back(Output::Count { conn, what: Count::Ended(*how) });
-            outputs.push_back(Output::Close { conn });
+            outputs.push_back(match self.retained.take().filter(|_| self.origin.is_open()) {
+                Some(facts) => Output::HandOver { conn, facts: planted::handed(facts) },
+                None => Output::Close { conn },
+            });
         }
     }
 

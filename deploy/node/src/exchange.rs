@@ -7,6 +7,8 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::{CatalogOp, CatalogReply},
+    preload::Preload,
+    retained::Facts,
     session::{Closing, Compress, Event, Road, Side},
 };
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration, time::Instant};
@@ -58,6 +60,8 @@ pub struct ServerTerms {
     pub chunk_fill_max: u64,
     /// Whether what a known client always asks first is asked behind its login; only where TLS keeps records apart.
     pub foresee: bool,
+    /// Whether connections to the server outlive their clients.
+    pub retain: bool,
     /// More sessions at a time are turned away.
     pub sessions_max: usize,
 }
@@ -70,7 +74,12 @@ pub struct NodeConfig {
     pub servers: BTreeMap<ServerId, ServerTerms>,
     /// Turns accepted identities into keys.
     pub keying: Arc<dyn UserKeying>,
+    /// Who says what sessions fetch that nobody asked for; none: nothing.
+    pub preloads: Option<Preloads>,
 }
+
+/// Makes the [`Preload`] of a session with this server.
+pub type Preloads = Arc<dyn Fn(&ServerId) -> Box<dyn Preload> + Send + Sync>;
 
 /// A client that has arrived.
 #[derive(Clone, Debug)]
@@ -300,6 +309,14 @@ pub enum Output {
         /// Which connection.
         conn: ConnId,
     },
+    /// As [`Output::Close`] for the client. The connection to the origin lives on: what comes on it, and what is read
+    /// there and was not given to the node yet, is its keeper's.
+    HandOver {
+        /// Which connection.
+        conn: ConnId,
+        /// What its session knew.
+        facts: Box<Facts>,
+    },
     /// Something to count.
     Count {
         /// Where it happened.
@@ -321,6 +338,7 @@ impl fmt::Debug for Output {
             Self::StartTls { conn } => write!(f, "StartTls({})", conn.0),
             Self::Deflate { conn, surplus } => write!(f, "Deflate({}, {} octets)", conn.0, surplus.len()),
             Self::Close { conn } => write!(f, "Close({})", conn.0),
+            Self::HandOver { conn, .. } => write!(f, "HandOver({})", conn.0),
             Self::Count { conn, what } => write!(f, "Count({}, {what:?})", conn.0),
         }
     }

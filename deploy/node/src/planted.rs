@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use discovery_core::id::{UserKey, UserKeying};
-use imap_core::{catalog::CatalogReply, mutants};
+use imap_core::{catalog::CatalogReply, mutants, retained::Facts};
 use std::sync::Arc;
 
 /// All users are one user.
@@ -44,4 +44,15 @@ pub(crate) fn answers_itself(octets: &Bytes) -> Option<Bytes> {
 pub(crate) fn loses(reply: &CatalogReply) -> bool {
     let CatalogReply::Resolved { request, .. } = reply else { return false };
     mutants::on("node-store-reply-lost") && request.0 % 5 == 0
+}
+
+/// A connection is kept in another user's name.
+pub(crate) fn handed(mut facts: Box<Facts>) -> Box<Facts> {
+    if mutants::on("node-kept-for-another") {
+        facts.account.user.hash = *b"alice\0\0\0\0\0\0\0\0\0\0\0";
+        if let Some(watched) = &mut facts.mailbox {
+            watched.key.account = facts.account.clone();
+        }
+    }
+    facts
 }

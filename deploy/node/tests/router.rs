@@ -38,10 +38,11 @@ fn rig() -> Rig {
         re_proof: Duration::from_secs(300),
         chunk_fill_max: 1 << 20,
         foresee: false,
+        retain: true,
         sessions_max: 1,
     };
     let servers = BTreeMap::from([(ServerId::new("mail.example.org").expect("a name"), terms)]);
-    let config = NodeConfig { limits: Limits::default(), servers, keying: Arc::new(Keys) };
+    let config = NodeConfig { limits: Limits::default(), servers, keying: Arc::new(Keys), preloads: None };
     Rig { node: Node::new(config), start: Instant::now(), after: Duration::ZERO }
 }
 
@@ -60,6 +61,7 @@ impl Rig {
                 }
                 Output::Open { anew, .. } => all.push(format!("open, anew {anew}")),
                 Output::Close { .. } => all.push("close".into()),
+                Output::HandOver { facts, .. } => all.push(format!("hand over {}", facts.number)),
                 other @ (Output::WriteFrom { .. }
                 | Output::Catalog { .. }
                 | Output::StartTls { .. }
@@ -77,6 +79,10 @@ impl Rig {
     fn opens(&mut self, parked: bool) -> Vec<String> {
         let greeting = Bytes::from_static(b"* OK [CAPABILITY IMAP4rev1] ready\r\n");
         self.does(Input::OriginOpened { conn: ONE, greeting, parked })
+    }
+
+    fn says(&mut self, side: Side, line: &'static str) -> Vec<String> {
+        self.does(Input::Octets { conn: ONE, side, octets: Bytes::from_static(line.as_bytes()) })
     }
 
     fn wrote(&mut self, conn: ConnId, side: Side) -> Vec<String> {
@@ -215,4 +221,27 @@ fn what_is_said_to_nobody_is_counted_and_dropped() {
     let now = Now { mono: rig.start, wall: UnixMillis(0) };
     rig.node.handle(now, Input::Finished { conn: ONE, side: Side::Client });
     assert!(matches!(rig.node.poll_output(), Some(Output::Count { what: Count::NobodyThere, .. })));
+}
+
+#[test]
+fn a_client_that_says_goodbye_leaves_its_connection_once_it_has_heard_so() {
+    for lost in [false, true] {
+        let mut rig = rig();
+        rig.arrives(ONE);
+        rig.opens(false);
+        rig.wrote(ONE, Side::Client);
+        rig.says(Side::Client, "a LOGIN alice secret\r\n");
+        rig.wrote(ONE, Side::Server);
+        rig.says(Side::Server, "a OK in\r\n");
+        rig.wrote(ONE, Side::Client);
+        let said = rig.says(Side::Client, "b LOGOUT\r\n");
+        assert!(said.iter().all(|said| said.starts_with("Client")), "{said:?}");
+        if lost {
+            // The origin goes meanwhile: there is nothing to keep.
+            assert!(rig.does(Input::Broken { conn: ONE, side: Side::Server }).is_empty());
+        }
+        let last = if lost { "close" } else { "hand over 1" };
+        assert_eq!(rig.wrote(ONE, Side::Client), ["Done", last]);
+        assert_eq!(rig.node.clients(), 0);
+    }
 }

@@ -270,17 +270,19 @@ async fn sustained(State(asked): State<Asked>) -> Json<Kept> {
         mailbox: String::from_utf8_lossy(&kept.mailbox).into_owned(),
         since_unix_ms: kept.since.0,
         way: kept.way.to_owned(),
+        lane: kept.lane,
         messages: kept.messages,
         octets: kept.octets,
     });
     let ended = ended.into_iter().filter(|(_, n)| *n > 0);
     let ended = ended.map(|(why, n)| Named { word: why.word().to_owned(), n }).collect();
-    Json(Kept { sessions: sessions.collect(), so_far, ended })
+    let limited_accounts = u64::try_from(house.limited_accounts()).unwrap_or(u64::MAX);
+    Json(Kept { sessions: sessions.collect(), so_far, ended, limited_accounts })
 }
 
 async fn sustained_end(State(asked): State<Asked>, Query(whose): Query<Whose>) -> Json<EndedSessions> {
     let user = parse_key(&whose.user).unwrap_or_else(|| asked.node.keying().user_key(whose.user.as_bytes()));
-    let ended = asked.node.house().end(user, cep::keeper::Why::Operator);
+    let ended = asked.node.house().end(user);
     Json(EndedSessions { ended: u64::try_from(ended).unwrap_or(u64::MAX) })
 }
 

@@ -146,6 +146,8 @@ pub(crate) struct Kept {
     pub(crate) so_far: u64,
     /// How they ended, where it is not zero.
     pub(crate) ended: Vec<Named>,
+    /// Accounts whose server said that they have too many connections, as far as that is remembered.
+    pub(crate) limited_accounts: u64,
 }
 
 /// A session whose client has left.
@@ -157,6 +159,8 @@ pub(crate) struct KeptSession {
     pub(crate) since_unix_ms: i64,
     /// `idle` or `poll`.
     pub(crate) way: String,
+    /// Its user is connected beside it.
+    pub(crate) lane: bool,
     pub(crate) messages: u64,
     pub(crate) octets: u64,
 }

@@ -60,6 +60,9 @@ pub(crate) struct Sustain {
     pub(crate) absolute: Duration,
     pub(crate) idle: Duration,
     pub(crate) per_server_max: u32,
+    pub(crate) lane: bool,
+    pub(crate) line_rate: Rate,
+    pub(crate) user_connections_max: u32,
     pub(crate) size_max: Size,
 }
 

@@ -11,7 +11,7 @@ use crate::{
     prefetch::Prefetch,
     storage,
 };
-use cep::{house::House, keeper, plain::Plain};
+use cep::{house::House, keeper, plain::Plain, rules};
 use discovery_core::id::ServerId;
 use door::Door;
 use epc::{
@@ -92,9 +92,14 @@ impl Node {
                 absolute: sustain.absolute,
                 idle: sustain.idle,
                 size_max: sustain.size_max.0,
+                line_rate: sustain.line_rate.0,
                 ..keeper::Limits::default()
             },
-            usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            rules::Terms {
+                lane: sustain.lane,
+                user_connections_max: usize::try_from(sustain.user_connections_max).unwrap_or(usize::MAX),
+                per_server_max: usize::try_from(sustain.per_server_max).unwrap_or(usize::MAX),
+            },
             Arc::clone(&catalog),
             match prefetch.as_ref().map(|prefetch| prefetch.plans().clone()) {
                 Some(plans) => Arc::new(move |account| plans.for_session(account.server.clone())),

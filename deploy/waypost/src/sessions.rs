@@ -18,13 +18,14 @@ pub(crate) fn list(node: &RunningNode) -> Result<Exit, Failure> {
         return Ok(Exit::Fine);
     }
     let mut rows =
-        vec![["USER", "SERVER", "MAILBOX", "SINCE (UTC)", "BY", "MESSAGES", "SIZE"].map(str::to_owned)];
+        vec![["USER", "SERVER", "MAILBOX", "SINCE (UTC)", "AS", "BY", "MESSAGES", "SIZE"].map(str::to_owned)];
     for session in &kept.sessions {
         rows.push([
             session.user.clone(),
             session.server.clone(),
             session.mailbox.escape_debug().to_string(),
             clock(session.since_unix_ms),
+            if session.lane { "lane" } else { "kept" }.to_owned(),
             session.way.clone(),
             session.messages.to_string(),
             human_size(session.octets),

@@ -4,14 +4,34 @@
 
 pub mod intake;
 pub mod origin;
+mod stream;
 
-use std::{future::Future, pin::Pin};
-use tokio::io::{AsyncRead, AsyncWrite};
+pub use stream::Stream;
+
+use std::{future::Future, io, pin::Pin};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Empty};
 
 /// A two-way stream of octets, whatever it is made of.
-pub trait AsyncIo: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait AsyncIo: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Bounds what the far end may have on its way here, to about so many octets: what nobody waits for shall not fill
+    /// the queues of a line. Whoever wraps a stream hands this down.
+    ///
+    /// # Errors
+    /// When there is no socket at the bottom, or it cannot.
+    fn set_receive_window(&self, _octets: u32) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> AsyncIo for T {}
+impl AsyncIo for Box<dyn AsyncIo> {
+    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
+        (**self).set_receive_window(octets)
+    }
+}
+
+impl AsyncIo for DuplexStream {}
+
+impl AsyncIo for Empty {}
 
 /// A future in a box: what a trait object returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

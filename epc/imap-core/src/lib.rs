@@ -9,6 +9,7 @@ pub mod capability;
 pub mod catalog;
 pub mod command;
 pub mod fetch_response;
+pub mod flag_snapshot;
 pub mod framer;
 pub mod guard;
 pub mod item;

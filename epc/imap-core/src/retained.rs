@@ -64,6 +64,8 @@ pub enum Handed<Io> {
     Left(Box<Retained<Io>>),
     /// The origin accepted a login of this account.
     LoggedIn(AccountKey),
+    /// A client for which that was said has gone: said once for each, before [`Handed::Left`] if that follows.
+    LoggedOut(AccountKey),
     /// The origin refused a login that named this account.
     Refused(AccountKey),
     /// The origin has too many connections of this account, it said to a login.

@@ -28,6 +28,7 @@ mod flight;
 mod fresh_flags;
 mod login;
 mod prompting;
+mod remembered;
 mod renumber;
 mod replacing;
 mod responses;
@@ -38,11 +39,13 @@ mod telling;
 mod underway;
 
 #[cfg(test)]
+mod flags_ahead_tests;
+#[cfg(test)]
 mod flight_tests;
 #[cfg(test)]
 mod tests;
 
-pub use exchange::{Closing, Compress, Event, Outcome, Output, Reason, Road, SessionConfig, Side};
+pub use exchange::{Closing, Compress, Doubt, Event, Outcome, Output, Reason, Road, SessionConfig, Side};
 
 use crate::{
     capability::{self, Capabilities, ClientRoad},
@@ -58,6 +61,7 @@ use discovery_core::{id::AccountKey, now::Now};
 use fetch::{Splices, Waiting};
 use flight::Ahead;
 use fresh_flags::FreshFlags;
+use remembered::Remembered;
 use replacing::Replacing;
 use slices::Synthetic;
 use std::{
@@ -124,6 +128,7 @@ pub struct Session {
     views: Views,
     sizes: BTreeMap<SlotId, u64>,
     flags: FreshFlags,
+    remembered: Remembered,
 
     client: Framer,
     client_input: Bytes,
@@ -182,6 +187,7 @@ impl Session {
             views: Views::new(),
             sizes: BTreeMap::new(),
             flags: FreshFlags::default(),
+            remembered: Remembered::default(),
             client: Framer::new(Direction::FromClient),
             client_input: Bytes::new(),
             server: Framer::new(Direction::FromServer),
@@ -602,6 +608,7 @@ impl Session {
         self.views.reset();
         self.sizes.clear();
         self.flags.clear();
+        self.remembered.closed();
         self.splices.clear();
         self.whole_begun = None;
     }

@@ -453,12 +453,6 @@ impl Views {
         self.server.iter().enumerate().filter_map(|(at, slot)| Some((msn_at(at)?, slot.uid?)))
     }
 
-    /// The messages of the server's view without a known UID, the last one first.
-    pub fn unknown_uids(&self) -> impl Iterator<Item = (Msn, SlotId)> {
-        let unknown = self.server.iter().enumerate().rev().filter(|(_, slot)| slot.uid.is_none());
-        unknown.filter_map(|(at, slot)| Some((msn_at(at)?, slot.id)))
-    }
-
     /// Every message of the server's view has a known UID.
     #[must_use]
     pub fn all_uids_known(&self) -> bool {

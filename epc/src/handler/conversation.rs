@@ -12,6 +12,7 @@ use super::{
 };
 use crate::compress::Deflated;
 use bytes::{Bytes, BytesMut};
+use discovery_core::{id::AccountKey, seam::sink::Sink};
 use imap_core::{
     mutants,
     retained::{Facts, Handed, Retained},
@@ -57,7 +58,28 @@ pub(super) struct Conversation<'a> {
     draining: Drain,
     /// What goes with the connection to the origin when the client has left it behind.
     retained: Option<Box<Facts>>,
+    /// Once the origin has accepted one.
+    login: Option<Login>,
     counted: Counted,
+}
+
+/// A client that is logged in, as whoever keeps sessions counts them: its end is told however it comes.
+struct Login {
+    account: AccountKey,
+    kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>,
+}
+
+impl Login {
+    fn new(account: AccountKey, kept: Arc<dyn Sink<Handed<Box<dyn AsyncIo>>>>) -> Self {
+        let _taken = kept.put(Handed::LoggedIn(account.clone()));
+        Self { account, kept }
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        let _taken = self.kept.put(Handed::LoggedOut(self.account.clone()));
+    }
 }
 
 /// What of a session's octets stands in the metrics already.
@@ -96,6 +118,7 @@ impl<'a> Conversation<'a> {
             ours: None,
             draining: Drain::Serving,
             retained: None,
+            login: None,
             counted: Counted::default(),
         }
     }
@@ -313,6 +336,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -320,7 +345,9 @@ impl<'a> Conversation<'a> {
             | Event::Desync(_) => self.session.account(),
         };
         match event {
-            Event::LoggedIn(account) => self.hand(Handed::LoggedIn(account.clone())),
+            Event::LoggedIn(account) => {
+                self.login = Some(Login::new(account.clone(), Arc::clone(&self.handler.kept)));
+            }
             Event::LoginRefusedFor { account, limited: true } => {
                 return self.hand(Handed::Limited(account.clone()));
             }
@@ -331,6 +358,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -351,6 +380,8 @@ impl<'a> Conversation<'a> {
             | Event::Fetched { .. }
             | Event::Filled(_)
             | Event::Foreseen { .. }
+            | Event::FlagsProved { .. }
+            | Event::FlagsDoubted(_)
             | Event::Unread
             | Event::Compressing
             | Event::UnexpectedContinuation
@@ -440,6 +471,7 @@ impl<'a> Conversation<'a> {
         let patience = self.limits().close_patience;
         let retained = self.retained.take().filter(|_| self.draining == Drain::Serving);
         let kept = &self.handler.kept;
+        let login = self.login.take();
         let _late = timeout(CLOSE_MAX, async {
             let (client, origin, errands) = (&mut self.client, &mut self.origin, &mut self.errands);
             let client = async {
@@ -455,6 +487,7 @@ impl<'a> Conversation<'a> {
                 if let Some(facts) = retained
                     && let Some((io, ahead)) = origin.release()
                 {
+                    drop(login);
                     let _taken = kept.put(Handed::Left(Box::new(Retained { io, ahead, facts: *facts })));
                     return;
                 }

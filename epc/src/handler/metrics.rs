@@ -120,6 +120,10 @@ pub struct Metrics {
     pub foreseen_told: Counter,
     /// Commands sent ahead of a client that it did not ask.
     pub foreseen_in_vain: Counter,
+    /// Answers with all flags of a mailbox of which the origin said only the changes.
+    pub flags_proved: Counter,
+    /// Those that could not be put together, so that the origin was asked for all of it.
+    pub flags_doubted: Counter,
     /// Logins that an origin accepted.
     pub logins_accepted: Counter,
     /// Logins that an origin refused.
@@ -211,6 +215,8 @@ impl Metrics {
                 self.foreseen_told.add(u64::from(*told));
                 self.foreseen_in_vain.add(u64::from(*in_vain));
             }
+            Event::FlagsProved { .. } => self.flags_proved.one(),
+            Event::FlagsDoubted(_) => self.flags_doubted.one(),
             Event::Unread => self.unread.one(),
             Event::UnexpectedContinuation => self.unexpected_continuations.one(),
             Event::Compressing => self.compressed.one(),

@@ -180,6 +180,8 @@ impl Decision {
             Event::Foreseen { refused: true, .. } => ("foreseen", "login-refused", 0, 0),
             Event::Foreseen { in_vain: 0, .. } => ("foreseen", "asked", 0, 0),
             Event::Foreseen { .. } => ("foreseen", "in-vain", 0, 0),
+            Event::FlagsProved { messages, .. } => ("flags", "proved", *messages, 0),
+            Event::FlagsDoubted(doubt) => ("flags", doubt.word(), 0, 0),
             Event::Unread => ("fetch", "not-understood", 1, 0),
             Event::UnexpectedContinuation => ("command", "unexpected-continuation", 0, 0),
             Event::Compressing => ("compress", "on", 0, 0),

@@ -504,6 +504,8 @@ mod tests {
     /// Notes every write.
     struct Noted(Arc<Mutex<Vec<String>>>);
 
+    impl AsyncIo for Noted {}
+
     impl AsyncRead for Noted {
         fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             Poll::Pending

@@ -8,7 +8,7 @@ use rustls::{
     server::{Acceptor, ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use seams::{AsyncIo, BoxFuture, intake::ClientUpgrade};
+use seams::{AsyncIo, BoxFuture, Stream, intake::ClientUpgrade};
 use std::{
     collections::HashSet,
     io,
@@ -140,7 +140,7 @@ impl ClientUpgrade for FrontTls {
     fn upgrade(&self, io: Box<dyn AsyncIo>) -> BoxFuture<'_, io::Result<Box<dyn AsyncIo>>> {
         Box::pin(async move {
             match timeout(self.upgrade_timeout, self.handshake(io, false)).await {
-                Ok(Ok(Hello::Ours { io, .. })) => Ok(io as Box<dyn AsyncIo>),
+                Ok(Ok(Hello::Ours { io, .. })) => Ok(Box::new(Stream::bare(*io)) as Box<dyn AsyncIo>),
                 Ok(Ok(Hello::Unlisted { .. })) => Err(io::Error::other(FrontError::Unlisted)),
                 Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
                 Err(late) => Err(late.into()),

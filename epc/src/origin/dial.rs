@@ -62,6 +62,14 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
+/// Linux gives a connection twice the `SO_RCVBUF` that it is asked, and lets it grow no more (tcp(7)). Of that, half is
+/// window; newer kernels (6.6 and later) learn how much of the memory is payload, and 0.7 to 0.8 of it as
+/// measured on 6.18. So seven eighths are asked, and the window is between 0.87 and 1.4 of `octets`. What is under way still comes.
+pub(super) fn set_receive_window(stream: &TcpStream, octets: u32) -> io::Result<()> {
+    let asked = u64::from(octets) * 7 / 8;
+    SockRef::from(stream).set_recv_buffer_size(usize::try_from(asked).unwrap_or(usize::MAX))
+}
+
 /// A client whose command the server does not even acknowledge must hear so, before its reader gives up by itself (one to
 /// two minutes).
 fn give_up_on_silence(stream: &TcpStream) -> io::Result<()> {

@@ -162,7 +162,8 @@ mod tests {
     use super::*;
 
     fn lines(octets: &[u8]) -> Lines {
-        Lines::new(Box::new(tokio::io::join(io::Cursor::new(octets.to_vec()), tokio::io::sink())))
+        let far = tokio::io::join(io::Cursor::new(octets.to_vec()), tokio::io::sink());
+        Lines::new(Box::new(seams::Stream::bare(far)))
     }
 
     async fn refused(octets: &[u8]) -> &'static str {

@@ -1,6 +1,7 @@
 //! A stream with octets in front that were read too early.
 
 use bytes::{Buf, Bytes};
+use seams::AsyncIo;
 use std::{
     io,
     pin::Pin,
@@ -19,6 +20,12 @@ impl<Io> Prefixed<Io> {
     /// `before` is what the reader shall see before anything else of `io`.
     pub fn new(before: Bytes, io: Io) -> Self {
         Self { before, io }
+    }
+}
+
+impl<Io: AsyncIo> AsyncIo for Prefixed<Io> {
+    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
+        self.io.set_receive_window(octets)
     }
 }
 

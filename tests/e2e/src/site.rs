@@ -191,7 +191,7 @@ impl Site {
 }
 
 /// Dovecot answers failed logins late, and those from one address ever later, which here is always the branch's.
-const NO_PENALTY: &str = "\
+pub(crate) const NO_PENALTY: &str = "\
 auth_failure_delay = 0
 service anvil {
   unix_listener anvil-auth-penalty {

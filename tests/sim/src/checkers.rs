@@ -23,6 +23,8 @@ pub(crate) enum Checker {
     NoWedge,
     /// `\Seen` is set when the client asked for it, and then before it hears OK.
     Seen,
+    /// A connection without a client ends when it must, and does nothing that nobody may notice.
+    Kept,
     /// The same seed gives the same run; no part of it panics.
     Replay,
 }
@@ -36,6 +38,7 @@ impl Checker {
             Self::Budget => "budget",
             Self::NoWedge => "no-wedge",
             Self::Seen => "seen",
+            Self::Kept => "kept",
             Self::Replay => "replay",
         }
     }

@@ -1,6 +1,7 @@
 //! What goes wrong, and when. A run's faults are drawn at its beginning, so that they can be left out one by one.
 
 use crate::{
+    checkers::Broken,
     random::Random,
     world::{RUN_US, World},
 };
@@ -106,10 +107,10 @@ const LIES: [&str; 10] = [
 ];
 
 impl World {
-    pub(crate) fn fault(&mut self, fault: Fault) {
+    pub(crate) fn fault(&mut self, fault: Fault) -> Result<(), Broken> {
         if self.resting {
             // What a restart began may have to be ended.
-            return;
+            return Ok(());
         }
         let node = fault.at % self.sites.len();
         let slot = fault.at % self.lines.len();
@@ -122,9 +123,11 @@ impl World {
                 let mut random = Random::new(fault.n as u64);
                 self.sites[node].store.crash(&mut random, fault.n.is_multiple_of(2));
             }
-            Kind::Restart => self.order(node, Duration::from_millis(fault.n as u64 % 4000)),
+            Kind::Restart => self.order(node, Duration::from_millis(fault.n as u64 % 4000))?,
             Kind::ClientReset => self.sever(slot, Side::Client, "client reset", false),
             Kind::ClientFinished => self.sever(slot, Side::Client, "client finished", true),
+            // Half of what befalls an origin's connection befalls one without a client, if there is one.
+            Kind::OriginReset if fault.n.is_multiple_of(2) && self.sever_kept(node, fault.n)? => {}
             Kind::OriginReset => self.sever(slot, Side::Server, "origin reset", false),
             Kind::ClientVanished => self.vanish(slot),
             Kind::Parted => {
@@ -144,7 +147,13 @@ impl World {
                 let mut random = Random::new(fault.n as u64);
                 self.sites[node].store.disk().flip(&mut random);
             }
-            Kind::Lie => self.lie(slot, LIES[fault.n % LIES.len()]),
+            Kind::Lie => {
+                let lie = LIES[fault.n % LIES.len()];
+                if !(fault.at.is_multiple_of(2) && self.lie_to_kept(node, fault.n, lie)) {
+                    self.lie(slot, lie);
+                }
+            }
         }
+        Ok(())
     }
 }

@@ -15,6 +15,8 @@
 mod checkers;
 mod disk;
 mod faults;
+mod house;
+mod ordering;
 mod pipe;
 mod store;
 mod trace;
@@ -154,9 +156,14 @@ impl Totals {
         self.refused += other.refused;
         self.replaced += other.replaced;
         self.ahead += other.ahead;
+        self.kept += other.kept;
+        self.kept_messages += other.kept_messages;
         self.waiting_max = self.waiting_max.max(other.waiting_max);
         for (word, n) in &other.faults {
             *self.faults.entry(word).or_default() += n;
+        }
+        for (word, n) in &other.kept_ended {
+            *self.kept_ended.entry(word).or_default() += n;
         }
         for (word, n) in &other.ended {
             *self.ended.entry(word.clone()).or_default() += n;
@@ -235,6 +242,10 @@ fn main() -> ExitCode {
         "{} values damaged and missed, {} not written, {} origins replaced, {} answers told ahead, at most {} octets beyond a window",
         t.damaged, t.refused, t.replaced, t.ahead, t.waiting_max
     );
+    println!(
+        "{} sessions outlived their client and fetched {} messages; ended {:?}",
+        t.kept, t.kept_messages, t.kept_ended
+    );
     println!("faults {:?}; ended {:?}", t.faults, t.ended);
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -253,8 +264,8 @@ fn find(word: &str, from: u64, to: u64) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(200).collect()
 }
 
 fn one(seed: u64, readable: bool) -> ExitCode {

@@ -2,6 +2,7 @@
 //! What cannot be verified is a miss, and counted.
 
 use crate::{disk::Disk, random::Random};
+use discovery_core::id::AccountKey;
 use discovery_core::seam::blob::{BlobReader, Length, StoreError};
 use imap_core::{
     catalog::{CatalogOp, CatalogReply, Claim, FillId, Held, MailboxKey, Row},
@@ -104,6 +105,19 @@ impl Store {
     /// Whether this session still says that it fetches something.
     pub(crate) fn has_claim(&self, session: u64) -> bool {
         self.claims.contains_key(&session)
+    }
+
+    /// Whether it has all of a message.
+    pub(crate) fn has_whole(&self, account: &AccountKey, name: &str, validity: u32, uid: u32) -> bool {
+        let is = |key: &MailboxKey| {
+            let named = key.account == *account && key.name == name.as_bytes();
+            named && key.uid_validity.get() == validity
+        };
+        let mut rows = self.rows.iter().filter(|(key, _)| is(key)).map(|(_, rows)| rows);
+        let uid = Uid::new(uid);
+        rows.any(|rows| {
+            uid.and_then(|uid| rows.get(&uid)).is_some_and(|row| row.contains_key(&ItemKey::whole()))
+        })
     }
 
     /// The process ends without a word, and comes back.

@@ -2,6 +2,7 @@
 
 mod actors;
 mod connections;
+mod kept;
 mod nodes;
 mod rest;
 mod roads;
@@ -9,7 +10,9 @@ mod roads;
 use crate::{
     checkers::{Broken, Canary, Checker, SeenWatch},
     client::{Client, Habit, Reached, Truth},
+    house::House,
     mail::{BOXES, Mail, USERS, box_of},
+    ordering::Ordering,
     origin::{Manner, Origin},
     pipe::{Pipe, Road, Segment, some},
     random::Random,
@@ -24,14 +27,16 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::CatalogOp,
+    retained::Facts,
     session::{self, Compress, Event as Learned, Side},
 };
 use node::{
-    Arrival, ConnId, Count, Ended, Input, Limits, NoOrigin, Node, NodeConfig, Order, Output, ServerTerms,
+    Arrival, ConnId, Count, Ended, Input, Limits, NoOrigin, Node, NodeConfig, Order, Output, Preloads,
+    ServerTerms,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -56,6 +61,8 @@ pub(crate) enum Event {
     Fault(crate::faults::Fault),
     /// A node that was told to come to rest begins anew.
     Restarted(usize),
+    /// The keeper of a connection without a client wants to be told the time.
+    KeptTurn(ConnId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +93,9 @@ pub(crate) struct Site {
     woken_at: Option<u64>,
     /// Until when nothing passes between it and each server.
     pub(crate) parted_until: Vec<u64>,
+    /// Connections whose client has left.
+    pub(crate) house: House,
+    limits: cep::keeper::Limits,
 }
 
 /// What the node wants written and has not been.
@@ -126,6 +136,8 @@ pub(crate) struct Line {
     pub(crate) excuse: Option<&'static str>,
     /// The node has closed it; what it said last may still be on its way.
     closed: bool,
+    /// The node keeps its connection to the origin once the client has heard all.
+    handing: Option<Box<Facts>>,
     /// The client has hung up.
     hung_up: bool,
     lan: Road,
@@ -149,6 +161,10 @@ pub(crate) struct Totals {
     pub(crate) replaced: u64,
     /// Answers that were there before they were asked.
     pub(crate) ahead: u64,
+    /// Connections that outlived their clients, what was fetched on them, and why they ended.
+    pub(crate) kept: u64,
+    pub(crate) kept_messages: u64,
+    pub(crate) kept_ended: BTreeMap<&'static str, u64>,
     pub(crate) hash: u64,
 }
 
@@ -162,6 +178,7 @@ pub(crate) struct World {
     pub(crate) sites: Vec<Site>,
     pub(crate) servers: Vec<Server>,
     pub(crate) lines: Vec<Line>,
+    kept: Vec<kept::Kept>,
     inputs: VecDeque<(usize, ConnId, Input)>,
     pub(crate) resting: bool,
     /// Users whose server has lied in one of their sessions: what is stored for them is the lie.
@@ -211,6 +228,7 @@ impl World {
             sites,
             servers,
             lines: Vec::new(),
+            kept: Vec::new(),
             inputs: VecDeque::new(),
             resting: false,
             deceived: Vec::new(),
@@ -287,6 +305,7 @@ impl World {
             number: None,
             excuse: None,
             closed: false,
+            handing: None,
             hung_up: false,
             lan: Road { delay_us: 100 + random.below(2000) as u64, octets_per_ms: rate },
             wan: Road {
@@ -321,6 +340,9 @@ impl World {
 
     fn happen(&mut self, event: Event) -> Result<(), Broken> {
         match event {
+            Event::Arrive(_, conn, way) if self.is_kept(conn) => self.kept_arrive(conn, way)?,
+            Event::OriginTurn(_, conn) if self.is_kept(conn) => self.kept_origin_turn(conn)?,
+            Event::KeptTurn(conn) => self.kept_turn(conn)?,
             Event::Arrive(slot, conn, way) => self.arrive(slot, conn, way)?,
             Event::ClientTurn(slot, conn) => self.client_turn(slot, conn),
             Event::OriginTurn(slot, conn) => self.origin_turn(slot, conn),
@@ -349,7 +371,7 @@ impl World {
                 self.sites[node].woken_at = None;
                 self.inputs.push_back((node, ConnId(0), Input::Tick));
             }
-            Event::Fault(fault) => self.fault(fault),
+            Event::Fault(fault) => self.fault(fault)?,
             Event::Restarted(node) => {
                 self.node_gone(node, "restart");
                 self.sites[node].store.restart();
@@ -371,29 +393,44 @@ impl Site {
     fn new(random: &mut Random, servers: usize) -> Self {
         let window = *random.pick(&[16 * 1024, 64 * 1024]);
         Self {
-            node: new_node(window, servers, !random.once_in(4)),
+            node: new_node(random, window, servers),
             store: Store::new(),
             wall_ms: 1_700_000_000_000,
             window,
             draining: false,
             woken_at: None,
             parted_until: vec![0; servers],
+            house: House::new(*random.pick(&[1, 2, 20])),
+            limits: cep::keeper::Limits {
+                absolute: Duration::from_secs(*random.pick(&[25, 600])),
+                idle: Duration::from_secs(*random.pick(&[8, 30, 600])),
+                // Longer than any two partitions.
+                patience: Duration::from_secs(40),
+                ..cep::keeper::Limits::default()
+            },
         }
     }
 }
 
-fn new_node(window: usize, servers: usize, foresee: bool) -> Node {
+fn new_node(random: &mut Random, window: usize, servers: usize) -> Node {
     let limits = Limits { window_octets: window, stuck: Duration::from_secs(15), ..Limits::default() };
     let terms = ServerTerms {
         compress: Compress::Off,
         cache: true,
         re_proof: RE_PROOF,
         chunk_fill_max: 1 << 20,
-        foresee,
+        foresee: !random.once_in(4),
+        retain: !random.once_in(4),
         sessions_max: 20,
     };
     let servers = (0..servers).map(|at| (server_id(at), terms.clone())).collect();
-    Node::new(NodeConfig { limits, servers, keying: Arc::new(PlainKeys) })
+    let chances = Mutex::new(Random::new(random.below(1 << 30) as u64));
+    let preloads: Preloads = Arc::new(move |_| {
+        let seed = chances.lock().unwrap().below(1 << 30) as u64;
+        Box::new(Ordering::all(Random::new(seed)))
+    });
+    let preloads = (!random.once_in(3)).then_some(preloads);
+    Node::new(NodeConfig { limits, servers, keying: Arc::new(PlainKeys), preloads })
 }
 
 fn site_reads_origin(site: &Site, conn: ConnId) -> bool {

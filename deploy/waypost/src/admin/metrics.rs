@@ -51,6 +51,14 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     for (word, n) in [("asked", metrics.foreseen_told.get()), ("in-vain", metrics.foreseen_in_vain.get())] {
         page.sample("waypost_epc_foreseen_commands_total", &[("result", word)], n);
     }
+    page.family(
+        "waypost_epc_flags_ahead_total",
+        "counter",
+        "Flags of whole mailboxes asked ahead as what has changed of them.",
+    );
+    for (word, n) in [("proved", metrics.flags_proved.get()), ("doubted", metrics.flags_doubted.get())] {
+        page.sample("waypost_epc_flags_ahead_total", &[("result", word)], n);
+    }
     page.one(
         "waypost_epc_origins_replaced_total",
         "counter",
@@ -91,6 +99,7 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     ] {
         page.one(name, "counter", help, n);
     }
+    kept(&mut page, node);
     page.family("waypost_epc_relayed_bytes_total", "counter", "Octets of sessions, TLS removed.");
     for (side, direction, n) in [
         ("client", "read", metrics.client_read_octets.get()),
@@ -198,6 +207,38 @@ fn store_families(page: &mut Page, store: &StoreStatus) {
     ] {
         page.one(name, "counter", help, n);
     }
+}
+
+/// Sessions that outlive their client.
+fn kept(page: &mut Page, node: &Node) {
+    let house = node.house();
+    let (so_far, ended) = house.counts();
+    let sessions = house.list();
+    let lanes = sessions.iter().filter(|session| session.lane).count();
+    page.family("waypost_cep_sessions", "gauge", "Kept sessions now, without and beside their user.");
+    for (role, n) in [("kept", sessions.len() - lanes), ("lane", lanes)] {
+        page.sample("waypost_cep_sessions", &[("role", role)], u64::try_from(n).unwrap_or(u64::MAX));
+    }
+    page.one("waypost_cep_sessions_taken_total", "counter", "Sessions whose client left.", so_far);
+    page.family("waypost_cep_sessions_ended_total", "counter", "Kept sessions by why they ended.");
+    for (why, n) in ended {
+        page.sample("waypost_cep_sessions_ended_total", &[("why", why.word())], n);
+    }
+    page.one(
+        "waypost_cep_limited_accounts",
+        "gauge",
+        "Accounts whose server said that they have too many connections.",
+        u64::try_from(house.limited_accounts()).unwrap_or(u64::MAX),
+    );
+    page.one(
+        "waypost_cep_windows_failed_total",
+        "counter",
+        "Receive windows that could not be set.",
+        house.unbounded(),
+    );
+    let fetched = house.fetched();
+    page.one("waypost_cep_fetched_messages_total", "counter", "Messages fetched ahead.", fetched.0);
+    page.one("waypost_cep_fetched_bytes_total", "counter", "Message data fetched ahead.", fetched.1);
 }
 
 #[derive(Default)]

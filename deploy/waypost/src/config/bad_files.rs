@@ -92,13 +92,19 @@ enabled = "yes"
 absolute = "8d"
 idle = "1s"
 per_server_max = 0
-size_max = -1"#,
+size_max = -1
+lane = 1
+user_connections_max = 0
+line_rate = "0 bit/s""#,
         &[
             r#"w.toml:3:11: error: [sustain]: enabled: "yes" is not true or false; allowed: true, false: connections to the server outlive clients that leave; for example: enabled = true"#,
             r#"w.toml:4:12: error: [sustain]: absolute: 8d is out of range; allowed: 1m to 7d; for example: absolute = "24h""#,
             r#"w.toml:5:8: error: [sustain]: idle: 1s is out of range; allowed: 1m to 7d; for example: idle = "12h""#,
             r#"w.toml:6:18: error: [sustain]: per_server_max: 0 is out of range; allowed: 1 to 100000; for example: per_server_max = 500"#,
             r#"w.toml:7:12: error: [sustain]: size_max: -1 is not a size; allowed: 0 B or more: larger messages are left to their reader; for example: size_max = "8 MiB""#,
+            r#"w.toml:8:8: error: [sustain]: lane: 1 is not true or false; allowed: true, false: a kept session stays beside its user and fetches ahead for him; for example: lane = true"#,
+            r#"w.toml:9:24: error: [sustain]: user_connections_max: 0 is out of range; allowed: 1 to 100; for example: user_connections_max = 8"#,
+            r#"w.toml:10:13: error: [sustain]: line_rate: 0 bit/s is too little; allowed: 1 kbit/s or more; for example: line_rate = "10 Mbit/s""#,
         ],
     ),
     (

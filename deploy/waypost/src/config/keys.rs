@@ -206,6 +206,13 @@ pub(crate) const SUSTAIN: Section = Section {
         key("idle", "1m to 7d after the client left", r#""12h""#),
         key("per_server_max", "1 to 100000 kept sessions at a time", "500"),
         key("size_max", "0 B or more: larger messages are left to their reader", r#""8 MiB""#),
+        key("lane", "true, false: a kept session stays beside its user and fetches ahead for him", "true"),
+        key(
+            "user_connections_max",
+            "1 to 100 connections of a user, ours with them; fewer than his server allows",
+            "8",
+        ),
+        key("line_rate", "1 kbit/s or more: about what the line to the servers carries", r#""10 Mbit/s""#),
     ],
 };
 

@@ -246,8 +246,27 @@ fn sustain(mut t: TableReader<'_, '_>) -> Sustain {
             ),
         );
     }
+    let user_connections_max = t.get("user_connections_max", 8_u32);
+    if !(1..=100).contains(&user_connections_max) {
+        t.object(
+            "user_connections_max",
+            format!(
+                "{user_connections_max} is out of range; allowed: 1 to 100; for example: user_connections_max = 8"
+            ),
+        );
+    }
+    let line_rate = t.get("line_rate", Rate(10_000_000));
+    if line_rate < LINE_RATE_MIN {
+        t.object(
+            "line_rate",
+            format!("{line_rate} is too little; allowed: {LINE_RATE_MIN} or more; for example: line_rate = \"10 Mbit/s\""),
+        );
+    }
     Sustain {
         enabled: t.get("enabled", false),
+        line_rate,
+        lane: t.get("lane", true),
+        user_connections_max,
         absolute,
         idle,
         per_server_max,
@@ -335,6 +354,7 @@ fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> S
 }
 
 /// One mailbox with attachments does not fit into less.
+const LINE_RATE_MIN: Rate = Rate(1000);
 const STORE_SIZE_MIN: Size = Size(64 << 20);
 const PREFETCH_RATE_MIN: Rate = Rate(64_000);
 

@@ -113,6 +113,41 @@ pub enum Closing {
     StoreLost,
 }
 
+/// Why flags that an earlier session left are not told although the origin was asked what has changed of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// The mailbox is another one of the same name.
+    Generation,
+    /// The origin knows of fewer changes than it did, or of none.
+    WentBack,
+    /// The origin did not answer.
+    Refused,
+    /// It said something else of a message.
+    Odd,
+    /// A message is recent, and which one it did not say.
+    Recent,
+    /// Which messages there are it did not say.
+    NotListed,
+    /// A message that is neither among the changes nor known before.
+    Unknown,
+}
+
+impl Doubt {
+    /// One word for logs and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Generation => "generation",
+            Self::WentBack => "went-back",
+            Self::Refused => "refused",
+            Self::Odd => "odd",
+            Self::Recent => "recent",
+            Self::NotListed => "not-listed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// What the session learned, for counters, logs and other rooms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -151,6 +186,15 @@ pub enum Event {
         /// The login in front of them was refused.
         refused: bool,
     },
+    /// The flags of a mailbox were told from what an earlier session left and the origin said had changed since.
+    FlagsProved {
+        /// Of how many messages.
+        messages: u32,
+        /// Those that the origin said itself.
+        changed: u32,
+    },
+    /// They could not be, and the origin was asked for all of them.
+    FlagsDoubted(Doubt),
     /// The origin asked for something that the client did not announce.
     UnexpectedContinuation,
     /// From here on octets pass both ways and nothing is learned.

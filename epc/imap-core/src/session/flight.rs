@@ -16,6 +16,8 @@
 //! Absorbing: what the client did not ask is not told. In a mailbox that it has opened, it is learned; one that it has
 //! not opened is left again, and what opening it took from `\Recent` is remembered for the client.
 
+mod proving;
+
 use super::{
     Phase,
     exchange::Event,
@@ -33,6 +35,7 @@ use crate::{
 };
 use bytes::Bytes;
 use discovery_core::{id::AccountKey, now::Now};
+use proving::Proving;
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -85,6 +88,10 @@ struct Sent {
     fetches: bool,
     /// The client's tag, once it has asked the same.
     asked: Option<Bytes>,
+    /// The origin was asked in other words than the client's.
+    reworded: bool,
+    /// What it says is an answer only together with what is known.
+    proving: Option<Proving>,
 }
 
 impl Ahead {
@@ -208,8 +215,22 @@ impl super::Session {
             };
             let fetches = matches!(command.kind, Kind::Fetch(_));
             flight.mistakes += usize::from(!matches!(&*command.verb, b"ID" | b"CAPABILITY" | b"NOOP"));
-            flight.commands.push_back(Sent { tag: tag.into(), octets, mailbox, fetches, asked: None });
-            self.send(line);
+            let proving = self.ask_changes(&flight, &account, &command, &tag, &octets);
+            let reopened = self.open_with_modseq(mailbox.as_ref(), &account, &tag, &octets);
+            if proving.is_some() {
+                flight.mistakes += 1;
+            } else if !reopened {
+                self.send(line);
+            }
+            flight.commands.push_back(Sent {
+                tag: tag.into(),
+                octets,
+                mailbox,
+                fetches,
+                asked: None,
+                reworded: proving.is_some() || reopened,
+                proving,
+            });
         }
         let any = !flight.commands.is_empty();
         self.ahead.flight = any.then_some(flight);
@@ -255,6 +276,7 @@ impl super::Session {
         }
         self.ahead.held.clear();
         self.ahead.held_octets = 0;
+        self.flights.forget_uids();
     }
 }
 
@@ -351,7 +373,15 @@ impl super::Session {
             let tag = self.flights.reserve();
             let octets = Bytes::from_static(b"UNSELECT\r\n");
             let line = [tag.as_bytes(), b" ", &octets].concat();
-            let sent = Sent { tag: tag.into(), octets, mailbox: None, fetches: false, asked: None };
+            let sent = Sent {
+                tag: tag.into(),
+                octets,
+                mailbox: None,
+                fetches: false,
+                asked: None,
+                reworded: false,
+                proving: None,
+            };
             flight.commands.push_back(sent);
             self.send(line.into());
         }
@@ -408,15 +438,25 @@ impl super::Session {
         let tag = piece.split(|o| *o == b' ').next().unwrap_or_default();
         let Some(at) = flight.commands.iter().position(|sent| sent.tag == tag) else { return Some(frame) };
         let rest = piece.slice(tag.len()..);
-        let asked = flight.commands.remove(at).and_then(|sent| sent.asked);
-        let Some(tag) = asked else {
+        let sent = flight.commands.remove(at);
+        let Some((Some(tag), sent)) = sent.map(|mut sent| (sent.asked.take(), sent)) else {
             flight.absorbed += 1;
             // Before its turn: whatever this server does, it is not what was foreseen.
             flight.absorbing = true;
             return None;
         };
-        flight.told += 1;
-        Some(Frame::End { piece: [tag, rest].concat().into() })
+        let completed = rest.get(..4).is_some_and(|status| status.eq_ignore_ascii_case(b" OK "));
+        let proved = sent.proving.as_ref().is_none_or(|proving| self.tell_proved(proving, completed));
+        let told = proved && (completed || !sent.reworded);
+        if !told {
+            // Nothing of it was told; the client's own words are asked.
+            self.send([&tag, &b" "[..], &sent.octets].concat().into());
+        }
+        if let Some(flight) = &mut self.ahead.flight {
+            flight.told += u32::from(told);
+            flight.absorbed += u32::from(!told);
+        }
+        told.then(|| Frame::End { piece: [tag, rest].concat().into() })
     }
 
     /// Whether a response belongs to what the client did not ask, and is dealt with.

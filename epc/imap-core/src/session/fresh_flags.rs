@@ -32,6 +32,11 @@ impl FreshFlags {
         self.0.clear();
     }
 
+    /// How many messages they are known of.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// What the origin said last, however long ago.
     pub(super) fn last(&self, slot: SlotId) -> Option<&Bytes> {
         self.0.get(&slot).map(|(list, _)| list)

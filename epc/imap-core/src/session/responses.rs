@@ -20,6 +20,7 @@ use discovery_core::id::AccountKey;
 
 impl super::Session {
     pub(super) fn server_frame(&mut self, frame: Frame) {
+        let Some(frame) = self.without_modseq(frame) else { return };
         if !matches!(self.reading, Reading::Nothing) {
             return self.continue_response(frame);
         }
@@ -43,6 +44,7 @@ impl super::Session {
         match response {
             Response::Tagged { tag, status, code } => self.tagged(tag, status, code, &piece),
             Response::Continuation(_) => self.continuation(piece),
+            Response::Fetch { msn, .. } if self.proves() => self.keep_said(frame, &piece, msn),
             Response::Fetch { msn, payload_at } if self.is_selected() => {
                 self.begin_fetch(frame, &piece, msn, payload_at);
             }
@@ -62,6 +64,7 @@ impl super::Session {
                 self.say(piece);
             }
             Response::Recent(n) if matches!(self.phase, Phase::Selecting) => {
+                self.remembered.saw_recent(n);
                 match self.recent_with_remembered(n) {
                     Some(all) => {
                         self.say(format!("* {} RECENT\r\n", all.min(self.views.server_len())).into())
@@ -70,6 +73,7 @@ impl super::Session {
                 }
             }
             Response::Recent(n) if self.is_selected() => {
+                self.remembered.saw_recent(n);
                 self.views.log_recent(n);
                 self.tell();
             }
@@ -176,7 +180,9 @@ impl super::Session {
             }
         }
         self.learn_capabilities(piece);
-        self.forward_filtered(piece);
+        if !self.saw_code(status, code) {
+            self.forward_filtered(piece);
+        }
     }
 
     fn continuation(&mut self, piece: Bytes) {
@@ -217,6 +223,7 @@ impl super::Session {
             return self.forward_filtered(piece);
         };
         underway.completion = Some(Bytes::copy_from_slice(piece));
+        let fetched = underway.fetches && status == Status::Ok;
         let effect = std::mem::replace(&mut underway.effect, Effect::Nothing);
         let ended = self.splices.end(tag);
         self.tell_mentioned(ended);
@@ -262,6 +269,9 @@ impl super::Session {
                 }
             }
             Effect::Deselect | Effect::Forget(_) => {}
+        }
+        if fetched {
+            self.leave_flags();
         }
     }
 

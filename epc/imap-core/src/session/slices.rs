@@ -36,7 +36,7 @@ use discovery_core::{now::Now, seam::advisor::Held, value::Served};
 use idling::Line;
 use piece::{Answer, Piece};
 pub(super) use reading::Sink;
-use std::{collections::VecDeque, ops::RangeInclusive, time::Instant};
+use std::{collections::VecDeque, time::Instant};
 
 /// What this session does for nobody yet.
 #[derive(Default)]
@@ -63,8 +63,6 @@ pub(super) struct Synthetic {
     foreground: bool,
     /// The largest UID of the list that it was told, if it was told one.
     listed: Option<Option<Uid>>,
-    /// The last message of which the UID was asked.
-    uid_asked: Option<SlotId>,
     /// The message that a client opened last, and where its first octets came from.
     opened: Option<(SlotId, Served)>,
 }
@@ -105,13 +103,10 @@ enum UnderWay {
         offset: u32,
         answer: Option<Answer>,
     },
+    /// Descriptions, and what the store has of each; without a UID: it came a moment ago.
     Describe {
-        batch: Vec<(SlotId, Uid, Held)>,
+        batch: Vec<(SlotId, Option<Uid>, Held)>,
         told: usize,
-    },
-    /// The UIDs of messages that came.
-    Uids {
-        slots: RangeInclusive<SlotId>,
     },
 }
 
@@ -320,7 +315,6 @@ impl UnderWay {
         let (one, many) = match self {
             Self::Slice { slot, .. } => (Some(*slot), [].as_slice()),
             Self::Describe { batch, .. } => (None, batch.as_slice()),
-            Self::Uids { .. } => (None, [].as_slice()),
         };
         one.into_iter().chain(many.iter().map(|(slot, ..)| *slot))
     }
@@ -332,7 +326,6 @@ impl UnderWay {
                 item.key == *key && item.partial.is_some_and(|(first, _)| first == *offset)
             }
             Self::Describe { .. } => tells_description(&item.key),
-            Self::Uids { .. } => false,
         }
     }
 }

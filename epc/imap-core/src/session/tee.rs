@@ -83,6 +83,7 @@ impl super::Session {
         let reader = FetchReader::start(piece);
         let payload = piece.slice(payload_at.min(piece.len())..);
         if let Frame::End { .. } = frame {
+            self.remembered.saw_list(&payload);
             let said = reader.and_then(FetchReader::finish).ok();
             let known = self.flags.last(slot).cloned();
             match &said {

@@ -154,6 +154,11 @@ impl Flights {
         tag
     }
 
+    /// Our question for UIDs went out on a connection that is no more.
+    pub(super) fn forget_uids(&mut self) {
+        self.flights.retain(|f| f.owner != Owner::Own(Own::Uids));
+    }
+
     /// The client has its answer to IDLE; what the origin still says to that tag is nobody's.
     pub(super) fn disown_idle(&mut self, tag: &[u8]) {
         if let Some(flight) = self.flights.iter_mut().find(|f| f.tag == tag) {

@@ -3,7 +3,7 @@
 
 use crate::{
     mail::{BoxName, Content, Mail, MessageId, box_of, identity_flag},
-    origin::{Mark, Origin, label, section_octets, sets_seen},
+    origin::{Manner, Mark, Origin, label, section_octets, sets_seen},
     random::Random,
     wire::{Value, message_end, numbers, text, words},
 };
@@ -51,7 +51,10 @@ impl Reached {
             Mark::Expunged(id) => drop(self.expunged.insert(id, tick)),
             Mark::Completed { tag, ok, asked } => {
                 if tag.starts_with(OURS) {
-                    self.ahead.entry(asked).or_default().push_back(ok);
+                    // Asked in other words, to the same end.
+                    let words = [" (CONDSTORE)", " (CHANGEDSINCE "];
+                    let end = words.iter().find_map(|words| asked.find(words)).unwrap_or(asked.len());
+                    self.ahead.entry(asked[..end].to_owned()).or_default().push_back(ok);
                 }
                 self.completed.insert(tag, ok);
             }
@@ -136,6 +139,8 @@ struct Fetch {
 pub(crate) struct Client {
     pub(crate) user: String,
     authenticated: bool,
+    /// When it asked to be let in, and whether it has opened nothing since.
+    came: (u64, bool),
     open: Option<Open>,
     asked: VecDeque<Asked>,
     tags: u64,
@@ -160,6 +165,8 @@ struct Open {
     /// Which message each number means, once that is known.
     view: Vec<Option<u32>>,
     flags: BTreeMap<u32, BTreeSet<String>>,
+    /// The earliest moment of which the origin may have spoken.
+    since: u64,
 }
 
 #[path = "habits.rs"]
@@ -179,6 +186,7 @@ impl Client {
         Self {
             user: user.to_owned(),
             authenticated: false,
+            came: (0, true),
             open: None,
             asked: VecDeque::new(),
             tags: 0,
@@ -628,6 +636,11 @@ impl Client {
                 Err("a SEARCH response that nobody asked for".into())
             }
             "OK" => {
+                let selects = matches!(self.asked.front(), Some(Asked { what: What::Select { .. }, .. }));
+                let says = truth.origin.manner == Manner::Cyrus && selects;
+                if head.contains("MODSEQ") && !says {
+                    return Err("MODSEQ, which this client does not know of".into());
+                }
                 if third == "[UIDVALIDITY" {
                     let number = words.next().and_then(|n| n.trim_end_matches(']').parse().ok());
                     if let Some(Asked { what: What::Select { validity, .. }, .. }) = self.asked.front_mut() {
@@ -714,8 +727,18 @@ impl Client {
                 return Err(format!("{name} twice in one response"));
             }
             if name == "FLAGS" {
-                let flags = text(&value.raw).trim_matches(['(', ')']).split(' ').map(str::to_owned).collect();
+                let flags: BTreeSet<String> =
+                    text(&value.raw).trim_matches(['(', ')']).split(' ').map(str::to_owned).collect();
+                let live = truth.mail.live(&open.name, uid).is_some();
+                if live && !truth.mail.had_flags_since(&id, &flags, open.since) {
+                    return Err(format!(
+                        "flags {flags:?} of UID {uid}, which it has not had since it was opened"
+                    ));
+                }
                 open.flags.insert(uid, flags);
+            }
+            if name == "MODSEQ" {
+                return Err("MODSEQ, which this client does not know of".into());
             }
             if name == "UID" || name == "FLAGS" {
                 for asked in &mut self.asked {
@@ -832,12 +855,14 @@ impl Client {
                     return Err("aborted, and the client had not spoken".into());
                 }
                 self.authenticated = ok;
+                self.came = (asked.issued, true);
                 if ok && truth.origin.user.as_ref() != Some(&user) {
                     return Err("logged in as somebody else".into());
                 }
             }
             What::Select { name, examine, count, validity } => {
                 self.open = None;
+                let first = std::mem::replace(&mut self.came.1, false);
                 if ok {
                     let validity = validity.ok_or("SELECT without UIDVALIDITY")?;
                     self.open = Some(Open {
@@ -846,6 +871,8 @@ impl Client {
                         read_only: examine,
                         view: vec![None; count.ok_or("SELECT without EXISTS")?],
                         flags: BTreeMap::new(),
+                        // It may have been asked ahead.
+                        since: if first { self.came.0 } else { asked.issued },
                     });
                 }
             }

@@ -28,7 +28,8 @@ use discovery_core::{
     seam::blob::BlobReader,
 };
 use imap_core::{
-    catalog::{Catalog, CatalogOp},
+    catalog::{Catalog, CatalogOp, MailboxKey},
+    flag_snapshot::{FlagMemory, Known},
     retained::Facts,
     session::{Closing, Compress, Event, Output, Road, Session, SessionConfig, Side},
     start_profile::{StartHabits, StartKey},
@@ -59,6 +60,23 @@ impl StartHabits for Guesses {
     }
 
     fn end(&self, _: &StartKey) {}
+}
+
+/// Keeps what is known of all mailboxes, however small, and forgets now and then.
+#[derive(Default)]
+struct Branch(Mutex<BTreeMap<(AccountKey, Vec<u8>), Known>>);
+
+impl FlagMemory for Branch {
+    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Known> {
+        self.0.lock().unwrap().get(&(account.clone(), name.to_vec())).cloned()
+    }
+
+    fn remember(&self, mailbox: &MailboxKey, mut known: Known) {
+        let key = (mailbox.account.clone(), mailbox.name.to_vec());
+        let before = self.recall(&key.0, &key.1).and_then(|before| before.snapshot);
+        known.snapshot = known.snapshot.or(before);
+        self.0.lock().unwrap().insert(key, known);
+    }
 }
 
 /// How clients begin. Some of it must never be sent ahead.
@@ -148,6 +166,7 @@ struct World {
     random: Random,
     mail: Mail,
     shelf: Shelf,
+    flags: Arc<Branch>,
     manner: Manner,
     lines: Vec<Line>,
     sessions: u64,
@@ -156,6 +175,8 @@ struct World {
     revoked: BTreeMap<String, Duration>,
     /// One question at a time, and a store that forgets nothing.
     serial: bool,
+    /// One user comes again and again, begins alike and does not stay.
+    hasty: bool,
     totals: Totals,
 }
 
@@ -172,6 +193,9 @@ struct Totals {
     retained: u64,
     /// Answers that were there before they were asked.
     ahead: u64,
+    /// Flags of a mailbox told from what had changed of them, and those that could not be.
+    proved: u64,
+    doubted: u64,
     /// For nobody: slices, interrupted IDLEs, whole bodies and descriptions that were had of them.
     for_nobody: [u64; 4],
 }
@@ -222,10 +246,13 @@ impl World {
         let mail = Mail::new(&mut random);
         let manner = if seed.is_multiple_of(2) { Manner::Dovecot } else { Manner::Cyrus };
         let serial = seed.is_multiple_of(5);
+        let hasty = seed % 3 == 1;
         let mut world = Self {
             seed,
             shelf: if serial { Shelf::default() } else { Shelf::forgetful(Random::new(seed ^ 0xF00)) },
             serial,
+            hasty,
+            flags: Arc::default(),
             random,
             mail,
             manner,
@@ -249,7 +276,7 @@ impl World {
 
     fn connect(&mut self) -> Line {
         self.sessions += 1;
-        let user = *self.random.pick(&USERS);
+        let user = if self.hasty { USERS[0] } else { *self.random.pick(&USERS) };
         let origin = Origin::new(self.manner);
         let config = SessionConfig {
             number: self.sessions,
@@ -270,8 +297,9 @@ impl World {
             session.preload_by(Box::new(whims.clone()));
         }
         let random = Random::new(self.random.below(usize::MAX) as u64);
-        let habit = *self.random.pick(&HABITS);
+        let habit = if self.hasty { HABITS[2] } else { *self.random.pick(&HABITS) };
         session.foresee(Arc::new(Guesses(Mutex::new(random), habit)));
+        session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
         let parked = self.random.once_in(2);
         if parked {
             session.origin_was_parked();
@@ -302,7 +330,7 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         self.totals.events += 1;
         self.mail.tick += 1;
-        self.clock += Duration::from_millis(20);
+        self.clock += Duration::from_millis(if self.hasty { 2 } else { 20 });
         let at = self.random.below(self.lines.len());
         let now = self.now();
         let line = &mut self.lines[at];
@@ -312,7 +340,7 @@ impl World {
         }
         match self.random.below(122) {
             0..=3 => self.others(),
-            4 | 5 => {
+            4 | 5 if !self.hasty || self.random.once_in(20) => {
                 self.clock += Duration::from_secs(self.random.below(40) as u64);
             }
             6..=24 => self.client_speaks(at),
@@ -323,7 +351,7 @@ impl World {
                 line.origin.step(&mut self.mail, &mut self.random, false);
             }
             85..=109 => self.session_hears_origin(at),
-            120 if self.random.once_in(20) => return self.cut(at),
+            120 if self.random.once_in(if self.hasty { 3 } else { 20 }) => return self.cut(at),
             121 => self.origin_forgets(at),
             _ => self.store_answers(at),
         }
@@ -355,7 +383,7 @@ impl World {
     fn others(&mut self) {
         // So that something is worth fetching.
         let wanted = self.lines.iter().any(|line| line.whims.is_some());
-        if wanted && self.random.once_in(5) {
+        if wanted && self.random.once_in(12) {
             self.shelf.forget();
         }
         let opened = self.lines.iter().filter_map(|line| line.origin.selected.as_ref());
@@ -394,6 +422,17 @@ impl World {
                     self.mail.create(&name);
                     for _ in 0..8 {
                         self.mail.arrive_in(&name, &mut self.random);
+                    }
+                }
+            }
+            3 if self.random.once_in(3) => {
+                // A backup is put in its place, or it loses what it knew of changes; nobody may have it open.
+                let selected = |line: &Line| line.origin.selected.as_ref().is_some_and(|s| s.name == name);
+                if !self.lines.iter().any(selected) {
+                    if self.random.once_in(2) {
+                        self.mail.restore(&name);
+                    } else if let Some(mailbox) = self.mail.boxes.get_mut(&name) {
+                        mailbox.has_modseq = !mailbox.has_modseq;
                     }
                 }
             }
@@ -549,6 +588,8 @@ impl World {
                 Output::Event(Event::Desync(why) | Event::Tunnel(why)) => {
                     return Err(format!("gave up: {why}"));
                 }
+                Output::Event(Event::FlagsProved { .. }) => self.totals.proved += 1,
+                Output::Event(Event::FlagsDoubted(_)) => self.totals.doubted += 1,
                 Output::Event(Event::Unread) => return Err("a FETCH response was not understood".into()),
                 Output::Event(_) => {}
                 Output::ReplaceOrigin => {
@@ -826,16 +867,20 @@ fn play_many(first: u64, events: u64) {
         all.had_enough += totals.had_enough;
         all.retained += totals.retained;
         all.ahead += totals.ahead;
+        all.proved += totals.proved;
+        all.doubted += totals.doubted;
         all.for_nobody.iter_mut().zip(totals.for_nobody).for_each(|(all, came)| *all += came);
         seed += 1;
     }
     println!(
-        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} tagged replies, {} sections from the store, {:?} slices, IDLEs, bodies and descriptions for nobody, {} seeds, no lie",
+        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} mailboxes' flags proved and {} doubted, {} tagged replies, {} sections from the store, {:?} slices, IDLEs, bodies and descriptions for nobody, {} seeds, no lie",
         all.events,
         all.sessions,
         all.replaced,
         all.had_enough,
         all.ahead,
+        all.proved,
+        all.doubted,
         all.replies,
         all.from_store,
         all.for_nobody,
@@ -843,6 +888,7 @@ fn play_many(first: u64, events: u64) {
     );
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
     assert!(all.ahead > all.events / 10_000, "hardly anything was foreseen");
+    assert!(all.proved > all.events / 20_000 && all.doubted > 0, "hardly any flags were known");
     assert!(all.for_nobody[0] > all.events / 2000, "hardly anything was fetched for nobody");
     assert!(all.for_nobody.iter().all(|came| *came > 0), "nothing came of it");
     assert!(all.had_enough > 0, "no origin had enough");

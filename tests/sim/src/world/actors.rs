@@ -106,9 +106,9 @@ impl World {
             }
             9 if self.random.once_in(3) => {
                 // Made anew, with other mail under the same UIDs; nobody may have it open.
-                let open = self.lines.iter().any(|line| {
-                    line.server == at && line.origin.selected.as_ref().is_some_and(|s| s.name == name)
-                });
+                let has = |origin: &Origin| origin.selected.as_ref().is_some_and(|open| open.name == name);
+                let open = self.lines.iter().any(|line| line.server == at && has(&line.origin))
+                    || self.kept.iter().any(|kept| kept.server == at && has(&kept.origin));
                 if !open {
                     server.mail.create(&name);
                     for _ in 0..8 {

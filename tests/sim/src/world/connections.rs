@@ -87,13 +87,13 @@ impl World {
                 self.renew(slot);
             }
         }
+        self.kept_gone(node);
         let servers = self.servers.len();
         let random = &mut self.random;
         let window = *random.pick(&[16 * 1024, 64 * 1024]);
-        let foresee = !random.once_in(4);
         let site = &mut self.sites[node];
         site.window = window;
-        site.node = new_node(window, servers, foresee);
+        site.node = new_node(random, window, servers);
         site.draining = false;
         site.woken_at = None;
     }
@@ -129,6 +129,9 @@ impl World {
                 let lie = "a session is over, and still holds a body or a claim in the store".to_owned();
                 return Err(self.broken(slot, Checker::Budget, lie));
             }
+        }
+        if let Some(facts) = self.lines[slot].handing.take() {
+            self.keep(slot, *facts)?;
         }
         self.renew(slot);
         Ok(())

@@ -64,6 +64,7 @@ impl World {
             | Output::StartTls { conn }
             | Output::Deflate { conn, .. }
             | Output::Close { conn }
+            | Output::HandOver { conn, .. }
             | Output::Count { conn, .. } => *conn,
         };
         let Some(slot) = self.slot_of(conn) else { return Ok(()) };
@@ -100,20 +101,29 @@ impl World {
             Output::StartTls { .. } | Output::Deflate { .. } => {
                 return Err(self.broken(slot, Checker::Transcript, "nobody wanted that".into()));
             }
-            Output::Close { .. } => {
-                self.lines[slot].closed = true;
-                if self.lines[slot].tell.black_hole {
-                    return self.line_ends(slot);
-                }
-                self.put(slot, Way::Tell, Segment { last: true, ..Segment::default() });
-            }
+            Output::Close { .. } => return self.closed(slot, None),
+            Output::HandOver { facts, .. } => return self.closed(slot, Some(facts)),
             Output::Count { what, .. } => self.counted(slot, &what)?,
         }
         Ok(())
     }
 
+    /// The node is done with the client, and with the origin unless it keeps it.
+    fn closed(&mut self, slot: usize, facts: Option<Box<Facts>>) -> Result<(), Broken> {
+        self.lines[slot].closed = true;
+        self.lines[slot].handing = facts;
+        if self.lines[slot].tell.black_hole {
+            return self.line_ends(slot);
+        }
+        self.put(slot, Way::Tell, Segment { last: true, ..Segment::default() });
+        Ok(())
+    }
+
     pub(super) fn counted(&mut self, slot: usize, what: &Count) -> Result<(), Broken> {
         self.trace.event(self.now_us, slot, what);
+        if let Count::Event(event) = what {
+            self.house_hears(self.lines[slot].node, event)?;
+        }
         let line = &mut self.lines[slot];
         match what {
             Count::Ended(how) => {
@@ -152,12 +162,13 @@ impl World {
     }
 
     /// The operator lets a node come to rest.
-    pub(crate) fn order(&mut self, node: usize, after: Duration) {
+    pub(crate) fn order(&mut self, node: usize, after: Duration) -> Result<(), Broken> {
         let by = self.now(node).mono + after;
         self.sites[node].draining = true;
         self.inputs.push_back((node, ConnId(0), Input::Operator(Order::DrainBy(by))));
         let gone = self.now_us + u64::try_from(after.as_micros()).unwrap() + 6_000_000;
         self.at(gone, Event::Restarted(node));
+        self.drain_kept(node)
     }
 
     /// The receiver of this line is there no more, and nobody says so.

@@ -37,6 +37,7 @@ impl World {
                 return Err(self.broken(slot, Checker::Transcript, lie));
             }
         }
+        self.check_kept_at_rest()?;
         self.finish();
         Ok(())
     }

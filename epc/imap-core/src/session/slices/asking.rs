@@ -17,10 +17,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use discovery_core::seam::{advisor::Held, gate::Grant};
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 impl super::super::Session {
     /// Tells what has changed, and goes on with what nobody asked for, as far as that goes now.
@@ -74,27 +71,20 @@ impl super::super::Session {
     /// One thing; `false` when there is nothing to do before something happens.
     fn move_ahead(&mut self) -> bool {
         let Some(now) = self.mono() else { return false };
-        if self.synthetic.stopped || self.synthetic.wait > Some(now) {
+        if !self.views.all_uids_known() {
+            // Somebody has come since there was nothing to do.
+            self.synthetic.asleep = None;
+        }
+        if self.synthetic.stopped || self.synthetic.wait.max(self.synthetic.asleep) > Some(now) {
             return false;
         }
         self.synthetic.wait = None;
-        if let Some((slots, numbers)) = self.uids_to_ask() {
-            let octets = (numbers.end() - numbers.start() + 1).saturating_mul(UID_OCTETS);
-            if !self.may_go(octets) {
-                return false;
-            }
-            let (from, to) = numbers.into_inner();
-            self.synthetic.uid_asked = Some(*slots.end());
-            self.synthetic.under_way = Some(UnderWay::Uids { slots });
-            self.send_slice(&format!("FETCH {from}:{to} (UID)\r\n"));
-            return true;
-        }
-        if self.synthetic.asleep > Some(now) {
-            return false;
-        }
         self.synthetic.asleep = None;
         match &mut self.synthetic.doing {
-            Doing::Nothing => self.next_order(),
+            Doing::Nothing => match self.newcomers() {
+                newcomers if newcomers.is_empty() => self.next_order(),
+                newcomers => self.ask_newcomers(newcomers),
+            },
             Doing::Describe { request: Some(_), .. } => false,
             Doing::Describe { left, .. } if !left.is_empty() => {
                 self.look_up_descriptions();
@@ -140,21 +130,6 @@ impl super::super::Session {
                 }
             }
         }
-    }
-
-    /// Messages that came and of which the client has not asked the UID: without, nothing can be decided about them.
-    fn uids_to_ask(&self) -> Option<(RangeInclusive<SlotId>, RangeInclusive<u32>)> {
-        if self.views.all_uids_known() {
-            return None;
-        }
-        let (last, to) = self.views.unknown_uids().next()?;
-        if self.synthetic.uid_asked == Some(to) {
-            // The origin did not say it.
-            return None;
-        }
-        let batch = self.views.unknown_uids().take_while(|(msn, _)| last.get() - msn.get() < UIDS_MAX);
-        let (first, from) = batch.last()?;
-        Some((from..=to, first.get()..=last.get()))
     }
 
     fn next_order(&mut self) -> bool {
@@ -311,8 +286,32 @@ impl super::super::Session {
         let now = std::mem::replace(missing, later);
         let batch: Vec<_> = now
             .into_iter()
-            .filter_map(|(uid, held)| Some((self.views.slot_of_uid(uid)?, uid, held)))
+            .filter_map(|(uid, held)| Some((self.views.slot_of_uid(uid)?, Some(uid), held)))
             .collect();
+        self.send_descriptions(batch);
+    }
+
+    /// The newest messages whose UIDs nobody has asked for: a client in IDLE need not.
+    fn newcomers(&self) -> Vec<SlotId> {
+        if self.views.all_uids_known() {
+            return Vec::new();
+        }
+        let len = self.views.server_len();
+        let newest = (1..=len).rev().take(NEWCOMERS_AMONG).filter_map(Msn::new);
+        let slots = newest.filter_map(|msn| self.views.slot_of_server(msn));
+        slots.filter(|slot| self.views.uid(*slot).is_none()).take(BATCH_MAX).collect()
+    }
+
+    fn ask_newcomers(&mut self, newcomers: Vec<SlotId>) -> bool {
+        let octets = u32::try_from(newcomers.len() as u64 * DESCRIPTION_OCTETS).unwrap_or(SLICE_OCTETS_MAX);
+        if !self.may_go(octets) {
+            return false;
+        }
+        self.send_descriptions(newcomers.into_iter().map(|slot| (slot, None, Held::Nothing)).collect());
+        true
+    }
+
+    fn send_descriptions(&mut self, batch: Vec<(SlotId, Option<Uid>, Held)>) {
         let mut numbers: Vec<u32> =
             batch.iter().filter_map(|(slot, ..)| self.views.server_msn(*slot)).map(Msn::get).collect();
         numbers.sort_unstable();
@@ -363,14 +362,12 @@ fn is_whole(key: &ItemKey) -> bool {
     key.class() == ItemClass::Section(SectionClass::Whole)
 }
 
-/// `* n FETCH (UID n)`, about.
-const UID_OCTETS: u32 = 32;
-/// UIDs asked at once: about a slice.
-const UIDS_MAX: u32 = SLICE_OCTETS_MAX / UID_OCTETS;
 /// Half a message is not waited for beyond this; the store forgets it after twice as long.
 const HALF_MAX: Duration = Duration::from_secs(300);
 /// Messages described at once: about a slice.
 const BATCH_MAX: usize = 32;
+/// Where messages without a known UID are looked for: those that came last.
+const NEWCOMERS_AMONG: usize = 128;
 /// A gate that says 'now' when it means 'later' costs no more than this.
 const WAIT_MIN: Duration = Duration::from_millis(10);
 /// What others see may be news for this mailbox, too.

@@ -35,7 +35,7 @@ impl super::super::Session {
 
     fn is_ours(&self, slot: SlotId, key: &ItemKey, origin: Option<u32>) -> bool {
         match &self.synthetic.under_way {
-            None | Some(UnderWay::Uids { .. }) => false,
+            None => false,
             Some(UnderWay::Slice { slot: asked, key: wanted, offset, .. }) => {
                 // Some servers forget to say which piece it is.
                 let unclear = || origin.is_none() && !self.underway.iter().any(|u| u.fetches);
@@ -107,9 +107,6 @@ impl super::super::Session {
         small: &[(ItemKey, Bytes)],
         known: Option<&Bytes>,
     ) -> bool {
-        if self.is_only_uid(slot, said) {
-            return true;
-        }
         let Some(item) = said.items.iter().find(|item| self.is_ours(slot, &item.key, item.origin)) else {
             return false;
         };
@@ -122,7 +119,10 @@ impl super::super::Session {
         } else {
             self.description_said(slot, said, small);
         }
-        let flags = said.flags.as_ref().filter(|flags| Some(flags.raw()) != known);
+        // Of a message that it has not looked at yet a client has no flags that could have changed.
+        let newcomer = matches!(&self.synthetic.under_way, Some(UnderWay::Describe { batch, .. })
+            if batch.iter().any(|(asked, uid, _)| *asked == slot && uid.is_none()));
+        let flags = said.flags.as_ref().filter(|flags| Some(flags.raw()) != known && !newcomer);
         if let Some(flags) = flags {
             let modseq = said.modseq.map(|modseq| format!(" MODSEQ ({modseq})")).unwrap_or_default();
             let payload = [b"(FLAGS ", &**flags.raw(), modseq.as_bytes(), b")\r\n"].concat();
@@ -130,13 +130,6 @@ impl super::super::Session {
             self.tell();
         }
         true
-    }
-
-    /// Whether it says a UID that we have asked, and no client.
-    fn is_only_uid(&self, slot: SlotId, said: &FetchResponse) -> bool {
-        let Some(UnderWay::Uids { slots }) = &self.synthetic.under_way else { return false };
-        let only = said.items.is_empty() && said.flags.is_none() && said.uid.is_some();
-        only && slots.contains(&slot) && !self.underway.iter().any(|u| u.fetches)
     }
 
     /// All octets of a slice are here.
@@ -180,6 +173,7 @@ impl super::super::Session {
         }
         let Some(UnderWay::Describe { batch, told }) = &mut self.synthetic.under_way else { return };
         let Some((_, uid, held)) = batch.iter().find(|(asked, ..)| *asked == slot).copied() else { return };
+        let Some(uid) = uid.or(said.uid) else { return };
         *told += 1;
         let seen = self.views.seen(slot).unwrap_or_default();
         if let Some(said) = Description::of(&items, seen) {
@@ -194,7 +188,7 @@ impl super::super::Session {
         match under_way {
             Some(UnderWay::Describe { told, .. }) if told == 0 || !ok => self.bears_no_fruit(),
             // The mailbox was left.
-            Some(UnderWay::Describe { .. } | UnderWay::Uids { .. }) | None => {}
+            Some(UnderWay::Describe { .. }) | None => {}
             Some(UnderWay::Slice { answer, offset, .. }) => {
                 let came = self.count_fetched(offset, answer);
                 match answer.filter(|_| ok) {

@@ -434,17 +434,35 @@ fn a_client_in_idle_notices_nothing() {
     script.order(whole(12, 5));
     script.order(whole(13, 2));
     d.later(MINUTE).gets("DONE\r\n");
-    d.server("* 3 EXISTS\r\ni OK done\r\n").hears("* 3 EXISTS\r\n");
+    d.server("* 4 EXISTS\r\ni OK done\r\n").hears("* 4 EXISTS\r\n");
     d.gets("EPC0102030405062 FETCH 2 (UID BODY.PEEK[]<0.6>)\r\n");
     d.server(&slice(2, 2, 12, 0, "hello")).hears("");
-    d.gets("EPC0102030405063 FETCH 3 (UID BODY.PEEK[]<0.3>)\r\n");
-    d.server("* 3 FETCH (UID 13 BODY[]<0> {2}\r\nhi FLAGS (\\Seen))\r\nEPC0102030405063 OK done\r\n");
-    d.hears("* 3 FETCH (FLAGS (\\Seen))\r\n").gets("EPC0102030405064 IDLE\r\n");
+    // What came meanwhile is looked at, and its UID with it; the client need not ask.
+    d.gets(&format!("EPC0102030405063 FETCH 4 ({})\r\n", crate::preload::DESCRIBING));
+    d.server("* 4 FETCH (UID 17 FLAGS () RFC822.SIZE 9 ENVELOPE NIL)\r\nEPC0102030405063 OK done\r\n")
+        .hears("");
+    d.gets("EPC0102030405064 FETCH 3 (UID BODY.PEEK[]<0.3>)\r\n");
+    d.server("* 3 FETCH (UID 13 BODY[]<0> {2}\r\nhi FLAGS (\\Seen))\r\nEPC0102030405064 OK done\r\n");
+    d.hears("* 3 FETCH (FLAGS (\\Seen))\r\n").gets("EPC0102030405065 IDLE\r\n");
+    let told = script.0.lock().unwrap().told.clone();
+    assert!(told.contains(&"described 17: 9 octets, seen false".to_owned()), "{told:?}");
+    assert!(told.iter().any(|told| told.starts_with("listed") && told.contains("17")), "{told:?}");
     d.server("+ idling\r\n* 1 EXPUNGE\r\n").hears("* 1 EXPUNGE\r\n");
     d.client("DONE\r\n").gets("DONE\r\n").hears("i OK Idle completed\r\n");
     d.client("b FETCH 1 (FLAGS)\r\n").gets("");
-    d.server("EPC0102030405064 OK done\r\n").hears("").gets("b FETCH 1 (FLAGS)\r\n");
+    d.server("EPC0102030405065 OK done\r\n").hears("").gets("b FETCH 1 (FLAGS)\r\n");
     assert_eq!((stored(&d, 12).as_deref(), stored(&d, 13).as_deref()), (Some("hello"), Some("hi")));
+}
+
+#[test]
+fn what_comes_in_idle_is_looked_at_at_once() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    d.client("i IDLE\r\n").server("+ idling\r\n").hears("+ idling\r\n");
+    d.server.clear();
+    d.server("* 4 EXISTS\r\n").hears("* 4 EXISTS\r\n").gets("DONE\r\n");
+    d.server("i OK done\r\n").hears("");
+    d.gets(&format!("EPC0102030405062 FETCH 4 ({})\r\n", crate::preload::DESCRIBING));
 }
 
 #[test]
@@ -495,25 +513,6 @@ fn an_idle_that_the_origin_ends_is_ended_for_the_client() {
         d.server(end).hears("i BAD no more\r\n");
         d.client("b NOOP\r\n").gets("b NOOP\r\n");
     }
-}
-
-#[test]
-fn the_uids_of_new_mail_are_asked_where_the_client_does_not() {
-    let (shelf, script) = (Shelf::default(), Script::default());
-    let mut d = opened(&shelf, &script, false);
-    d.client("i IDLE\r\n").server("+ idling\r\n").hears("+ idling\r\n");
-    d.server.clear();
-    d.server("* 5 EXISTS\r\n").hears("* 5 EXISTS\r\n").gets("DONE\r\n");
-    d.server("i OK done\r\n").gets("EPC0102030405062 FETCH 4:5 (UID)\r\n");
-    script.order(whole(21, 5));
-    d.server("* 4 FETCH (UID 20)\r\n* 5 FETCH (UID 21)\r\nEPC0102030405062 OK done\r\n").hears("");
-    d.gets("EPC0102030405063 FETCH 5 (UID BODY.PEEK[]<0.6>)\r\n");
-    script.heard(&["ask 64", "listed [21, 20, 13, 12, 11]", "ask 6"]);
-    // One that the origin does not say is not asked again.
-    d.server(&slice(3, 5, 21, 0, "hello")).gets("EPC0102030405064 IDLE\r\n");
-    d.server("+ idling\r\n* 6 EXISTS\r\n").hears("* 6 EXISTS\r\n").gets("DONE\r\n");
-    d.server("EPC0102030405064 OK done\r\n").gets("EPC0102030405065 FETCH 6:6 (UID)\r\n");
-    d.server("EPC0102030405065 OK nothing\r\n").gets("EPC0102030405066 IDLE\r\n");
 }
 
 #[test]
