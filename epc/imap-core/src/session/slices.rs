@@ -36,7 +36,10 @@ use discovery_core::{now::Now, seam::advisor::Held, value::Served};
 use idling::Line;
 use piece::{Answer, Piece};
 pub(super) use reading::Sink;
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Instant,
+};
 
 /// What this session does for nobody yet.
 #[derive(Default)]
@@ -63,6 +66,8 @@ pub(super) struct Synthetic {
     foreground: bool,
     /// The largest UID of the list that it was told, if it was told one.
     listed: Option<Option<Uid>>,
+    /// Messages that were described although their UID was not known, as long as it is not.
+    newcomers: BTreeSet<SlotId>,
     /// The message that a client opened last, and where its first octets came from.
     opened: Option<(SlotId, Served)>,
 }

@@ -71,7 +71,7 @@ impl super::super::Session {
     /// One thing; `false` when there is nothing to do before something happens.
     fn move_ahead(&mut self) -> bool {
         let Some(now) = self.mono() else { return false };
-        if !self.views.all_uids_known() {
+        if self.synthetic.asleep.is_some() && !self.newcomers().is_empty() {
             // Somebody has come since there was nothing to do.
             self.synthetic.asleep = None;
         }
@@ -299,7 +299,9 @@ impl super::super::Session {
         let len = self.views.server_len();
         let newest = (1..=len).rev().take(NEWCOMERS_AMONG).filter_map(Msn::new);
         let slots = newest.filter_map(|msn| self.views.slot_of_server(msn));
-        slots.filter(|slot| self.views.uid(*slot).is_none()).take(BATCH_MAX).collect()
+        let unknown = slots.filter(|slot| self.views.uid(*slot).is_none());
+        // One that the origin did not describe is not asked again.
+        unknown.filter(|slot| !self.synthetic.newcomers.contains(slot)).take(BATCH_MAX).collect()
     }
 
     fn ask_newcomers(&mut self, newcomers: Vec<SlotId>) -> bool {
@@ -307,6 +309,9 @@ impl super::super::Session {
         if !self.may_go(octets) {
             return false;
         }
+        let views = &self.views;
+        self.synthetic.newcomers.retain(|slot| views.uid(*slot).is_none());
+        self.synthetic.newcomers.extend(&newcomers);
         self.send_descriptions(newcomers.into_iter().map(|slot| (slot, None, Held::Nothing)).collect());
         true
     }
