@@ -383,7 +383,7 @@ impl World {
     fn others(&mut self) {
         // So that something is worth fetching.
         let wanted = self.lines.iter().any(|line| line.whims.is_some());
-        if wanted && self.random.once_in(5) {
+        if wanted && self.random.once_in(12) {
             self.shelf.forget();
         }
         let opened = self.lines.iter().filter_map(|line| line.origin.selected.as_ref());
