@@ -118,6 +118,8 @@ const BUFFER_WATCHING: usize = 2 * 1024;
 const BUFFER_FETCHING: usize = 64 * 1024;
 /// Kept sessions that are with the store at a time; it writes for one at a time.
 pub const TURNS: usize = 4;
+/// How long the origin finds nobody who reads.
+const STILL_MAX: Duration = Duration::from_secs(30);
 /// How long the origin may not take what is written to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -216,7 +218,7 @@ impl House {
         let id = lock(&self.0.rooms).move_in(Arc::clone(&card));
         tracing::info!(user = %account.user, server = %account.server, way = card.way, "kept");
         let stay = Stay { inner: Arc::clone(&self.0), id, card, why: Why::Failed };
-        let task = Task { stay, keeper, hearing, draining };
+        let task = Task { stay, keeper, hearing, draining, still: None };
         tokio::spawn(task.run(retained.io, retained.ahead));
     }
 }
@@ -295,6 +297,8 @@ struct Task {
     keeper: Keeper,
     hearing: watch::Receiver<Told>,
     draining: watch::Receiver<bool>,
+    /// Since when nothing is read.
+    still: Option<std::time::Instant>,
 }
 
 impl Task {
@@ -331,8 +335,9 @@ impl Task {
                 continue;
             }
             self.keeper.handle_beside(now(), told.beside);
+            let still = self.stands_still(now());
             tokio::select! {
-                read = io.read(&mut buffer) => match read {
+                read = io.read(&mut buffer), if still.is_none() => match read {
                     Ok(n) if n > 0 => {
                         let octets = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
                         self.heard(octets);
@@ -340,10 +345,23 @@ impl Task {
                     Ok(_) | Err(_) => self.keeper.handle_closed(now()),
                 },
                 () = sleep_until(due) => self.keeper.handle_timeout(now()),
+                () = sleep_until(still.map_or(due, Instant::from_std)), if still.is_some() => {}
                 _ = self.hearing.changed() => {}
                 _ = self.draining.changed() => {}
             }
         }
+    }
+
+    /// Until when nothing is read: what is fetched ahead stands still behind its small window while somebody waits for
+    /// other octets. Not for so long that the origin takes us for dead.
+    fn stands_still(&mut self, now: Now) -> Option<std::time::Instant> {
+        let until = self.keeper.standstill(now).filter(|until| *until > now.mono);
+        let since = *self.still.get_or_insert(now.mono);
+        if until.is_some() && now.mono.saturating_duration_since(since) < STILL_MAX {
+            return until;
+        }
+        self.still = None;
+        None
     }
 
     fn heard(&mut self, octets: Bytes) {

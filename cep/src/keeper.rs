@@ -315,6 +315,12 @@ impl Keeper {
         &self.home.name
     }
 
+    /// Until when the octets of an order should not be read, because somebody waits for others.
+    #[must_use]
+    pub fn standstill(&mut self, now: Now) -> Option<Instant> {
+        if self.is_fetching() { self.preload.standstill(now) } else { None }
+    }
+
     /// Whether mail is expected.
     #[must_use]
     pub fn is_fetching(&self) -> bool {

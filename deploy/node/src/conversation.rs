@@ -1,7 +1,7 @@
 //! One client of a node, from its arrival to its end: what `epc::handler::conversation` does, without the waiting.
 
 use crate::{
-    exchange::{Arrival, ConnId, Count, Ended, Limits, NoOrigin, Output, ServerTerms},
+    exchange::{Arrival, ConnId, Count, Ended, Limits, NoOrigin, Output, Preloads, ServerTerms},
     flow::Flow,
     planted,
 };
@@ -26,6 +26,8 @@ pub(crate) struct Common {
     pub(crate) keying: Arc<dyn UserKeying>,
     /// How clients begin, by account and program.
     pub(crate) habits: Arc<Mutex<StartProfiles>>,
+    /// Who says what sessions fetch that nobody asked for.
+    pub(crate) preloads: Option<Preloads>,
 }
 
 /// Where it stands.
@@ -184,6 +186,9 @@ impl Conversation {
                 }
                 if self.terms.foresee {
                     session.foresee(Arc::clone(&self.common.habits) as Arc<_>);
+                }
+                if let Some(preloads) = &self.common.preloads {
+                    session.preload_by(preloads(&self.arrival.server));
                 }
                 session.handle_greeting(now, greeting);
                 if finished {

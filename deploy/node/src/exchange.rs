@@ -7,6 +7,7 @@ use discovery_core::{
 };
 use imap_core::{
     catalog::{CatalogOp, CatalogReply},
+    preload::Preload,
     retained::Facts,
     session::{Closing, Compress, Event, Road, Side},
 };
@@ -73,7 +74,12 @@ pub struct NodeConfig {
     pub servers: BTreeMap<ServerId, ServerTerms>,
     /// Turns accepted identities into keys.
     pub keying: Arc<dyn UserKeying>,
+    /// Who says what sessions fetch that nobody asked for; none: nothing.
+    pub preloads: Option<Preloads>,
 }
+
+/// Makes the [`Preload`] of a session with this server.
+pub type Preloads = Arc<dyn Fn(&ServerId) -> Box<dyn Preload> + Send + Sync>;
 
 /// A client that has arrived.
 #[derive(Clone, Debug)]

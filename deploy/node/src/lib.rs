@@ -17,6 +17,6 @@ mod planted;
 mod router;
 
 pub use exchange::{
-    Arrival, ConnId, Count, Ended, Input, Limits, NoOrigin, NodeConfig, Order, Output, ServerTerms,
+    Arrival, ConnId, Count, Ended, Input, Limits, NoOrigin, NodeConfig, Order, Output, Preloads, ServerTerms,
 };
 pub use router::Node;

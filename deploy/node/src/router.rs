@@ -35,11 +35,11 @@ impl Node {
     /// A node without clients.
     #[must_use]
     pub fn new(config: NodeConfig) -> Self {
-        let NodeConfig { limits, servers, keying } = config;
+        let NodeConfig { limits, servers, keying, preloads } = config;
         Self {
             limits,
             servers,
-            common: Common { keying: planted::keying(keying), habits: Arc::default() },
+            common: Common { keying: planted::keying(keying), habits: Arc::default(), preloads },
             conversations: BTreeMap::new(),
             sessions: BTreeMap::new(),
             counted: BTreeMap::new(),

@@ -42,7 +42,7 @@ fn rig() -> Rig {
         sessions_max: 1,
     };
     let servers = BTreeMap::from([(ServerId::new("mail.example.org").expect("a name"), terms)]);
-    let config = NodeConfig { limits: Limits::default(), servers, keying: Arc::new(Keys) };
+    let config = NodeConfig { limits: Limits::default(), servers, keying: Arc::new(Keys), preloads: None };
     Rig { node: Node::new(config), start: Instant::now(), after: Duration::ZERO }
 }
 

@@ -15,7 +15,7 @@ fn ninety_five_of_a_hundred_opens_are_hits_and_four_fifths_of_the_octets_are_use
     let [mut ours, mut newest] = [Outcome::default(); 2];
     for seed in [3, 5] {
         let days = Days::make(seed, 9);
-        let day = [5 * DAY..6 * DAY];
+        let day = std::iter::once(5 * DAY..6 * DAY).collect::<Vec<_>>();
         let mut affinity = AffinityAdvisor::new(Policy::default(), Limits::default());
         let sum = |sum: Outcome, outcomes: Vec<Outcome>| outcomes.into_iter().fold(sum, Outcome::plus);
         ours = sum(ours, run(&days, LINE, &day, Some(&mut affinity)));

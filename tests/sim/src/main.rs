@@ -16,6 +16,7 @@ mod checkers;
 mod disk;
 mod faults;
 mod house;
+mod ordering;
 mod pipe;
 mod store;
 mod trace;

@@ -12,6 +12,7 @@ use crate::{
     client::{Client, Habit, Reached, Truth},
     house::House,
     mail::{BOXES, Mail, USERS, box_of},
+    ordering::Ordering,
     origin::{Manner, Origin},
     pipe::{Pipe, Road, Segment, some},
     random::Random,
@@ -30,11 +31,12 @@ use imap_core::{
     session::{self, Compress, Event as Learned, Side},
 };
 use node::{
-    Arrival, ConnId, Count, Ended, Input, Limits, NoOrigin, Node, NodeConfig, Order, Output, ServerTerms,
+    Arrival, ConnId, Count, Ended, Input, Limits, NoOrigin, Node, NodeConfig, Order, Output, Preloads,
+    ServerTerms,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -422,7 +424,13 @@ fn new_node(random: &mut Random, window: usize, servers: usize) -> Node {
         sessions_max: 20,
     };
     let servers = (0..servers).map(|at| (server_id(at), terms.clone())).collect();
-    Node::new(NodeConfig { limits, servers, keying: Arc::new(PlainKeys) })
+    let chances = Mutex::new(Random::new(random.below(1 << 30) as u64));
+    let preloads: Preloads = Arc::new(move |_| {
+        let seed = chances.lock().unwrap().below(1 << 30) as u64;
+        Box::new(Ordering::all(Random::new(seed)))
+    });
+    let preloads = (!random.once_in(3)).then_some(preloads);
+    Node::new(NodeConfig { limits, servers, keying: Arc::new(PlainKeys), preloads })
 }
 
 fn site_reads_origin(site: &Site, conn: ConnId) -> bool {

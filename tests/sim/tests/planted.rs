@@ -4,7 +4,7 @@
 use std::process::Command;
 
 /// Planted bug, who must find it, within how many seeds.
-const PLANTED: [(&str, &str, u64); 16] = [
+const PLANTED: [(&str, &str, u64); 18] = [
     ("node-one-key-for-all", "canary", 100),
     ("node-kept-for-another", "canary", 20),
     ("keeper-marks-seen", "seen", 50),
@@ -12,6 +12,8 @@ const PLANTED: [(&str, &str, u64); 16] = [
     ("keeper-outlives-its-limit", "kept", 20),
     ("sim-kept-for-ever", "kept", 50),
     ("sim-kept-body-lost", "no-wedge", 100),
+    ("session-slice-told", "transcript", 20),
+    ("session-slice-sets-seen", "seen", 20),
     ("node-body-shifted", "transcript", 20),
     ("session-expunged-served", "transcript", 200),
     ("session-numbers-not-translated", "transcript", 20),

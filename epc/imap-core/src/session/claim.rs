@@ -74,9 +74,12 @@ impl super::Session {
 
     pub(super) fn ask_claim(&mut self, uid: Uid, item: ItemKey) -> Option<RequestId> {
         let mailbox = self.mailbox_key().cloned()?;
-        self.synthetic.lose_claim();
-        let request = self.request();
         let session = self.config.number;
+        // One that is refused does not take the place of the one before.
+        if self.synthetic.lose_claim() {
+            self.catalog(CatalogOp::Release { session });
+        }
+        let request = self.request();
         self.catalog(CatalogOp::Claim { request, session, mailbox, uid, item });
         Some(request)
     }

@@ -3,7 +3,7 @@
 
 use crate::{
     mail::{BoxName, Content, Mail, MessageId, box_of, identity_flag},
-    origin::{Mark, Origin, label, section_octets, sets_seen},
+    origin::{Manner, Mark, Origin, label, section_octets, sets_seen},
     random::Random,
     wire::{Value, message_end, numbers, text, words},
 };
@@ -29,6 +29,10 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
+    pub(crate) fn has_completed(&self, tag: &str) -> bool {
+        self.completed.contains_key(tag)
+    }
+
     pub(crate) fn take(&mut self, mark: Mark, clock: Duration, tick: u64) {
         match mark {
             Mark::Flags { id, seen: true } => drop(self.seen.insert(id)),
@@ -47,7 +51,10 @@ impl Reached {
             Mark::Expunged(id) => drop(self.expunged.insert(id, tick)),
             Mark::Completed { tag, ok, asked } => {
                 if tag.starts_with(OURS) {
-                    self.ahead.entry(asked).or_default().push_back(ok);
+                    // Asked in other words, to the same end.
+                    let words = [" (CONDSTORE)", " (CHANGEDSINCE "];
+                    let end = words.iter().find_map(|words| asked.find(words)).unwrap_or(asked.len());
+                    self.ahead.entry(asked[..end].to_owned()).or_default().push_back(ok);
                 }
                 self.completed.insert(tag, ok);
             }
@@ -132,6 +139,8 @@ struct Fetch {
 pub(crate) struct Client {
     pub(crate) user: String,
     authenticated: bool,
+    /// When it asked to be let in, and whether it has opened nothing since.
+    came: (u64, bool),
     open: Option<Open>,
     asked: VecDeque<Asked>,
     tags: u64,
@@ -156,6 +165,8 @@ struct Open {
     /// Which message each number means, once that is known.
     view: Vec<Option<u32>>,
     flags: BTreeMap<u32, BTreeSet<String>>,
+    /// The earliest moment of which the origin may have spoken.
+    since: u64,
 }
 
 #[path = "habits.rs"]
@@ -166,7 +177,7 @@ mod habits;
 pub(crate) use habits::Habit;
 
 /// How tags of the session's own begin.
-const OURS: &str = "EPC010203040506";
+pub(crate) const OURS: &str = "EPC010203040506";
 
 type Lie = String;
 
@@ -175,6 +186,7 @@ impl Client {
         Self {
             user: user.to_owned(),
             authenticated: false,
+            came: (0, true),
             open: None,
             asked: VecDeque::new(),
             tags: 0,
@@ -216,6 +228,13 @@ impl Client {
             }
         }
         None
+    }
+
+    /// The tag of the only command that it waits for, if that is one which changes nothing.
+    pub(crate) fn only_simple(&self) -> Option<&str> {
+        let [asked] = self.asked.as_slices().0 else { return None };
+        let simple = ["NOOP", "CHECK", "SEARCH UNSEEN", "STATUS \"Work Stuff\" (MESSAGES)"];
+        (self.asked.len() == 1 && simple.contains(&asked.line.as_str())).then_some(asked.tag.as_str())
     }
 
     /// What it waits for, for the report.
@@ -349,6 +368,12 @@ impl Client {
             What::Other
         };
         self.ask(what, truth, line)
+    }
+
+    /// Listens, if it has nothing else to do.
+    pub(crate) fn listen(&mut self, truth: &Truth<'_>) -> Option<String> {
+        let may = self.open.is_some() && !self.is_waiting() && !self.said_bye && self.habit.is_empty();
+        may.then(|| self.ask(What::Idle { listening: false, done: false }, truth, "IDLE"))
     }
 
     /// Something that must be answered with all there is to say.
@@ -611,6 +636,11 @@ impl Client {
                 Err("a SEARCH response that nobody asked for".into())
             }
             "OK" => {
+                let selects = matches!(self.asked.front(), Some(Asked { what: What::Select { .. }, .. }));
+                let says = truth.origin.manner == Manner::Cyrus && selects;
+                if head.contains("MODSEQ") && !says {
+                    return Err("MODSEQ, which this client does not know of".into());
+                }
                 if third == "[UIDVALIDITY" {
                     let number = words.next().and_then(|n| n.trim_end_matches(']').parse().ok());
                     if let Some(Asked { what: What::Select { validity, .. }, .. }) = self.asked.front_mut() {
@@ -697,8 +727,18 @@ impl Client {
                 return Err(format!("{name} twice in one response"));
             }
             if name == "FLAGS" {
-                let flags = text(&value.raw).trim_matches(['(', ')']).split(' ').map(str::to_owned).collect();
+                let flags: BTreeSet<String> =
+                    text(&value.raw).trim_matches(['(', ')']).split(' ').map(str::to_owned).collect();
+                let live = truth.mail.live(&open.name, uid).is_some();
+                if live && !truth.mail.had_flags_since(&id, &flags, open.since) {
+                    return Err(format!(
+                        "flags {flags:?} of UID {uid}, which it has not had since it was opened"
+                    ));
+                }
                 open.flags.insert(uid, flags);
+            }
+            if name == "MODSEQ" {
+                return Err("MODSEQ, which this client does not know of".into());
             }
             if name == "UID" || name == "FLAGS" {
                 for asked in &mut self.asked {
@@ -815,12 +855,14 @@ impl Client {
                     return Err("aborted, and the client had not spoken".into());
                 }
                 self.authenticated = ok;
+                self.came = (asked.issued, true);
                 if ok && truth.origin.user.as_ref() != Some(&user) {
                     return Err("logged in as somebody else".into());
                 }
             }
             What::Select { name, examine, count, validity } => {
                 self.open = None;
+                let first = std::mem::replace(&mut self.came.1, false);
                 if ok {
                     let validity = validity.ok_or("SELECT without UIDVALIDITY")?;
                     self.open = Some(Open {
@@ -829,6 +871,8 @@ impl Client {
                         read_only: examine,
                         view: vec![None; count.ok_or("SELECT without EXISTS")?],
                         flags: BTreeMap::new(),
+                        // It may have been asked ahead.
+                        since: if first { self.came.0 } else { asked.issued },
                     });
                 }
             }

@@ -26,12 +26,18 @@ pub(crate) struct Message {
 pub(crate) struct Live {
     pub(crate) uid: u32,
     pub(crate) flags: BTreeSet<String>,
+    /// When it last changed (RFC 7162).
+    pub(crate) modseq: u64,
 }
 
 /// One generation of a mailbox.
 pub(crate) struct Mailbox {
     pub(crate) validity: u32,
     pub(crate) next_uid: u32,
+    /// The highest; goes back when a backup is put in its place.
+    pub(crate) modseq: u64,
+    /// Whether it has any that lasts.
+    pub(crate) has_modseq: bool,
     pub(crate) live: Vec<Live>,
 }
 
@@ -46,12 +52,17 @@ pub(crate) struct Mail {
     pub(crate) history: BTreeMap<MessageId, Message>,
     /// The last moment at which a message was seen to have `\Seen`.
     pub(crate) last_seen: BTreeMap<MessageId, u64>,
+    /// The flags that a message had, and up to when.
+    earlier: BTreeMap<MessageId, Vec<(u64, BTreeSet<String>)>>,
     /// When a user lost the right to read the shared mailbox.
     pub(crate) revoked: BTreeMap<String, u64>,
     contents: u64,
     /// Counts everything that happens.
     pub(crate) tick: u64,
 }
+
+/// So high that it can be halved now and then.
+const FIRST_MODSEQ: u64 = 1 << 20;
 
 pub(crate) const USERS: [&str; 3] = ["alice", "bob", "carol"];
 pub(crate) const BOXES: [&str; 4] = ["INBOX", "Work Stuff", "Trash", "Shared"];
@@ -67,6 +78,7 @@ impl Mail {
             boxes: BTreeMap::new(),
             history: BTreeMap::new(),
             last_seen: BTreeMap::new(),
+            earlier: BTreeMap::new(),
             revoked: BTreeMap::new(),
             contents,
             tick: 0,
@@ -86,7 +98,8 @@ impl Mail {
     pub(crate) fn create(&mut self, name: &BoxName) {
         // Servers that take the time for it give many mailboxes the same.
         let validity = self.boxes.get(name).map_or(1, |before| before.validity + 1);
-        let mailbox = Mailbox { validity, next_uid: 1, live: Vec::new() };
+        let mailbox =
+            Mailbox { validity, next_uid: 1, modseq: FIRST_MODSEQ, has_modseq: true, live: Vec::new() };
         self.boxes.insert(name.clone(), mailbox);
     }
 
@@ -118,7 +131,8 @@ impl Mail {
         if random.once_in(3) {
             flags.insert("\\Seen".into());
         }
-        mailbox.live.push(Live { uid, flags });
+        mailbox.modseq += 1;
+        mailbox.live.push(Live { uid, flags, modseq: mailbox.modseq });
         let date = format!(
             "{:02}-Jul-{:04} 02:44:25 -0700",
             uid % 28 + 1,
@@ -130,7 +144,9 @@ impl Mail {
 
     pub(crate) fn expunge(&mut self, name: &BoxName, uid: u32) {
         self.note_seen(name, uid);
-        self.boxes.get_mut(name).unwrap().live.retain(|message| message.uid != uid);
+        let mailbox = self.boxes.get_mut(name).unwrap();
+        mailbox.modseq += 1;
+        mailbox.live.retain(|message| message.uid != uid);
     }
 
     pub(crate) fn live(&self, name: &BoxName, uid: u32) -> Option<&Live> {
@@ -141,13 +157,46 @@ impl Mail {
         self.note_seen(name, uid);
         let mailbox = self.boxes.get_mut(name).unwrap();
         if let Some(message) = mailbox.live.iter_mut().find(|message| message.uid == uid) {
-            if on {
-                message.flags.insert(flag.to_owned());
-            } else {
-                message.flags.remove(flag);
+            let before = message.flags.clone();
+            let changed = if on { message.flags.insert(flag.to_owned()) } else { message.flags.remove(flag) };
+            if changed {
+                mailbox.modseq += 1;
+                message.modseq = mailbox.modseq;
+                let id = (name.clone(), mailbox.validity, uid);
+                self.earlier.entry(id).or_default().push((self.tick, before));
             }
         }
         self.note_seen(name, uid);
+    }
+
+    /// A backup takes its place that is older than what was said of it, and has lived on since.
+    pub(crate) fn restore(&mut self, name: &BoxName) {
+        let mailbox = self.boxes.get_mut(name).unwrap();
+        if mailbox.modseq < FIRST_MODSEQ / 64 {
+            return;
+        }
+        // So far that it never comes to where it was.
+        mailbox.modseq /= 2;
+        let modseq = mailbox.modseq;
+        let uids: Vec<u32> = mailbox
+            .live
+            .iter_mut()
+            .map(|message| {
+                message.modseq = modseq;
+                message.uid
+            })
+            .collect();
+        for uid in uids.into_iter().step_by(2) {
+            let on = !self.live(name, uid).is_some_and(|message| message.flags.contains("\\Flagged"));
+            self.set_flag(name, uid, "\\Flagged", on);
+        }
+    }
+
+    /// Whether a message has these flags, or had them at some moment since `since`.
+    pub(crate) fn had_flags_since(&self, id: &MessageId, flags: &BTreeSet<String>, since: u64) -> bool {
+        let now = self.live(&id.0, id.2).is_some_and(|message| message.flags == *flags);
+        let had = |(until, had): &(u64, BTreeSet<String>)| *until >= since && had == flags;
+        now || self.earlier.get(id).is_some_and(|earlier| earlier.iter().rev().any(had))
     }
 
     fn note_seen(&mut self, name: &BoxName, uid: u32) {

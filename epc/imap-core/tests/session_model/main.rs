@@ -11,6 +11,7 @@
     reason = "all of it is a test, and a test reports by panicking"
 )]
 
+mod ahead;
 mod client;
 mod mail;
 mod origin;
@@ -18,6 +19,7 @@ mod random;
 mod shelf;
 mod wire;
 
+use ahead::Whims;
 use bytes::Bytes;
 use client::{Client, Reached, Truth};
 use discovery_core::{
@@ -26,7 +28,8 @@ use discovery_core::{
     seam::blob::BlobReader,
 };
 use imap_core::{
-    catalog::{Catalog, CatalogOp},
+    catalog::{Catalog, CatalogOp, MailboxKey},
+    flag_snapshot::{FlagMemory, Known},
     retained::Facts,
     session::{Closing, Compress, Event, Output, Road, Session, SessionConfig, Side},
     start_profile::{StartHabits, StartKey},
@@ -36,7 +39,7 @@ use origin::{Manner, Origin};
 use random::Random;
 use shelf::Shelf;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -57,6 +60,23 @@ impl StartHabits for Guesses {
     }
 
     fn end(&self, _: &StartKey) {}
+}
+
+/// Keeps what is known of all mailboxes, however small, and forgets now and then.
+#[derive(Default)]
+struct Branch(Mutex<BTreeMap<(AccountKey, Vec<u8>), Known>>);
+
+impl FlagMemory for Branch {
+    fn recall(&self, account: &AccountKey, name: &[u8]) -> Option<Known> {
+        self.0.lock().unwrap().get(&(account.clone(), name.to_vec())).cloned()
+    }
+
+    fn remember(&self, mailbox: &MailboxKey, mut known: Known) {
+        let key = (mailbox.account.clone(), mailbox.name.to_vec());
+        let before = self.recall(&key.0, &key.1).and_then(|before| before.snapshot);
+        known.snapshot = known.snapshot.or(before);
+        self.0.lock().unwrap().insert(key, known);
+    }
 }
 
 /// How clients begin. Some of it must never be sent ahead.
@@ -99,6 +119,14 @@ struct Line {
     /// Its connection was made before the client came, and may end before anything is said on it.
     parked: bool,
     reached: Reached,
+    /// Who decides what is fetched ahead.
+    whims: Option<Whims>,
+    /// The client is gone, and the session ends as soon as it can.
+    gone: bool,
+    /// Its client reads, or listens, until then.
+    rests: Duration,
+    /// Commands of the client that the session has passed on, by tag.
+    passed_on: BTreeSet<String>,
     to_session: VecDeque<u8>,
     /// With the moment at which the session said it.
     to_client: VecDeque<(u64, Written)>,
@@ -113,6 +141,14 @@ struct Line {
 }
 
 impl Line {
+    /// Whether a command that nobody but the origin can answer waits for what was asked for nobody.
+    fn is_held_back(&self) -> bool {
+        let slice = self.whims.as_ref().and_then(Whims::slice);
+        let asks = slice.is_some_and(|tag| !self.reached.has_completed(&tag));
+        let said = self.to_session.is_empty() && !self.gone && self.closed.is_none();
+        asks && said && self.client.only_simple().is_some_and(|tag| !self.passed_on.contains(tag))
+    }
+
     fn note(&mut self, at: Duration, who: &str, octets: &[u8]) {
         if octets.is_empty() {
             return;
@@ -126,9 +162,11 @@ impl Line {
 }
 
 struct World {
+    seed: u64,
     random: Random,
     mail: Mail,
     shelf: Shelf,
+    flags: Arc<Branch>,
     manner: Manner,
     lines: Vec<Line>,
     sessions: u64,
@@ -137,6 +175,8 @@ struct World {
     revoked: BTreeMap<String, Duration>,
     /// One question at a time, and a store that forgets nothing.
     serial: bool,
+    /// One user comes again and again, begins alike and does not stay.
+    hasty: bool,
     totals: Totals,
 }
 
@@ -153,6 +193,11 @@ struct Totals {
     retained: u64,
     /// Answers that were there before they were asked.
     ahead: u64,
+    /// Flags of a mailbox told from what had changed of them, and those that could not be.
+    proved: u64,
+    doubted: u64,
+    /// For nobody: slices, interrupted IDLEs, whole bodies and descriptions that were had of them.
+    for_nobody: [u64; 4],
 }
 
 #[expect(clippy::disallowed_methods, reason = "std has no other way to any Instant")]
@@ -168,6 +213,13 @@ fn is_handed_over_whole(line: &Line, facts: &Facts) -> Result<(), String> {
     }
     if facts.account.user != PlainKeys.user_key(line.client.user.as_bytes()) {
         return Err("handed over as another user's".into());
+    }
+    if facts.idle.as_deref() != line.origin.idle_tag().map(str::as_bytes) {
+        return Err(format!(
+            "handed over in {:?}, and the origin is in {:?}",
+            facts.idle,
+            line.origin.idle_tag()
+        ));
     }
     let open = line.origin.selected.as_ref();
     if let Some(watched) = &facts.mailbox
@@ -194,9 +246,13 @@ impl World {
         let mail = Mail::new(&mut random);
         let manner = if seed.is_multiple_of(2) { Manner::Dovecot } else { Manner::Cyrus };
         let serial = seed.is_multiple_of(5);
+        let hasty = seed % 3 == 1;
         let mut world = Self {
+            seed,
             shelf: if serial { Shelf::default() } else { Shelf::forgetful(Random::new(seed ^ 0xF00)) },
             serial,
+            hasty,
+            flags: Arc::default(),
             random,
             mail,
             manner,
@@ -220,7 +276,7 @@ impl World {
 
     fn connect(&mut self) -> Line {
         self.sessions += 1;
-        let user = *self.random.pick(&USERS);
+        let user = if self.hasty { USERS[0] } else { *self.random.pick(&USERS) };
         let origin = Origin::new(self.manner);
         let config = SessionConfig {
             number: self.sessions,
@@ -235,9 +291,15 @@ impl World {
             retain: self.random.once_in(2),
         };
         let mut session = Session::new(config);
+        // In half of the runs; chance of their own, so that all else is as it was.
+        let whims = (self.seed % 4 >= 2).then(|| Whims::new(Random::new(self.seed << 20 ^ self.sessions)));
+        if let Some(whims) = &whims {
+            session.preload_by(Box::new(whims.clone()));
+        }
         let random = Random::new(self.random.below(usize::MAX) as u64);
-        let habit = *self.random.pick(&HABITS);
+        let habit = if self.hasty { HABITS[2] } else { *self.random.pick(&HABITS) };
         session.foresee(Arc::new(Guesses(Mutex::new(random), habit)));
+        session.remember_flags(Arc::clone(&self.flags) as Arc<_>);
         let parked = self.random.once_in(2);
         if parked {
             session.origin_was_parked();
@@ -250,6 +312,10 @@ impl World {
             origin,
             parked,
             reached: Reached::default(),
+            whims,
+            gone: false,
+            rests: Duration::ZERO,
+            passed_on: BTreeSet::new(),
             to_session: VecDeque::new(),
             to_client: VecDeque::new(),
             to_origin: VecDeque::new(),
@@ -264,16 +330,17 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         self.totals.events += 1;
         self.mail.tick += 1;
-        self.clock += Duration::from_millis(20);
+        self.clock += Duration::from_millis(if self.hasty { 2 } else { 20 });
         let at = self.random.below(self.lines.len());
         let now = self.now();
         let line = &mut self.lines[at];
         if line.session.poll_timeout().is_some_and(|due| due <= now.mono) {
             line.session.handle_timeout(now);
+            self.drain(at).map_err(|lie| self.report(at, &lie))?;
         }
         match self.random.below(122) {
             0..=3 => self.others(),
-            4 | 5 => {
+            4 | 5 if !self.hasty || self.random.once_in(20) => {
                 self.clock += Duration::from_secs(self.random.below(40) as u64);
             }
             6..=24 => self.client_speaks(at),
@@ -284,7 +351,7 @@ impl World {
                 line.origin.step(&mut self.mail, &mut self.random, false);
             }
             85..=109 => self.session_hears_origin(at),
-            120 if self.random.once_in(20) => return self.cut(at),
+            120 if self.random.once_in(if self.hasty { 3 } else { 20 }) => return self.cut(at),
             121 => self.origin_forgets(at),
             _ => self.store_answers(at),
         }
@@ -296,8 +363,16 @@ impl World {
             let line = &self.lines[at];
             // A drain may end the session here: then nobody may be owed anything.
             let heard = line.to_session.is_empty() && line.to_client.is_empty();
-            if heard && line.closed.is_none() && line.session.is_at_rest() && line.client.is_owed() {
+            if heard
+                && !line.gone
+                && line.closed.is_none()
+                && line.session.is_at_rest()
+                && line.client.is_owed()
+            {
                 return Err(format!("at rest, and asked {}", line.client.outstanding()));
+            }
+            if line.is_held_back() {
+                return Err(format!("behind a slice waits {}", line.client.outstanding()));
             }
             if line.closed.is_some() || line.client.logged_out { self.end(at) } else { Ok(()) }
         });
@@ -306,6 +381,17 @@ impl World {
 
     /// Everybody else with an account on this server.
     fn others(&mut self) {
+        // So that something is worth fetching.
+        let wanted = self.lines.iter().any(|line| line.whims.is_some());
+        if wanted && self.random.once_in(5) {
+            self.shelf.forget();
+        }
+        let opened = self.lines.iter().filter_map(|line| line.origin.selected.as_ref());
+        let few: Vec<_> = opened
+            .map(|open| open.name.clone())
+            .filter(|name| wanted && self.mail.boxes[name].live.len() < 6)
+            .collect();
+        few.iter().for_each(|name| self.mail.arrive_in(name, &mut self.random));
         let user = *self.random.pick(&USERS);
         let name = *self.random.pick(&BOXES);
         let mut name = box_of(user, name);
@@ -339,6 +425,17 @@ impl World {
                     }
                 }
             }
+            3 if self.random.once_in(3) => {
+                // A backup is put in its place, or it loses what it knew of changes; nobody may have it open.
+                let selected = |line: &Line| line.origin.selected.as_ref().is_some_and(|s| s.name == name);
+                if !self.lines.iter().any(selected) {
+                    if self.random.once_in(2) {
+                        self.mail.restore(&name);
+                    } else if let Some(mailbox) = self.mail.boxes.get_mut(&name) {
+                        mailbox.has_modseq = !mailbox.has_modseq;
+                    }
+                }
+            }
             10 if self.manner == Manner::Cyrus && self.random.once_in(3) => {
                 let clock = self.clock;
                 if self.revoked.remove(user).is_some() {
@@ -354,6 +451,16 @@ impl World {
 
     fn client_speaks(&mut self, at: usize) {
         let line = &mut self.lines[at];
+        if line.gone || self.clock < line.rests {
+            return;
+        }
+        if line.whims.is_some()
+            && (!line.client.is_waiting() || line.client.is_idle())
+            && self.random.once_in(2)
+        {
+            line.rests = self.clock + Duration::from_millis(self.random.below(20_000) as u64);
+            return;
+        }
         if self.serial && line.client.is_waiting() && !line.client.is_idle() {
             return;
         }
@@ -366,6 +473,12 @@ impl World {
             revoked: self.revoked.get(&line.client.user).copied(),
             said: self.mail.tick,
         };
+        if line.whims.is_some()
+            && self.random.once_in(3)
+            && let Some(words) = line.client.listen(&truth)
+        {
+            return line.to_session.extend(words.as_bytes());
+        }
         let mut uploads = Vec::new();
         if let Some(words) = line.client.speak(&mut self.random, &truth, &mut uploads) {
             line.to_session.extend(words.as_bytes());
@@ -386,7 +499,7 @@ impl World {
     fn session_hears_client(&mut self, at: usize) {
         let (n, now) = (self.some(), self.now());
         let line = &mut self.lines[at];
-        if line.closed.is_none() && line.session.wants_client() && !line.to_session.is_empty() {
+        if line.closed.is_none() && !line.gone && line.session.wants_client() && !line.to_session.is_empty() {
             let octets: Vec<u8> = line.to_session.drain(..n.min(line.to_session.len())).collect();
             line.note(self.clock, "C->", &octets);
             line.session.handle_client(now, octets.into());
@@ -428,11 +541,16 @@ impl World {
     fn store_answers(&mut self, at: usize) {
         let now = self.now();
         let line = &mut self.lines[at];
-        if let Some(op) = line.errands.pop_front()
-            && let Some(reply) = self.shelf.handle(op)
-            && line.closed.is_none()
-        {
-            line.session.handle_store(now, reply);
+        // It is quick where more is asked of it.
+        let most = if line.whims.is_some() { 20 } else { 1 };
+        for _ in 0..most {
+            let Some(op) = line.errands.pop_front() else { break };
+            if let Some(reply) = self.shelf.handle(op)
+                && line.closed.is_none()
+            {
+                line.session.handle_store(now, reply);
+                break;
+            }
         }
     }
 
@@ -457,12 +575,21 @@ impl World {
                     let body = Written::From { reader, offset, octets };
                     line.to_client.push_back((self.mail.tick, body));
                 }
-                Output::ToServer(octets) => line.to_origin.extend(&octets),
+                Output::ToServer(octets) => {
+                    if let Some(whims) = &line.whims {
+                        whims.sends(&octets)?;
+                        let tag = text_of(&octets).split(' ').next().unwrap_or_default().to_owned();
+                        line.passed_on.insert(tag);
+                    }
+                    line.to_origin.extend(&octets);
+                }
                 Output::Catalog(op) => line.errands.push_back(op),
                 Output::Close(why) => line.closed = Some(why),
                 Output::Event(Event::Desync(why) | Event::Tunnel(why)) => {
                     return Err(format!("gave up: {why}"));
                 }
+                Output::Event(Event::FlagsProved { .. }) => self.totals.proved += 1,
+                Output::Event(Event::FlagsDoubted(_)) => self.totals.doubted += 1,
                 Output::Event(Event::Unread) => return Err("a FETCH response was not understood".into()),
                 Output::Event(_) => {}
                 Output::ReplaceOrigin => {
@@ -493,6 +620,9 @@ impl World {
                 }
                 Output::StartTls | Output::CompressServer { .. } => return Err("nobody wanted that".into()),
             }
+        }
+        if line.gone {
+            line.to_client.clear();
         }
         while let Some((said, written)) = line.to_client.front_mut() {
             let said = *said;
@@ -541,8 +671,12 @@ impl World {
     fn cut(&mut self, at: usize) -> Result<(), String> {
         let now = self.now();
         let line = &mut self.lines[at];
-        match self.random.below(3) {
-            0 => line.session.handle_closed(now, Side::Client),
+        let how = self.random.below(3);
+        match how {
+            0 => {
+                line.to_session.clear();
+                line.session.handle_closed(now, Side::Client);
+            }
             1 => {
                 line.origin.is_gone = true;
                 line.session.handle_closed(now, Side::Server);
@@ -553,8 +687,9 @@ impl World {
         let drained = self.drain(at);
         let line = &mut self.lines[at];
         if line.closed.is_none() {
-            // Another connection does as well.
-            line.cut = false;
+            // Another connection does as well; or what was asked for nobody ends first.
+            line.gone |= how == 0;
+            line.cut = line.gone;
             return drained.map_err(|lie| self.report(at, &lie));
         }
         let ended = drained.and_then(|()| self.end(at));
@@ -576,6 +711,10 @@ impl World {
         for op in line.errands {
             self.shelf.handle(op);
         }
+        if let Some(whims) = line.whims.filter(|_| closed) {
+            whims.ends()?;
+            self.totals.count(&whims);
+        }
         if closed && self.shelf.fills_of(line.number) > 0 {
             return Err("a body is on its way into the store, and its session is over".into());
         }
@@ -595,6 +734,13 @@ impl World {
     }
 
     fn settle_line(&mut self, at: usize) -> Result<(), String> {
+        if let Some(whims) = &self.lines[at].whims {
+            whims.be_content();
+            self.totals.count(whims);
+        }
+        if self.lines[at].gone {
+            return self.end_of_gone(at);
+        }
         self.run_dry(at)?;
         for round in 0..3 {
             let line = &mut self.lines[at];
@@ -628,6 +774,22 @@ impl World {
         Ok(())
     }
 
+    /// A session without its client ends with what is under way.
+    fn end_of_gone(&mut self, at: usize) -> Result<(), String> {
+        for _ in 0..2000 {
+            self.mail.tick += 1;
+            self.origin_hears(at);
+            self.lines[at].origin.step(&mut self.mail, &mut self.random, true);
+            self.session_hears_origin(at);
+            self.store_answers(at);
+            self.drain(at)?;
+            if self.lines[at].closed.is_some() {
+                return Ok(());
+            }
+        }
+        Err("its client is gone, and it does not end".into())
+    }
+
     fn run_dry(&mut self, at: usize) -> Result<(), String> {
         for _ in 0..20_000 {
             self.totals.events += 1;
@@ -636,8 +798,11 @@ impl World {
             if line.client.is_idle() {
                 line.client.end_idle().into_iter().for_each(|done| line.to_session.extend(done.as_bytes()));
             }
-            if let Some(due) = self.lines[at].session.poll_timeout() {
-                self.clock = self.clock.max(due.saturating_duration_since(self.start));
+            let due =
+                self.lines[at].session.poll_timeout().map(|due| due.saturating_duration_since(self.start));
+            // Nobody waits for as long as what is fetched for nobody may rest.
+            if let Some(due) = due.filter(|due| due.saturating_sub(self.clock) < Duration::from_secs(30)) {
+                self.clock = self.clock.max(due);
                 let now = self.now();
                 self.lines[at].session.handle_timeout(now);
             }
@@ -671,6 +836,12 @@ impl World {
     }
 }
 
+impl Totals {
+    fn count(&mut self, whims: &Whims) {
+        self.for_nobody.iter_mut().zip(whims.came()).for_each(|(all, came)| *all += came);
+    }
+}
+
 fn text_of(octets: &[u8]) -> String {
     String::from_utf8_lossy(octets).into_owned()
 }
@@ -696,21 +867,30 @@ fn play_many(first: u64, events: u64) {
         all.had_enough += totals.had_enough;
         all.retained += totals.retained;
         all.ahead += totals.ahead;
+        all.proved += totals.proved;
+        all.doubted += totals.doubted;
+        all.for_nobody.iter_mut().zip(totals.for_nobody).for_each(|(all, came)| *all += came);
         seed += 1;
     }
     println!(
-        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} tagged replies, {} sections from the store, {} seeds, no lie",
+        "{} events, {} sessions, {} and {} origins replaced, {} answers told ahead, {} mailboxes' flags proved and {} doubted, {} tagged replies, {} sections from the store, {:?} slices, IDLEs, bodies and descriptions for nobody, {} seeds, no lie",
         all.events,
         all.sessions,
         all.replaced,
         all.had_enough,
         all.ahead,
+        all.proved,
+        all.doubted,
         all.replies,
         all.from_store,
+        all.for_nobody,
         seed - first
     );
     assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
-    assert!(all.ahead > all.events / 5000, "hardly anything was foreseen");
+    assert!(all.ahead > all.events / 10_000, "hardly anything was foreseen");
+    assert!(all.proved > all.events / 20_000 && all.doubted > 0, "hardly any flags were known");
+    assert!(all.for_nobody[0] > all.events / 2000, "hardly anything was fetched for nobody");
+    assert!(all.for_nobody.iter().all(|came| *came > 0), "nothing came of it");
     assert!(all.had_enough > 0, "no origin had enough");
     assert!(all.retained > 0, "no connection was handed over");
     assert!(all.replaced > all.events / 100_000, "hardly any parked connection ended unused");
@@ -737,4 +917,4 @@ fn seeds_that_once_failed() {
     }
 }
 
-const FAILED: &[u64] = &[272];
+const FAILED: &[u64] = &[272, 602];

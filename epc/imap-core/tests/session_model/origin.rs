@@ -2,6 +2,7 @@
 //! connection. It tells news of others when it may, or later.
 
 use crate::{
+    client::OURS,
     mail::{BOXES, BoxName, Content, Mail, MessageId, USERS, box_of},
     random::Random,
     wire::{numbers, take_message, text, words},
@@ -58,6 +59,8 @@ pub(crate) struct Origin {
     pub(crate) manner: Manner,
     pub(crate) user: Option<String>,
     pub(crate) selected: Option<Selected>,
+    /// It says MODSEQ: somebody has asked (RFC 7162 §3.1).
+    condstore: bool,
     input: Vec<u8>,
     queue: VecDeque<Vec<u8>>,
     idle: Option<String>,
@@ -94,6 +97,7 @@ impl Origin {
             manner,
             user: None,
             selected: None,
+            condstore: false,
             input: Vec::new(),
             queue: VecDeque::new(),
             idle: None,
@@ -119,9 +123,9 @@ impl Origin {
     pub(crate) fn capabilities(&self) -> &'static str {
         match self.manner {
             Manner::Dovecot => {
-                "IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+ IDLE ESEARCH UIDPLUS MOVE COMPRESS=DEFLATE NOTIFY"
+                "IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+ IDLE ESEARCH UIDPLUS MOVE CONDSTORE COMPRESS=DEFLATE NOTIFY"
             }
-            Manner::Cyrus => "IMAP4rev1 AUTH=PLAIN ACL LITERAL+ IDLE ESEARCH UIDPLUS MOVE",
+            Manner::Cyrus => "IMAP4rev1 AUTH=PLAIN ACL LITERAL+ IDLE ESEARCH UIDPLUS MOVE CONDSTORE",
         }
     }
 
@@ -141,6 +145,11 @@ impl Origin {
     pub(crate) fn unanswered(&self) -> String {
         let queued = self.queue.iter().flatten().copied();
         text(&queued.chain(self.input.iter().copied()).chain(self.unread.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// The tag of the IDLE that it is in.
+    pub(crate) fn idle_tag(&self) -> Option<&str> {
+        self.idle.as_deref()
     }
 
     pub(crate) fn has_output(&self) -> bool {
@@ -236,7 +245,12 @@ impl Origin {
         let batch = self.batch(random);
         let pauses = |command: &[u8]| !text(command).to_ascii_uppercase().contains(" UID ");
         let may_expunge = !batch.iter().any(|command| by_number(command));
-        let quick = batch.iter().any(|command| text(command).to_ascii_uppercase().contains(" STATUS "));
+        // What is asked for nobody is long, as a rule, and what is quick overtakes it.
+        let is_quick = |command: &Vec<u8>| {
+            let line = text(command).to_ascii_uppercase();
+            line.contains(" STATUS ") || line.starts_with(OURS)
+        };
+        let quick = batch.iter().any(is_quick);
         let mut tags = Vec::new();
         for command in &batch {
             let tagged = self.execute(command, mail, random);
@@ -338,10 +352,10 @@ impl Origin {
             }
             for (at, uid) in open.view.clone().iter().enumerate() {
                 let Some(flags) = live.get(uid) else { continue };
-                if open.told.get(uid) != Some(flags) && !random.once_in(4) {
+                if open.told.get(uid) != Some(flags) && (!random.once_in(4) || self.thorough) {
                     open.told.insert(*uid, (*flags).clone());
                     let uid_item = if random.once_in(2) { format!("UID {uid} ") } else { String::new() };
-                    self.flags_line(&open, at, &uid_item, flags);
+                    self.flags_line(&open, at, &uid_item, flags, mail);
                 }
             }
         }
@@ -365,13 +379,27 @@ impl Origin {
         self.mark(Mark::Spoke { id, sections: true });
     }
 
-    fn flags_line(&mut self, open: &Selected, at: usize, uid_item: &str, flags: &BTreeSet<String>) {
+    fn flags_line(
+        &mut self,
+        open: &Selected,
+        at: usize,
+        uid_item: &str,
+        flags: &BTreeSet<String>,
+        mail: &Mail,
+    ) {
         if !uid_item.is_empty() {
             self.mark(Mark::Named((open.name.clone(), open.validity, open.view[at])));
         }
-        self.line(&format!("* {} FETCH ({uid_item}FLAGS {})", at + 1, flag_list(flags)));
+        let modseq = self.modseq_item(open, at, mail);
+        self.line(&format!("* {} FETCH ({uid_item}{modseq}FLAGS {})", at + 1, flag_list(flags)));
         let id = (open.name.clone(), open.validity, open.view[at]);
         self.mark(Mark::Flags { id, seen: flags.contains("\\Seen") });
+    }
+
+    /// With a space behind it, where it is to be said.
+    fn modseq_item(&self, open: &Selected, at: usize, mail: &Mail) -> String {
+        let live = mail.live(&open.name, open.view[at]).filter(|_| self.condstore);
+        live.map(|message| format!("MODSEQ ({}) ", message.modseq)).unwrap_or_default()
     }
 
     fn tell_expunge(&mut self, open: &mut Selected, uid: u32) {
@@ -419,6 +447,8 @@ impl Origin {
             }
             "SELECT" | "EXAMINE" => {
                 let examine = verb == "EXAMINE";
+                let asks = word(3).to_ascii_uppercase().contains("CONDSTORE");
+                self.condstore |= asks;
                 Some(self.select(&tag, &argument(2), examine, mail, random))
             }
             "CLOSE" | "UNSELECT" => {
@@ -461,7 +491,19 @@ impl Origin {
                 let uid = mail.add(&name, content, random);
                 ok(&format!("[APPENDUID {} {uid}] done", mail.boxes[&name].validity))
             }
-            "FETCH" => Some(self.fetch(&tag, uid_form, &word(first), &words[first + 1].raw, mail)),
+            "FETCH" => {
+                let modifier = word(first + 2).to_ascii_uppercase();
+                let since = modifier.strip_prefix("(CHANGEDSINCE ").map(|n| n.trim_end_matches(')'));
+                let since = since.map(|n| n.parse().unwrap());
+                self.condstore |= since.is_some();
+                if let Some(open) = &self.selected
+                    && since.is_some()
+                    && !mail.boxes[&open.name].has_modseq
+                {
+                    return Some(format!("{tag} BAD no MODSEQ here"));
+                }
+                Some(self.fetch(&tag, uid_form, &word(first), &words[first + 1].raw, since, mail))
+            }
             "STORE" => {
                 let flags: Vec<String> = inside(&word(first + 2)).split(' ').map(str::to_owned).collect();
                 Some(self.store(&tag, uid_form, &word(first), &word(first + 1), &flags, mail))
@@ -547,6 +589,11 @@ impl Origin {
             format!("* OK [UIDVALIDITY {}] v", mailbox.validity),
             format!("* OK [UIDNEXT {}] n", mailbox.next_uid),
         ];
+        if self.condstore || self.manner == Manner::Cyrus {
+            let said = format!("HIGHESTMODSEQ {}", mailbox.modseq);
+            let said = if mailbox.has_modseq { &*said } else { "NOMODSEQ" };
+            lines.push(format!("* OK [{said}] m"));
+        }
         random.shuffle(&mut lines);
         for line in lines {
             self.line(&line);
@@ -572,7 +619,15 @@ impl Origin {
         })
     }
 
-    fn fetch(&mut self, tag: &str, uid_form: bool, set: &str, items: &[u8], mail: &mut Mail) -> String {
+    fn fetch(
+        &mut self,
+        tag: &str,
+        uid_form: bool,
+        set: &str,
+        items: &[u8],
+        since: Option<u64>,
+        mail: &mut Mail,
+    ) -> String {
         let meant = match self.meant(tag, uid_form, set) {
             Ok(meant) => meant,
             Err(line) => return line,
@@ -591,10 +646,16 @@ impl Origin {
         if self.manner == Manner::Cyrus {
             asked.sort_by_key(|item| item.contains('['));
         }
+        let peeks = !asked.iter().any(|item| sets_seen(item));
+        assert!(peeks || !tag.starts_with(OURS), "\\Seen is set, and nobody asked for that");
         let mut issued = false;
         for (at, uid) in meant {
             let id = (open.name.clone(), open.validity, uid);
             let live = mail.live(&open.name, uid).is_some();
+            let modseq = mail.live(&open.name, uid).map(|message| message.modseq);
+            if since.is_some_and(|since| modseq.is_none_or(|modseq| modseq <= since)) {
+                continue;
+            }
             issued |= !live;
             let mut asked = asked.clone();
             let sets_seen = asked.iter().any(|item| sets_seen(item)) && live && !open.read_only;
@@ -641,6 +702,11 @@ impl Origin {
             if first {
                 continue;
             }
+            if let Some(modseq) = mail.live(&open.name, uid).map(|message| message.modseq)
+                && (since.is_some() || self.condstore && self.manner == Manner::Cyrus)
+            {
+                response.extend_from_slice(format!(" MODSEQ ({modseq})").as_bytes());
+            }
             response.extend_from_slice(b")\r\n");
             // A boundary before, so that what is true by its first octet is so when that arrives.
             self.mark(Mark::Spoke { id: id.clone(), sections });
@@ -683,7 +749,10 @@ impl Origin {
                 let now = mail.live(&open.name, uid).unwrap().flags.clone();
                 if !silent {
                     let uid_item = if uid_form { format!("UID {uid} ") } else { String::new() };
-                    self.flags_line(&open, at, &uid_item, &now);
+                    self.flags_line(&open, at, &uid_item, &now, mail);
+                } else if self.condstore {
+                    let modseq = self.modseq_item(&open, at, mail);
+                    self.line(&format!("* {} FETCH ({})", at + 1, modseq.trim_end()));
                 }
                 open.told.insert(uid, now);
             }

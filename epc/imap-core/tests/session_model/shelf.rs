@@ -74,6 +74,11 @@ impl Shelf {
         shelf
     }
 
+    /// Loses all rows, as a store does that is small.
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap().rows.clear();
+    }
+
     /// Whether this session still says that it fetches something.
     pub(crate) fn has_claim(&self, session: u64) -> bool {
         self.0.lock().unwrap().claims.contains_key(&session)

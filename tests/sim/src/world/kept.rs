@@ -1,23 +1,16 @@
 //! Connections whose client has left: a keeper each, on the node that had the client.
 
 use super::*;
-use cep::{
-    keeper::{self, Keeper, Why},
-    plain::Plain,
-};
-use discovery_core::{
-    id::AccountKey,
-    seam::{advisor::Held, gate::Grant},
-};
+use crate::ordering::{Mood, Ordering};
+use cep::keeper::{self, Keeper, Why};
+use discovery_core::id::AccountKey;
 use imap_core::{
     catalog::{FillId, MailboxKey},
     item::ItemKey,
     mutants,
-    preload::{self, Description, Preload, Read},
-    retained::{Facts, UidRanges},
+    retained::Facts,
     uid::Uid,
 };
-use std::sync::Mutex;
 
 /// A connection to an origin without a client.
 pub(crate) struct Kept {
@@ -46,45 +39,6 @@ pub(crate) struct Kept {
     fills: BTreeMap<FillId, (MailboxKey, Vec<u8>)>,
 }
 
-/// All that is new, most of it at once, and nobody's who is suspended.
-struct Ordering {
-    plain: Plain,
-    mood: Arc<Mutex<Mood>>,
-}
-
-/// What the world knows and an order must heed.
-struct Mood {
-    suspended: Option<Instant>,
-    random: Random,
-}
-
-impl Preload for Ordering {
-    fn ask(&mut self, _: u32, now: Now) -> Grant {
-        let mut mood = self.mood.lock().unwrap();
-        let suspended = mood.suspended.filter(|until| *until > now.mono);
-        let busy = mood.random.once_in(6).then(|| now.mono + Duration::from_millis(300));
-        suspended.or(busy).map_or(Grant::Go, Grant::Wait)
-    }
-    fn listed(&mut self, mailbox: &MailboxKey, uids: &UidRanges, now: Now) {
-        self.plain.listed(mailbox, uids, now);
-    }
-    fn described(&mut self, mailbox: &MailboxKey, uid: Uid, said: &Description, now: Now) {
-        self.plain.described(mailbox, uid, said, now);
-    }
-    fn held(&mut self, mailbox: &MailboxKey, uid: Uid, held: Held) {
-        self.plain.held(mailbox, uid, held);
-    }
-    fn read(&mut self, _: &MailboxKey, _: Uid, _: Read, _: Now) {}
-    fn fetched(&mut self, _: &MailboxKey, _: Uid, _: u64, _: Now) {}
-    fn gone(&mut self, mailbox: &MailboxKey, uids: &[Uid], now: Now) {
-        self.plain.gone(mailbox, uids, now);
-    }
-    fn next(&mut self, open: &MailboxKey, roams: bool, now: Now) -> Option<preload::Order> {
-        self.plain.next(open, roams, now)
-    }
-    fn foreground(&mut self, _: bool, _: Now) {}
-}
-
 /// How long an origin may take to say goodbye, and what a tick may come late.
 const LEAVE_US: u64 = 5_000_000 + 1_000_000;
 /// As `cep::house`.
@@ -106,8 +60,8 @@ impl World {
         let ends_us = self.us_of(ends).max(self.now_us);
         let manner = self.servers[self.lines[slot].server].manner;
         let random = Random::new(self.random.below(1 << 30) as u64);
-        let mood = Arc::new(Mutex::new(Mood { suspended: None, random }));
-        let ordering = Box::new(Ordering { plain: Plain::default(), mood: Arc::clone(&mood) });
+        let mood = Arc::new(Mutex::new(Mood::new(random)));
+        let ordering = Box::new(Ordering::news(Arc::clone(&mood)));
         let line = &mut self.lines[slot];
         let origin = std::mem::replace(&mut line.origin, Origin::new(manner));
         let hung_up = line.hung_up && (origin.said_bye || origin.is_gone);

@@ -71,6 +71,10 @@ impl super::super::Session {
     /// One thing; `false` when there is nothing to do before something happens.
     fn move_ahead(&mut self) -> bool {
         let Some(now) = self.mono() else { return false };
+        if !self.views.all_uids_known() {
+            // Somebody has come since there was nothing to do.
+            self.synthetic.asleep = None;
+        }
         if self.synthetic.stopped || self.synthetic.wait.max(self.synthetic.asleep) > Some(now) {
             return false;
         }

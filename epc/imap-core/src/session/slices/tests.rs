@@ -455,6 +455,17 @@ fn a_client_in_idle_notices_nothing() {
 }
 
 #[test]
+fn what_comes_in_idle_is_looked_at_at_once() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    d.client("i IDLE\r\n").server("+ idling\r\n").hears("+ idling\r\n");
+    d.server.clear();
+    d.server("* 4 EXISTS\r\n").hears("* 4 EXISTS\r\n").gets("DONE\r\n");
+    d.server("i OK done\r\n").hears("");
+    d.gets(&format!("EPC0102030405062 FETCH 4 ({})\r\n", crate::preload::DESCRIBING));
+}
+
+#[test]
 fn a_client_leaves_idle_whenever_it_likes() {
     // How far the origin has come when the client says DONE, and what it then still gets and says.
     let steps = ["* OK still here\r\n", "i OK done\r\n", &slice(2, 2, 12, 0, "hello"), "+ idling\r\n"];

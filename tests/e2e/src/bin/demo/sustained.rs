@@ -70,7 +70,7 @@ const MESSAGES: u32 = 5_000;
 const AT_ONCE: usize = 16;
 const TO_REACH: f64 = 64.0;
 /// What the runtime's own pool may come to, whatever the number of sessions.
-const THREADS_MORE: u64 = 16;
+const THREADS_MORE: u64 = 64;
 
 /// How a client goes.
 #[derive(Clone, Copy)]
