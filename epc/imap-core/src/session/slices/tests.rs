@@ -440,7 +440,7 @@ fn a_client_in_idle_notices_nothing() {
     // What came meanwhile is looked at, and its UID with it; the client need not ask.
     d.gets(&format!("EPC0102030405063 FETCH 4 ({})\r\n", crate::preload::DESCRIBING));
     d.server("* 4 FETCH (UID 17 FLAGS () RFC822.SIZE 9 ENVELOPE NIL)\r\nEPC0102030405063 OK done\r\n")
-        .hears("");
+        .hears("* 4 FETCH (FLAGS ())\r\n");
     d.gets("EPC0102030405064 FETCH 3 (UID BODY.PEEK[]<0.3>)\r\n");
     d.server("* 3 FETCH (UID 13 BODY[]<0> {2}\r\nhi FLAGS (\\Seen))\r\nEPC0102030405064 OK done\r\n");
     d.hears("* 3 FETCH (FLAGS (\\Seen))\r\n").gets("EPC0102030405065 IDLE\r\n");

@@ -108,6 +108,14 @@ impl Ground {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(root)?;
         let dovecot = Dovecot::start(&lab, &authority, &corpus)?;
+        for (name, messages) in MANY {
+            let Some(user) = corpus.user(name) else { continue };
+            let octets = b"From: a@lab.test\r\nSubject: one of many\r\n\r\n\r\n".to_vec();
+            let message = lab::corpus::Message { octets, seen: false, arrived: 0 };
+            for n in 1..messages {
+                dovecot.deliver(user, "INBOX", &message, &format!("1700000000.M{n:06}P2.lab"))?;
+            }
+        }
         let waypost = Waypost::start(&lab, &authority, executable, &Store::plain("demo"))?;
         let roots = Arc::new(roots);
         let executable = executable.to_owned();
@@ -130,6 +138,11 @@ impl Ground {
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "waypost {}: {}", subcommand.join(" "), complaint.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Whose INBOX holds how many small messages.
+    pub(crate) fn many(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        MANY.into_iter().filter(|(name, _)| self.corpus.user(name).is_some())
     }
 
     /// A user of the corpus.
@@ -168,9 +181,13 @@ pub(crate) fn corpus(quick: bool) -> Corpus {
             .collect(),
     };
     let (cold, sync, attachment_octets_max) = if quick { (80, 60, 1 << 20) } else { (400, 300, 10 << 20) };
-    let users = vec![user(READER, &[("INBOX", LISTED), (COLD, cold)]), user(SYNCER, &[("INBOX", sync)])];
+    let mut users = vec![user(READER, &[("INBOX", LISTED), (COLD, cold)]), user(SYNCER, &[("INBOX", sync)])];
+    // One message to begin with; the others are all alike.
+    users.extend(MANY.iter().take(if quick { 1 } else { 2 }).map(|(name, _)| user(name, &[("INBOX", 1)])));
     Corpus { seed: 9_172_620, users, attachment_octets_max, shared: 0 }
 }
 
+/// Whose INBOX holds how many.
+pub(crate) const MANY: [(&str, usize); 2] = [("carol", 600), ("dave", 10_000)];
 /// Messages of the journey `list-500`.
 pub(crate) const LISTED: usize = 500;

@@ -47,19 +47,39 @@ pub(crate) fn cold(ground: &Ground, n: usize, progress: &Progress) -> anyhow::Re
     // What is usual shows in a few times.
     progress.begin("cold-start-explicit: the client becomes known", LEARNED);
     for _ in 0..LEARNED {
-        perform(ground, Arm::Waypost, Habit::Known)?;
+        perform(ground, Arm::Waypost, READER, Habit::Known)?;
         ground.lab.wan()?.wait_flat(FLAT, PATIENCE)?;
         progress.step();
     }
     let known = starts(ground, Habit::Known, n, progress)?;
     let other = starts(ground, Habit::Other, n.div_ceil(3), progress)?;
-    Ok(vec![first, known, other])
+    let mut rows = vec![first, known, other];
+    for (reader, messages) in ground.many() {
+        for _ in 0..LEARNED {
+            perform(ground, Arm::Waypost, reader, Habit::Known)?.1.command("LOGOUT")?;
+            ground.lab.wan()?.wait_flat(FLAT, PATIENCE)?;
+        }
+        let client = format!("scripted, {messages} messages");
+        rows.push(starts_of(ground, reader, client, Habit::Known, n.div_ceil(2), progress)?);
+    }
+    Ok(rows)
 }
 
 /// Interleaved, each in each arm.
 fn starts(ground: &Ground, habit: Habit, n: usize, progress: &Progress) -> anyhow::Result<Row> {
-    let mut row = Row::new("cold-start-explicit", habit.client(), "cold");
-    progress.begin(&format!("cold-start-explicit, {}: {n} starts in each of three arms", habit.client()), n);
+    starts_of(ground, READER, habit.client().to_owned(), habit, n, progress)
+}
+
+fn starts_of(
+    ground: &Ground,
+    reader: &str,
+    client: String,
+    habit: Habit,
+    n: usize,
+    progress: &Progress,
+) -> anyhow::Result<Row> {
+    progress.begin(&format!("cold-start-explicit, {client}: {n} starts in each of three arms"), n);
+    let mut row = Row::new("cold-start-explicit", &client, "cold");
     let rtt = Duration::from_secs_f64(ground.link.rtt_ms / 1e3);
     // The first is only once the first.
     let attempts = if habit == Habit::First { n } else { n * 2 };
@@ -74,7 +94,7 @@ fn starts(ground: &Ground, habit: Habit, n: usize, progress: &Progress) -> anyho
             ground.lab.wan()?.wait_flat(FLAT, PATIENCE)?;
             let mut given = None;
             let outcome = measure::act(&ground.lab, rtt, || {
-                let (replies, session) = perform(ground, arm, habit)?;
+                let (replies, session) = perform(ground, arm, reader, habit)?;
                 given = Some(session);
                 Ok(replies)
             })?;
@@ -101,8 +121,8 @@ fn starts(ground: &Ground, habit: Habit, n: usize, progress: &Progress) -> anyho
     Ok(row)
 }
 
-fn perform(ground: &Ground, arm: Arm, habit: Habit) -> anyhow::Result<(Vec<Reply>, Session)> {
-    let (address, user) = (arm.address(), ground.user(READER)?);
+fn perform(ground: &Ground, arm: Arm, reader: &str, habit: Habit) -> anyhow::Result<(Vec<Reply>, Session)> {
+    let (address, user) = (arm.address(), ground.user(reader)?);
     let plain = ground.lab.inside(arm.place(), move || TcpStream::connect(address))?;
     let plain = plain.with_context(|| format!("{}: nothing accepts on {address}", arm.name()))?;
     let connected = Instant::now();
