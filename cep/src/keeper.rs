@@ -4,6 +4,7 @@
 //!            ┌────────────── EXISTS, EXPUNGE, or time ──────────────┐
 //!  (DONE) ─► EXAMINE + UID SEARCH ─► what is worth fetching, one order at a time ─► IDLE or a pause
 //! ```
+//! Orders in other mailboxes are followed there, by EXAMINE too, and so is what NOTIFY tells of them; then it goes home.
 //! Only EXAMINE, never SELECT or CLOSE; only BODY.PEEK, never BODY: `\Recent`, `\Seen` and `\Deleted` messages stay
 //! as their reader left them. EXAMINE again before fetching and at least every [`ROUND_MAX`], because a server with
 //! ACLs (Cyrus) answers NOOP and IDLE long after the right to read has gone. What is worth fetching, a [`Preload`]
@@ -13,6 +14,7 @@ mod fetched;
 mod heard;
 mod limits;
 mod orders;
+mod places;
 mod round;
 mod window;
 
@@ -22,13 +24,14 @@ use bytes::Bytes;
 use discovery_core::{now::Now, seam::advisor::Held};
 use fetched::Reading;
 use imap_core::{
-    catalog::{CatalogOp, CatalogReply, FillId, MailboxKey, RequestId},
+    catalog::{CatalogOp, CatalogReply, FillId, RequestId},
     framer::{Direction, Framer},
     mutants,
     preload::{Order, Preload},
     retained::{Facts, UidRanges},
     uid::{Uid, UidValidity},
 };
+use places::{Place, TOUR};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
@@ -70,22 +73,21 @@ enum Phase {
     Over,
 }
 
-/// A mailbox that is watched.
-#[derive(Debug)]
-struct Place {
-    written: Bytes,
-    name: Bytes,
-    key: Option<MailboxKey>,
-    /// As the origin listed it last.
-    known: Option<UidRanges>,
-}
-
 /// See the module's documentation.
 pub struct Keeper {
     facts: Facts,
     limits: Limits,
     preload: Box<dyn Preload>,
     home: Place,
+    others: Vec<Place>,
+    /// Which of the others is open; `None`: home is.
+    away: Option<usize>,
+    left_home: Instant,
+    /// Other mailboxes of which there is news.
+    visits: VecDeque<Bytes>,
+    toured: Instant,
+    /// NOTIFY was said.
+    notified: bool,
     /// What the EXAMINE and SEARCH under way have said.
     validity: Option<UidValidity>,
     listed: Option<UidRanges>,
@@ -133,17 +135,18 @@ impl Keeper {
                 key: Some(watched.key),
                 known: watched.uids,
             },
-            None => Place {
-                written: Bytes::from_static(b"INBOX"),
-                name: Bytes::from_static(b"INBOX"),
-                key: None,
-                known: None,
-            },
+            None => Place::inbox(),
         };
         let mut keeper = Self {
             limits,
             preload,
             home,
+            others: Vec::new(),
+            away: None,
+            left_home: now.mono,
+            visits: VecDeque::new(),
+            toured: now.mono,
+            notified: false,
             validity: None,
             listed: None,
             opened: false,
@@ -247,8 +250,14 @@ impl Keeper {
         }
         match self.phase {
             Phase::Waiting(until) if until <= now.mono => self.go_on(now),
-            Phase::Pausing(until) if until <= now.mono => self.open(now),
-            Phase::Idle(_, false) if self.idles_until() <= now.mono => self.leave_idle(now),
+            Phase::Pausing(until) if until <= now.mono => {
+                self.tour(now);
+                self.open(now);
+            }
+            Phase::Idle(_, false) if self.idles_until() <= now.mono => {
+                self.tour(now);
+                self.leave_idle(now);
+            }
             Phase::Leaving(why) if self.asked + LEAVE <= now.mono => self.over(now, why),
             // A store that does not answer has nothing.
             Phase::Asking(_) if self.asked + self.limits.patience <= now.mono => {
@@ -360,7 +369,9 @@ impl Keeper {
     fn idles_until(&self) -> Instant {
         let spread = Duration::from_secs(u64::from(self.facts.nonce.iter().fold(0_u8, |a, o| a ^ o)));
         let reissue = self.asked + REISSUE + spread;
-        self.resume.map_or(reissue, |resume| resume.min(reissue))
+        let tours = !self.is_notified() && !self.others.is_empty();
+        let tour = tours.then(|| self.toured.max(self.asked) + TOUR);
+        [self.resume, tour].into_iter().flatten().fold(reissue, Instant::min)
     }
 
     fn tag(&mut self) -> String {

@@ -99,7 +99,7 @@ impl Keeper {
             reading.literal = Literal::Fields(BytesMut::new());
             return;
         }
-        let Some(mailbox) = self.home.key.clone().filter(|_| self.is_ordered(&item)) else { return };
+        let Some(mailbox) = self.here().key.clone().filter(|_| self.is_ordered(&item)) else { return };
         let fill = self.next_fill();
         if let Some(reading) = &mut self.reading {
             reading.literal = Literal::Fill(fill);
@@ -136,7 +136,7 @@ impl Keeper {
         }
         if !items.is_empty() {
             self.described_by(now, uid, &items, seen);
-            if let Some(mailbox) = self.home.key.clone() {
+            if let Some(mailbox) = self.here().key.clone() {
                 self.catalog(CatalogOp::Record { mailbox, uid, items, proof: Proof::Origin });
             }
         }
@@ -176,22 +176,22 @@ impl Keeper {
         if !matches!(self.phase, Phase::Fetching(_)) {
             return;
         }
-        let (Some(said), Some(key)) = (Description::of(items, seen), &self.home.key) else { return };
+        let (Some(said), Some(key)) = (Description::of(items, seen), self.here().key.clone()) else { return };
         let Some(held) = self.awaited.as_mut().and_then(|awaited| awaited.remove(&uid)) else { return };
-        self.preload.described(key, uid, &said, now);
-        self.preload.held(key, uid, held);
+        self.preload.described(&key, uid, &said, now);
+        self.preload.held(&key, uid, held);
     }
 
     /// Octets of a message have come for the order under way.
     fn brought(&mut self, now: Now, uid: Uid, octets: u64) {
-        let (Some(order), Some(key)) = (&self.order, &self.home.key) else { return };
+        let (Some(order), Some(key)) = (&self.order, self.here().key.clone()) else { return };
         let held = match &order.work {
             Work::Whole { .. } => Held::Whole,
             Work::Sections { .. } | Work::Describe(_) => Held::Part,
         };
         self.brought = true;
-        self.preload.fetched(key, uid, octets, now);
-        self.preload.held(key, uid, held);
+        self.preload.fetched(&key, uid, octets, now);
+        self.preload.held(&key, uid, held);
     }
 
     /// No response can be read to its end any more.
@@ -208,9 +208,9 @@ impl Keeper {
         }
         // They crossed the WAN.
         if let (Some(Work::Whole { uid, .. } | Work::Sections { uid, .. }), Some(key), true) =
-            (self.order.as_ref().map(|order| &order.work), &self.home.key, reading.octets > 0)
+            (self.order.as_ref().map(|order| &order.work), self.here().key.clone(), reading.octets > 0)
         {
-            self.preload.fetched(key, *uid, reading.octets, now);
+            self.preload.fetched(&key, *uid, reading.octets, now);
         }
     }
 }

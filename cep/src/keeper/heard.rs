@@ -1,6 +1,7 @@
 //! What the origin says.
 
 use super::{Keeper, Phase, Why};
+use bytes::Bytes;
 use discovery_core::now::Now;
 use imap_core::{
     framer::Frame,
@@ -41,6 +42,7 @@ impl Keeper {
             {
                 self.validity = number(argument).and_then(UidValidity::new);
             }
+            Ok(Response::StatusData) if whole => self.told_of(now, &piece),
             Ok(Response::Esearch(said)) => self.found(esearch_all(said)),
             Ok(Response::Search(said)) => {
                 let uids = said.split(|o| *o == b' ').map_while(number);
@@ -48,6 +50,18 @@ impl Keeper {
             }
             Ok(Response::Tagged { tag, status, .. }) => self.completed(now, tag, status),
             Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// STATUS that nobody asked for: NOTIFY's word for news in another mailbox.
+    fn told_of(&mut self, now: Now, piece: &Bytes) {
+        let Some(name) = mailbox_of(piece) else { return };
+        if name == self.here().name {
+            return self.changed(now);
+        }
+        self.elsewhere(name);
+        if let Phase::Idle(_, false) = self.phase {
+            self.leave_idle(now);
         }
     }
 
@@ -84,15 +98,18 @@ impl Keeper {
             Phase::Opening { examine, .. } if *examine == tag => {
                 if ok {
                     self.examined(now);
-                } else {
+                } else if self.away.is_none() {
                     self.handle_end(now, Why::NoMailbox);
                 }
+                // Else the SEARCH behind it is waited for.
             }
             Phase::Opening { search, .. } if *search == tag => {
                 if ok && self.opened {
                     // An empty mailbox: ESEARCH names no UIDs.
                     self.listed.get_or_insert_with(UidRanges::default);
                     self.listed(now);
+                } else if self.away.is_some() && !self.opened {
+                    self.turned_away(now);
                 } else {
                     self.watch(now);
                 }
@@ -120,6 +137,26 @@ impl Keeper {
 fn is_tag(tag: &[u8], n: u64) -> bool {
     // After `CEP` and the nonce's twelve digits.
     tag.get(15..) == Some(n.to_string().as_bytes())
+}
+
+/// Of `* STATUS mailbox (…)`, with INBOX in its one spelling.
+fn mailbox_of(piece: &[u8]) -> Option<Bytes> {
+    let said = piece.get(b"* STATUS ".len()..)?;
+    let name: Bytes = match said.strip_prefix(b"\"") {
+        None => Bytes::copy_from_slice(said.split(|o| *o == b' ').next()?),
+        Some(quoted) => {
+            let mut name = Vec::new();
+            let mut octets = quoted.iter();
+            loop {
+                match octets.next()? {
+                    b'"' => break name.into(),
+                    b'\\' => name.push(*octets.next()?),
+                    octet => name.push(*octet),
+                }
+            }
+        }
+    };
+    Some(if name.eq_ignore_ascii_case(b"INBOX") { Bytes::from_static(b"INBOX") } else { name })
 }
 
 /// The set behind ALL in an ESEARCH response.

@@ -1,13 +1,13 @@
 //! Orders of the [`Preload`](imap_core::preload::Preload), carried out one at a time.
 
-use super::{Keeper, Phase, ROUND_MAX};
+use super::{Keeper, Phase, ROUND_MAX, places::AWAY_MAX};
 use bytes::Bytes;
 use discovery_core::{
     now::Now,
     seam::{advisor::Held as HeldBy, gate::Grant},
 };
 use imap_core::{
-    catalog::{CatalogOp, Held, RESOLVE_UIDS_MAX, RequestId, Row},
+    catalog::{CatalogOp, Held, MailboxKey, RESOLVE_UIDS_MAX, RequestId, Row},
     item::ItemKey,
     mutants,
     preload::{DESCRIBING, DESCRIPTION_OCTETS, Description, Order, Work, describing_items},
@@ -22,18 +22,37 @@ impl Keeper {
             if self.stale || self.examined_at + ROUND_MAX <= now.mono {
                 return self.open(now);
             }
-            let Some(open) = self.home.key.clone() else { return self.watch(now) };
+            let Some(open) = self.here().key.clone() else { return self.watch(now) };
+            if self.away.is_some() && self.left_home + AWAY_MAX <= now.mono {
+                return self.go_home(now);
+            }
+            if let Some(name) = self.visits.pop_front() {
+                if name != open.name && self.go(&name, now) {
+                    return;
+                }
+                continue;
+            }
             let order = match self.order.take() {
                 Some(order) => order,
                 None => {
                     self.awaited = None;
-                    match self.preload.next(&open, false, now) {
+                    match self.preload.next(&open, true, now) {
                         Some(order) => order,
                         None => return self.watch(now),
                     }
                 }
             };
-            if order.mailbox != open || (self.awaited.is_none() && !self.may(&order.work)) {
+            if !self.is_ours(&order.mailbox) || (self.awaited.is_none() && !self.may(&order.work)) {
+                continue;
+            }
+            if order.mailbox != open {
+                let name = order.mailbox.name.clone();
+                self.order = Some(order);
+                // Of the same name, it is another generation and no longer there.
+                if name != open.name && self.go(&name, now) {
+                    return;
+                }
+                self.order = None;
                 continue;
             }
             if let Work::Describe(uids) = &order.work
@@ -69,11 +88,16 @@ impl Keeper {
         self.looked = now.mono;
         let Some(open) = self.home.key.clone() else { return };
         self.awaited = None;
-        self.order = self.preload.next(&open, false, now).filter(|order| self.may(&order.work));
+        self.order = self.preload.next(&open, true, now).filter(|order| self.may(&order.work));
         if self.order.is_none() {
             return;
         }
         if matches!(self.phase, Phase::Idle(_, false)) { self.leave_idle(now) } else { self.open(now) }
+    }
+
+    /// Whether it is a mailbox of this account, as this session would name it.
+    fn is_ours(&self, mailbox: &MailboxKey) -> bool {
+        mailbox.account == self.facts.account && mailbox.utf8 == self.facts.utf8
     }
 
     /// Whether the limits allow it, whoever ordered it.
@@ -106,7 +130,7 @@ impl Keeper {
     /// What the store remembers need not cross the WAN again. Whether the message was read since is not asked: a store
     /// remembers no flags, and what it has is seldom fetched again.
     pub(super) fn resolved(&mut self, now: Now, rows: Vec<Row>) {
-        let (Some(mut awaited), Some(key)) = (self.awaited.take(), self.home.key.clone()) else {
+        let (Some(mut awaited), Some(key)) = (self.awaited.take(), self.here().key.clone()) else {
             return self.go_on(now);
         };
         for Row { uid, values } in rows {
@@ -174,7 +198,7 @@ impl Keeper {
 
     /// The origin has answered the order under way.
     pub(super) fn fetch_done(&mut self, ok: bool, now: Now) {
-        let (Some(order), Some(key)) = (self.order.take(), self.home.key.clone()) else {
+        let (Some(order), Some(key)) = (self.order.take(), self.here().key.clone()) else {
             return self.go_on(now);
         };
         if !ok {

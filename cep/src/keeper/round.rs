@@ -1,6 +1,6 @@
 //! The round: open, list, watch.
 
-use super::{Keeper, Output, Phase, ROUND_MAX, window};
+use super::{Keeper, Output, Phase, ROUND_MAX, places::NOTIFY, window};
 use discovery_core::now::Now;
 use imap_core::{
     catalog::{CatalogOp, MailboxKey},
@@ -15,7 +15,7 @@ impl Keeper {
         let result = if self.facts.capabilities.has("ESEARCH") { "RETURN (ALL) " } else { "" };
         let line = [
             format!("{examine} {verb} ").as_bytes(),
-            &self.home.written,
+            &self.here().written.clone(),
             format!("\r\n{search} UID SEARCH {result}ALL\r\n").as_bytes(),
         ]
         .concat();
@@ -32,14 +32,15 @@ impl Keeper {
         self.measure(now);
         let Some(uid_validity) = self.validity else { return };
         let account = self.facts.account.clone();
-        let name = self.home.name.clone();
+        let name = self.here().name.clone();
         let key = MailboxKey { account, name, uid_validity, utf8: self.facts.utf8 };
-        if self.home.key.as_ref().is_some_and(|old| *old != key) {
+        let here = self.here_mut();
+        if here.key.as_ref().is_some_and(|old| *old != key) {
             // Every UID is other mail now.
-            self.home.known = None;
+            here.known = None;
         }
-        self.catalog(CatalogOp::Selected { mailbox: key.clone() });
-        self.home.key = Some(key);
+        here.key = Some(key.clone());
+        self.catalog(CatalogOp::Selected { mailbox: key });
     }
 
     /// The shorter the answer to EXAMINE took, the less it was anything but the line.
@@ -52,10 +53,10 @@ impl Keeper {
     }
 
     pub(super) fn listed(&mut self, now: Now) {
-        let (Some(listed), Some(key)) = (self.listed.take(), self.home.key.clone()) else {
+        let (Some(listed), Some(key)) = (self.listed.take(), self.here().key.clone()) else {
             return self.watch(now);
         };
-        let known = self.home.known.replace(listed.clone());
+        let known = self.here_mut().known.replace(listed.clone());
         let gone: Vec<Uid> = known
             .map(|known| known.without(&listed).newest_first().take(GONE_MAX).filter_map(Uid::new).collect())
             .unwrap_or_default();
@@ -69,8 +70,15 @@ impl Keeper {
 
     pub(super) fn watch(&mut self, now: Now) {
         self.asked = now.mono;
+        if self.away.is_some() {
+            return self.go_home(now);
+        }
         if self.stale {
             return self.open(now);
+        }
+        if self.is_notified() && !std::mem::replace(&mut self.notified, true) {
+            let tag = self.tag();
+            self.send(format!("{tag} {NOTIFY}\r\n"));
         }
         if self.facts.capabilities.has("IDLE") {
             let tag = self.tag();

@@ -8,7 +8,7 @@ use discovery_core::{
 };
 use imap_core::{
     capability::Capabilities,
-    catalog::{Held as Value, Row},
+    catalog::{Held as Value, MailboxKey, Row},
     item::ItemKey,
     preload::{DESCRIBING, describing_fields, describing_items},
     retained::Watched,
@@ -141,6 +141,7 @@ fn watching() -> Dialogue {
 }
 
 mod orders;
+mod places;
 
 #[test]
 fn new_mail_is_in_the_store_with_all_that_clients_ask() {

@@ -6,10 +6,10 @@ use imap_core::preload::{Description, Read, Work};
 use std::sync::{Arc, Mutex};
 
 #[derive(Clone, Default)]
-struct Script(Arc<Mutex<Scripted>>);
+pub(super) struct Script(Arc<Mutex<Scripted>>);
 
 #[derive(Default)]
-struct Scripted {
+pub(super) struct Scripted {
     orders: VecDeque<Order>,
     heard: Vec<String>,
     asked: Vec<u32>,
@@ -17,19 +17,22 @@ struct Scripted {
 }
 
 impl Script {
-    fn orders(works: impl IntoIterator<Item = Work>) -> Self {
+    pub(super) fn orders(works: impl IntoIterator<Item = Work>) -> Self {
         let script = Self::default();
         script.order(works);
         script
     }
 
     fn order(&self, works: impl IntoIterator<Item = Work>) {
-        let mailbox = facts(b"").mailbox.unwrap().key;
+        self.order_in(facts(b"").mailbox.unwrap().key, works);
+    }
+
+    pub(super) fn order_in(&self, mailbox: MailboxKey, works: impl IntoIterator<Item = Work>) {
         let orders = works.into_iter().map(|work| Order { mailbox: mailbox.clone(), work });
         self.0.lock().unwrap().orders.extend(orders);
     }
 
-    fn heard(&self) -> Vec<String> {
+    pub(super) fn heard(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap().heard)
     }
 
@@ -77,7 +80,7 @@ fn describe(of: &[u32]) -> Work {
     Work::Describe(uids(of))
 }
 
-fn whole(uid: u32) -> Work {
+pub(super) fn whole(uid: u32) -> Work {
     Work::Whole { uid: Uid::new(uid).unwrap(), octets: 5 }
 }
 
