@@ -16,7 +16,7 @@ const PLANTED: [(&str, &str, u64); 18] = [
     ("session-slice-sets-seen", "seen", 20),
     ("node-body-shifted", "transcript", 20),
     ("session-expunged-served", "transcript", 200),
-    ("session-numbers-not-translated", "transcript", 20),
+    ("session-numbers-not-translated", "transcript", 100),
     ("node-store-not-forwarded", "nothing-lost", 20),
     ("node-window-unbounded", "budget", 400),
     ("node-store-reply-lost", "no-wedge", 20),

@@ -5,6 +5,7 @@ use crate::ordering::{Mood, Ordering};
 use cep::keeper::{self, Keeper, Why};
 use discovery_core::id::AccountKey;
 use imap_core::{
+    capability::Capabilities,
     catalog::{FillId, MailboxKey},
     item::ItemKey,
     mutants,
@@ -48,7 +49,10 @@ const NEWS_US: u64 = 20_000_000;
 
 impl World {
     /// The client has heard all of it and is gone; the node keeps its connection to the origin.
-    pub(super) fn keep(&mut self, slot: usize, facts: Facts) -> Result<(), Broken> {
+    pub(super) fn keep(&mut self, slot: usize, mut facts: Facts) -> Result<(), Broken> {
+        // The model's servers offer NOTIFY and do not know it.
+        let offered = self.lines[slot].origin.capabilities().replace(" NOTIFY", "");
+        facts.capabilities = Capabilities::from_list(offered.as_bytes());
         let now = self.now(self.lines[slot].node);
         let site = &self.sites[self.lines[slot].node];
         let limits = site.limits;
