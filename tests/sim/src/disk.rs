@@ -2,6 +2,7 @@
 //! its last record perhaps in part.
 
 use crate::random::Random;
+use std::cell::Cell;
 
 /// Records in the order in which they were written.
 pub(crate) struct Disk {
@@ -16,12 +17,21 @@ pub(crate) struct Disk {
 pub(crate) struct Record {
     octets: Vec<u8>,
     sum: u64,
+    /// Whether the sum is that of the octets, as far as that was looked at since they last changed.
+    is_good: Cell<Option<bool>>,
 }
 
 impl Record {
     /// The content, unless it is not what was written.
     pub(crate) fn read(&self) -> Option<&[u8]> {
-        (sum(&self.octets) == self.sum).then_some(&self.octets)
+        let is_good = self.is_good.get().unwrap_or_else(|| sum(&self.octets) == self.sum);
+        self.is_good.set(Some(is_good));
+        is_good.then_some(&self.octets)
+    }
+
+    fn changing(&mut self) -> &mut Vec<u8> {
+        self.is_good.set(None);
+        &mut self.octets
     }
 }
 
@@ -36,7 +46,7 @@ impl Disk {
             return None;
         }
         let sum = sum(&octets);
-        self.records.push(Record { octets, sum });
+        self.records.push(Record { octets, sum, is_good: Cell::new(None) });
         Some(self.records.len() - 1)
     }
 
@@ -58,7 +68,7 @@ impl Disk {
         let kept = self.durable + random.below(pending + 1);
         self.records.truncate(kept);
         if kept > self.durable && random.once_in(2) {
-            let last = &mut self.records[kept - 1].octets;
+            let last = self.records[kept - 1].changing();
             last.truncate(random.below(last.len() + 1));
         }
         self.durable = kept;
@@ -70,7 +80,7 @@ impl Disk {
             return false;
         }
         let at = random.below(self.records.len());
-        let octets = &mut self.records[at].octets;
+        let octets = self.records[at].changing();
         if octets.is_empty() {
             return false;
         }

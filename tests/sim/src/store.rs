@@ -266,24 +266,24 @@ impl Store {
 
     fn value(&mut self, mailbox: &MailboxKey, uid: Uid, item: &ItemKey) -> Option<Held> {
         if let Some(value) = self.read(mailbox, uid, item) {
-            return Some(held(value));
+            return Some(held(value.to_vec()));
         }
         if let Some(whole) = self.read(mailbox, uid, &ItemKey::whole()) {
-            return cut(&whole, item).map(held);
+            return cut(whole, item).map(held);
         }
         let joins = |fill: &&Fill| fill.mailbox == *mailbox && fill.uid == Some(uid) && fill.item == *item;
         let fill = self.fills.values().find(joins)?;
         Some(Held::Filling { reader: fill.body.clone(), octets: fill.octets })
     }
 
-    fn read(&mut self, mailbox: &MailboxKey, uid: Uid, item: &ItemKey) -> Option<Vec<u8>> {
+    fn read(&mut self, mailbox: &MailboxKey, uid: Uid, item: &ItemKey) -> Option<&[u8]> {
         let rows = self.rows.get_mut(mailbox)?.get_mut(&uid)?;
-        if let Some(octets) = self.disk.read(*rows.get(item)?) {
-            return Some(octets.to_vec());
+        let octets = self.disk.read(*rows.get(item)?);
+        if octets.is_none() {
+            rows.remove(item);
+            self.damaged += 1;
         }
-        rows.remove(item);
-        self.damaged += 1;
-        None
+        octets
     }
 }
 

@@ -36,7 +36,10 @@ use discovery_core::{now::Now, seam::advisor::Held, value::Served};
 use idling::Line;
 use piece::{Answer, Piece};
 pub(super) use reading::Sink;
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Instant,
+};
 
 /// What this session does for nobody yet.
 #[derive(Default)]
@@ -46,8 +49,8 @@ pub(super) struct Synthetic {
     /// What is with the origin.
     under_way: Option<UnderWay>,
     claim: Claiming,
-    /// The gate has let the next slice go, which waits for the end of an IDLE.
-    granted: bool,
+    /// The gate has let so many octets go, which wait for the end of an IDLE.
+    granted: Option<u32>,
     /// Nothing is asked for before this moment.
     wait: Option<Instant>,
     /// There was nothing worth fetching, and nothing has happened since: not asked before this moment.
@@ -63,6 +66,8 @@ pub(super) struct Synthetic {
     foreground: bool,
     /// The largest UID of the list that it was told, if it was told one.
     listed: Option<Option<Uid>>,
+    /// Messages that were described although their UID was not known, as long as it is not.
+    newcomers: BTreeSet<SlotId>,
     /// The message that a client opened last, and where its first octets came from.
     opened: Option<(SlotId, Served)>,
 }
@@ -89,6 +94,8 @@ struct Fetch {
     key: ItemKey,
     piece: Piece,
     fill: Option<FillId>,
+    /// When the last slice was asked.
+    asked: Option<Instant>,
     memory: BytesMut,
     /// Those behind `key`.
     rest: VecDeque<(ItemKey, u64)>,
@@ -186,7 +193,7 @@ impl super::Session {
         if let Some((preload, now)) = self.synthetic.preload.as_mut().zip(self.now) {
             preload.foreground(active, now);
         }
-        self.synthetic.granted = false;
+        self.synthetic.granted = None;
         if active && self.synthetic.under_way.is_none() {
             self.release_ours();
         }

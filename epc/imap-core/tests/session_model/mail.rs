@@ -169,6 +169,14 @@ impl Mail {
         self.note_seen(name, uid);
     }
 
+    /// As after a repair: what is left counts as never changed, in a mailbox that has seen much.
+    pub(crate) fn rebuild(&mut self, name: &BoxName) {
+        let mailbox = self.boxes.get_mut(name).unwrap();
+        mailbox.modseq = 2 * FIRST_MODSEQ;
+        mailbox.live.truncate(1);
+        mailbox.live.iter_mut().for_each(|message| message.modseq = 1);
+    }
+
     /// A backup takes its place that is older than what was said of it, and has lived on since.
     pub(crate) fn restore(&mut self, name: &BoxName) {
         let mailbox = self.boxes.get_mut(name).unwrap();

@@ -246,7 +246,7 @@ impl World {
         let mail = Mail::new(&mut random);
         let manner = if seed.is_multiple_of(2) { Manner::Dovecot } else { Manner::Cyrus };
         let serial = seed.is_multiple_of(5);
-        let hasty = seed % 3 == 1;
+        let hasty = is_hasty(seed);
         let mut world = Self {
             seed,
             shelf: if serial { Shelf::default() } else { Shelf::forgetful(Random::new(seed ^ 0xF00)) },
@@ -263,7 +263,7 @@ impl World {
             revoked: BTreeMap::new(),
             totals: Totals::default(),
         };
-        for _ in 0..3 {
+        for _ in 0..if hasty { 1 } else { 3 } {
             let line = world.connect();
             world.lines.push(line);
         }
@@ -383,7 +383,7 @@ impl World {
     fn others(&mut self) {
         // So that something is worth fetching.
         let wanted = self.lines.iter().any(|line| line.whims.is_some());
-        if wanted && self.random.once_in(5) {
+        if wanted && self.random.once_in(12) {
             self.shelf.forget();
         }
         let opened = self.lines.iter().filter_map(|line| line.origin.selected.as_ref());
@@ -394,7 +394,7 @@ impl World {
         few.iter().for_each(|name| self.mail.arrive_in(name, &mut self.random));
         let user = *self.random.pick(&USERS);
         let name = *self.random.pick(&BOXES);
-        let mut name = box_of(user, name);
+        let mut name = if self.hasty { box_of(USERS[0], BOXES[0]) } else { box_of(user, name) };
         // More where somebody looks.
         let at = self.random.below(self.lines.len());
         if let Some(open) = self.lines[at].origin.selected.as_ref().filter(|_| !self.random.once_in(3)) {
@@ -412,7 +412,7 @@ impl World {
                 let (flag, on) = (*self.random.pick(&["\\Seen", "\\Flagged"]), self.random.once_in(2));
                 self.mail.set_flag(&name, uid, flag, on);
             }
-            9 if self.random.once_in(3) => {
+            9 if self.random.once_in(if self.hasty { 2 } else { 3 }) => {
                 // Made anew, with other mail under the same UIDs; nobody may have it open.
                 let open = self
                     .lines
@@ -423,9 +423,12 @@ impl World {
                     for _ in 0..8 {
                         self.mail.arrive_in(&name, &mut self.random);
                     }
+                    if self.random.once_in(2) {
+                        self.mail.rebuild(&name);
+                    }
                 }
             }
-            3 if self.random.once_in(3) => {
+            3 if self.random.once_in(if self.hasty { 2 } else { 3 }) => {
                 // A backup is put in its place, or it loses what it knew of changes; nobody may have it open.
                 let selected = |line: &Line| line.origin.selected.as_ref().is_some_and(|s| s.name == name);
                 if !self.lines.iter().any(selected) {
@@ -853,13 +856,21 @@ fn number_in(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// Which worlds have one user who comes again and again and does not stay.
+fn is_hasty(seed: u64) -> bool {
+    seed % 4 == 1
+}
+
 /// Plays seeds until `events` have happened.
 fn play_many(first: u64, events: u64) {
     let mut all = Totals::default();
+    // Of clients that stay until something comes from the store.
+    let mut patient = 0;
     let mut seed = first;
     while all.events < events {
         let totals = play(seed, STEPS).unwrap_or_else(|lie| panic!("{lie}"));
         all.events += totals.events;
+        patient += if is_hasty(seed) { 0 } else { totals.events };
         all.replies += totals.replies;
         all.from_store += totals.from_store;
         all.sessions += totals.sessions;
@@ -886,9 +897,9 @@ fn play_many(first: u64, events: u64) {
         all.for_nobody,
         seed - first
     );
-    assert!(all.from_store > all.events / 1000, "hardly anything came from the store");
+    assert!(all.from_store > patient / 1000, "hardly anything came from the store");
     assert!(all.ahead > all.events / 10_000, "hardly anything was foreseen");
-    assert!(all.proved > all.events / 20_000 && all.doubted > 0, "hardly any flags were known");
+    assert!(all.proved > all.events / 100_000 && all.doubted > 0, "hardly any flags were known");
     assert!(all.for_nobody[0] > all.events / 2000, "hardly anything was fetched for nobody");
     assert!(all.for_nobody.iter().all(|came| *came > 0), "nothing came of it");
     assert!(all.had_enough > 0, "no origin had enough");
@@ -898,7 +909,7 @@ fn play_many(first: u64, events: u64) {
 
 #[test]
 fn sessions_never_lie() {
-    play_many(1, number_in("WAYPOST_EVENTS").unwrap_or(1_000_000));
+    play_many(1, number_in("WAYPOST_EVENTS").unwrap_or(2_500_000));
 }
 
 #[test]

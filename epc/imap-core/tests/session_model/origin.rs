@@ -669,11 +669,6 @@ impl Origin {
             let mut sections = false;
             let mut first = true;
             for item in &asked {
-                let told = &open.told[&uid];
-                let now = mail.live(&open.name, uid).map_or_else(
-                    || told.iter().cloned().chain(["\\Deleted".to_owned()]).collect(),
-                    |message| message.flags.clone(),
-                );
                 let gone = !live && self.manner == Manner::Dovecot;
                 let message = &mail.history[&id];
                 let value = match item.to_ascii_uppercase().as_str() {
@@ -681,6 +676,11 @@ impl Origin {
                     _ if gone && item.contains('[') => b"NIL".to_vec(),
                     _ if gone => continue,
                     "FLAGS" => {
+                        let told = &open.told[&uid];
+                        let now = mail.live(&open.name, uid).map_or_else(
+                            || told.iter().cloned().chain(["\\Deleted".to_owned()]).collect(),
+                            |message| message.flags.clone(),
+                        );
                         open.told.insert(uid, now.clone());
                         flag_list(&now).into_bytes()
                     }

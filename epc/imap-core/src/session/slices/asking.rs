@@ -71,7 +71,7 @@ impl super::super::Session {
     /// One thing; `false` when there is nothing to do before something happens.
     fn move_ahead(&mut self) -> bool {
         let Some(now) = self.mono() else { return false };
-        if !self.views.all_uids_known() {
+        if self.synthetic.asleep.is_some() && !self.newcomers().is_empty() {
             // Somebody has come since there was nothing to do.
             self.synthetic.asleep = None;
         }
@@ -101,6 +101,13 @@ impl super::super::Session {
                     return false;
                 }
                 self.ask_descriptions();
+                true
+            }
+            Doing::Fetch(fetch)
+                if fetch.asked.is_some_and(|asked| now.saturating_duration_since(asked) > HALF_MAX) =>
+            {
+                // The store no longer waits for the rest.
+                self.bears_no_fruit();
                 true
             }
             Doing::Fetch(fetch) => {
@@ -155,13 +162,23 @@ impl super::super::Session {
         let there = self.views.slot_of_uid(uid).filter(|slot| self.views.server_msn(*slot).is_some());
         let (Some(slot), Some((key, octets))) = (there, rest.pop_front()) else { return Doing::Nothing };
         let piece = Piece::new(octets, is_whole(&key));
-        Doing::Fetch(Box::new(Fetch { slot, uid, key, piece, fill: None, memory: BytesMut::new(), rest }))
+        Doing::Fetch(Box::new(Fetch {
+            slot,
+            uid,
+            key,
+            piece,
+            fill: None,
+            asked: None,
+            memory: BytesMut::new(),
+            rest,
+        }))
     }
 
     /// Whether so many octets may be asked for now. In IDLE that has to end first.
     fn may_go(&mut self, octets: u32) -> bool {
         let Some(now) = self.now else { return false };
-        if !std::mem::take(&mut self.synthetic.granted) && !mutants::on("session-slice-unasked") {
+        let granted = self.synthetic.granted.take().is_some_and(|granted| granted >= octets);
+        if !granted && !mutants::on("session-slice-unasked") {
             let Some(preload) = &mut self.synthetic.preload else { return false };
             match preload.ask(octets, now) {
                 Grant::Go => {}
@@ -179,7 +196,7 @@ impl super::super::Session {
             }
         }
         if matches!(self.idle, Idle::Listening(_)) && self.synthetic.line != Line::Left {
-            self.synthetic.granted = true;
+            self.synthetic.granted = Some(octets);
             self.leave_idle();
             return false;
         }
@@ -187,7 +204,9 @@ impl super::super::Session {
     }
 
     fn ask_slice(&mut self) {
-        let Doing::Fetch(fetch) = &self.synthetic.doing else { return };
+        let now = self.mono();
+        let Doing::Fetch(fetch) = &mut self.synthetic.doing else { return };
+        fetch.asked = now;
         let msn = self.views.server_msn(fetch.slot);
         let (Some(msn), Some(offset), Some(spec)) = (msn, fetch.piece.offset(), fetch.key.section_spec())
         else {
@@ -280,7 +299,9 @@ impl super::super::Session {
         let len = self.views.server_len();
         let newest = (1..=len).rev().take(NEWCOMERS_AMONG).filter_map(Msn::new);
         let slots = newest.filter_map(|msn| self.views.slot_of_server(msn));
-        slots.filter(|slot| self.views.uid(*slot).is_none()).take(BATCH_MAX).collect()
+        let unknown = slots.filter(|slot| self.views.uid(*slot).is_none());
+        // One that the origin did not describe is not asked again.
+        unknown.filter(|slot| !self.synthetic.newcomers.contains(slot)).take(BATCH_MAX).collect()
     }
 
     fn ask_newcomers(&mut self, newcomers: Vec<SlotId>) -> bool {
@@ -288,6 +309,9 @@ impl super::super::Session {
         if !self.may_go(octets) {
             return false;
         }
+        let views = &self.views;
+        self.synthetic.newcomers.retain(|slot| views.uid(*slot).is_none());
+        self.synthetic.newcomers.extend(&newcomers);
         self.send_descriptions(newcomers.into_iter().map(|slot| (slot, None, Held::Nothing)).collect());
         true
     }
@@ -343,6 +367,8 @@ fn is_whole(key: &ItemKey) -> bool {
     key.class() == ItemClass::Section(SectionClass::Whole)
 }
 
+/// Half a message is not waited for beyond this; the store forgets it after twice as long.
+const HALF_MAX: Duration = Duration::from_secs(300);
 /// Messages described at once: about a slice.
 const BATCH_MAX: usize = 32;
 /// Where messages without a known UID are looked for: those that came last.

@@ -63,7 +63,7 @@ impl super::super::Session {
             // For the news of which the origin may speak only now.
             synthetic.wait = synthetic.wait.max(Some(now + LISTENED_MIN));
         }
-        synthetic.granted = false;
+        synthetic.granted = None;
         synthetic.line = Line::Returning;
         self.release_ours();
         let tag = self.flights.own(Own::IdleAgain);
@@ -113,6 +113,7 @@ impl super::super::Session {
 
     /// The client ends its IDLE while the origin is not in it any more: that is settled here. `false`: it is in it.
     pub(in crate::session) fn ends_interrupted_idle(&mut self) -> bool {
+        self.synthetic.granted = None;
         match self.synthetic.line {
             Line::Theirs => return false,
             Line::Leaving | Line::Left => self.synthetic.line = Line::Theirs,

@@ -122,7 +122,8 @@ impl super::super::Session {
         // Of a message that it has not looked at yet a client has no flags that could have changed.
         let newcomer = matches!(&self.synthetic.under_way, Some(UnderWay::Describe { batch, .. })
             if batch.iter().any(|(asked, uid, _)| *asked == slot && uid.is_none()));
-        let flags = said.flags.as_ref().filter(|flags| Some(flags.raw()) != known && !newcomer);
+        let flags =
+            said.flags.as_ref().filter(|flags| Some(flags.raw()) != known && !(newcomer && known.is_none()));
         if let Some(flags) = flags {
             let modseq = said.modseq.map(|modseq| format!(" MODSEQ ({modseq})")).unwrap_or_default();
             let payload = [b"(FLAGS ", &**flags.raw(), modseq.as_bytes(), b")\r\n"].concat();

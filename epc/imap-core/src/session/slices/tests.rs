@@ -516,6 +516,42 @@ fn an_idle_that_the_origin_ends_is_ended_for_the_client() {
 }
 
 #[test]
+fn new_mail_that_the_origin_does_not_describe_is_asked_once() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    let asks = |tag: u32, set: &str| {
+        format!("EPC010203040506{tag} FETCH {set} ({})\r\n", crate::preload::DESCRIBING)
+    };
+    d.server("* 4 EXISTS\r\n").gets(&asks(2, "4"));
+    d.server("EPC0102030405062 OK nothing\r\n").gets("");
+    d.client("w NOOP\r\n")
+        .gets("w NOOP\r\n")
+        .server("w OK done\r\n")
+        .hears("* 4 EXISTS\r\nw OK done\r\n")
+        .gets("");
+    d.server("* 5 EXISTS\r\n").gets(&asks(3, "5"));
+    // Flags that the client may have been told by number.
+    d.client("b FETCH 5 (FLAGS)\r\n").gets("b FETCH 5 (FLAGS)\r\n");
+    d.client.clear();
+    d.server("* 5 FETCH (FLAGS ())\r\n").hears("* 5 FETCH (FLAGS ())\r\n");
+    d.server("* 5 FETCH (UID 19 FLAGS (\\Seen) RFC822.SIZE 9 ENVELOPE NIL)\r\n");
+    d.hears("* 5 FETCH (FLAGS (\\Seen))\r\n");
+}
+
+#[test]
+fn half_a_message_is_not_kept_for_ever() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    script.order(whole(11, 70_000));
+    wakes(&mut d);
+    d.server.clear();
+    script.grant(Grant::Wait(d.clock + Duration::from_secs(301)));
+    d.server(&slice(2, 1, 11, 0, &body(32_768))).gets("");
+    d.later(Duration::from_secs(301)).gets("");
+    assert_eq!(d.session.poll_timeout(), Some(d.clock + MINUTE), "there is nothing to do");
+}
+
+#[test]
 fn idle_is_not_left_for_long() {
     let (shelf, script) = (Shelf::default(), Script::default());
     let mut d = opened(&shelf, &script, false);
