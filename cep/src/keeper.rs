@@ -228,6 +228,9 @@ impl Keeper {
         let tag = self.tag();
         self.send(format!("{tag} LOGOUT\r\n"));
         self.asked = now.mono;
+        if mutants::on("keeper-goes-on") {
+            return;
+        }
         self.phase = Phase::Leaving(why);
     }
 

@@ -264,3 +264,28 @@ fn the_window_is_half_of_what_the_line_holds() {
         assert_eq!(d.window, Some(window), "{millis} ms");
     }
 }
+
+/// Whatever it is at when the operator, or whoever, ends it.
+#[test]
+fn nothing_is_asked_after_the_end() {
+    let mut listing = dialogue(facts(b"IDLE ESEARCH"));
+    listing.said.clear();
+    let mut idle = watching();
+    idle.said.clear();
+    let mut describing = watching();
+    describing.server("* 4 EXISTS\n<t3 OK x\n");
+    describing.server("* OK [UIDVALIDITY 7] v\n<t4 OK x\n* ESEARCH (TAG \"<t5\") UID ALL 1:4\n<t5 OK x\n");
+    describing.said.clear();
+    for (mut d, logout, answers) in [
+        (listing, "t3 LOGOUT\n", OPENED),
+        (idle, "DONE\nt4 LOGOUT\n", "* 4 EXISTS\n<t3 OK x\n"),
+        (describing, "t7 LOGOUT\n", "* 4 FETCH (UID 4 RFC822.SIZE 9)\n<t6 OK x\n* 5 EXISTS\n"),
+    ] {
+        d.keeper.handle_end(d.now, Why::Operator);
+        d.drain();
+        d.says(logout).server(answers).says("");
+        assert_eq!(d.keeper.poll_timeout(), Some(d.now.mono + LEAVE), "{logout}");
+        d.after(LEAVE).says("");
+        assert_eq!((d.ended, d.keeper.poll_timeout()), (Some(Why::Operator), None), "{logout}");
+    }
+}

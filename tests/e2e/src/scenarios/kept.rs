@@ -58,13 +58,23 @@ pub(super) fn wait(
     what: &str,
     wanted: impl Fn(&Value) -> bool,
 ) -> anyhow::Result<Duration> {
+    wait_for(case, settings, STALL, what, wanted)
+}
+
+fn wait_for(
+    case: &Case,
+    settings: &Settings,
+    patience: Duration,
+    what: &str,
+    wanted: impl Fn(&Value) -> bool,
+) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     loop {
         let said = ask(case, settings, &[])?;
         if wanted(&said) {
             return Ok(begun.elapsed());
         }
-        ensure!(begun.elapsed() < STALL, "{what}: {said}");
+        ensure!(begun.elapsed() < patience, "{what}: {said}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -201,7 +211,10 @@ pub(crate) fn ends(case: &Case) -> anyhow::Result<()> {
     leave(&site, server)?;
     wait(case, &settings, "nothing was kept", |said| kept(said) == 1)?;
     drop(site.dovecot.take());
-    wait(case, &settings, "a dead server", |said| kept(said) == 0 && ended(said, "origin-lost") == 1)?;
+    // Dovecot's processes outlive their master by some seconds.
+    wait_for(case, &settings, 3 * STALL, "a dead server", |said| {
+        kept(said) == 0 && ended(said, "origin-lost") == 1
+    })?;
     all_accounted(&ask(case, &settings, &[])?)?;
     Ok(())
 }
