@@ -208,8 +208,16 @@ impl Plan {
             return Some(order);
         }
         let listing = self.mailboxes.get_mut(open)?;
-        let uids = listing.undescribed(listing::DESCRIBED_MAX, now.mono)?;
-        Some(Order { mailbox: open.clone(), work: Work::Describe(uids) })
+        if let Some(uids) = listing.undescribed(listing::DESCRIBED_MAX, now.mono) {
+            return Some(Order { mailbox: open.clone(), work: Work::Describe(uids) });
+        }
+        // Others, whichever was looked at last first.
+        let mut others: Vec<_> = self.mailboxes.iter_mut().filter(|(key, _)| roams && *key != open).collect();
+        others.sort_by_key(|(_, listing)| std::cmp::Reverse(listing.told));
+        others.into_iter().find_map(|(key, listing)| {
+            let uids = listing.undescribed(NEWEST, now.mono)?;
+            Some(Order { mailbox: key.clone(), work: Work::Describe(uids) })
+        })
     }
 
     fn body(&mut self, open: &MailboxKey, roams: bool, now: Now, around: &mut Around<'_>) -> Option<Order> {

@@ -65,6 +65,11 @@ impl Keeper {
             self.catalog(CatalogOp::Expunged { mailbox: key.clone(), uids: gone });
         }
         self.preload.listed(&key, &listed, now);
+        // Before anything is fetched: what comes elsewhere from here on is told.
+        if self.is_notified() && !std::mem::replace(&mut self.notified, true) {
+            let tag = self.tag();
+            self.send(format!("{tag} {NOTIFY}\r\n"));
+        }
         self.go_on(now);
     }
 
@@ -75,10 +80,6 @@ impl Keeper {
         }
         if self.stale {
             return self.open(now);
-        }
-        if self.is_notified() && !std::mem::replace(&mut self.notified, true) {
-            let tag = self.tag();
-            self.send(format!("{tag} {NOTIFY}\r\n"));
         }
         if self.facts.capabilities.has("IDLE") {
             let tag = self.tag();

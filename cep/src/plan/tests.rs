@@ -230,7 +230,9 @@ fn only_a_roaming_session_is_sent_elsewhere_and_a_new_generation_replaces_the_ol
     let again = mailbox("Sent", 2);
     session.listed(&again, &UidRanges::of([4]), at(2));
     session.read(&inbox, uid(3), Read { octets: 10, served: Served::Store }, at(2));
-    assert_eq!(session.next(&inbox, true, at(2)), None, "the old generation is history");
+    let order = session.next(&inbox, true, at(2)).unwrap();
+    let anew = Work::Describe(vec![uid(4)]);
+    assert_eq!((order.mailbox, order.work), (again, anew), "the old generation is history");
     session.gone(&inbox, &[uid(3)], at(3));
     assert!(said.lock().unwrap().contains(&"gone".to_owned()));
 }
@@ -276,6 +278,21 @@ fn while_there_is_a_lane_it_fetches_for_all_and_where_the_user_is_first() {
     assert_eq!(session.next(&sent, false, at(1)), None);
     drop(lane);
     assert!(session.next(&sent, false, at(1)).is_some(), "nobody else does it now");
+}
+
+#[test]
+fn who_roams_looks_at_other_mailboxes_too() {
+    let (plans, _) = plans();
+    let (mut session, mut keeper) = (plans.for_session(server()), plans.for_session(server()));
+    let (inbox, sent, at) = (mailbox("INBOX", 1), mailbox("Sent", 1), clock());
+    session.listed(&sent, &UidRanges::of([7]), at(0));
+    session.listed(&inbox, &UidRanges::default(), at(1));
+    assert_eq!(session.next(&inbox, false, at(1)), None, "it cannot go there");
+    let order = keeper.next(&inbox, true, at(2)).unwrap();
+    assert_eq!((order.mailbox, order.work), (sent.clone(), Work::Describe(vec![uid(7)])));
+    keeper.described(&sent, uid(7), &letter(10), at(2));
+    let order = keeper.next(&inbox, true, at(2)).unwrap();
+    assert_eq!((order.mailbox, order.work), (sent, Work::Whole { uid: uid(7), octets: 10 }));
 }
 
 #[test]

@@ -84,13 +84,22 @@ fn wait(
 
 /// New letters in INBOX; SHA-256 of each by UID.
 fn deliver(beside: &mut Wire, first: usize, n: usize) -> anyhow::Result<BTreeMap<u32, Vec<u8>>> {
+    deliver_to(beside, "INBOX", first, n)
+}
+
+fn deliver_to(
+    beside: &mut Wire,
+    mailbox: &str,
+    first: usize,
+    n: usize,
+) -> anyhow::Result<BTreeMap<u32, Vec<u8>>> {
     let mut digests = Vec::new();
     for nth in first..first + n {
         let octets = noise(&format!("letter {nth}"), BODY);
         digests.push(Sha256::digest(&octets).to_vec());
-        append(beside, "INBOX", &octets)?;
+        append(beside, mailbox, &octets)?;
     }
-    beside.command("EXAMINE INBOX")?.ok()?;
+    beside.command(&format!("EXAMINE {mailbox}"))?.ok()?;
     let mut uids: Vec<u32> = Vec::new();
     for response in &beside.command("UID FETCH 1:* (UID)")?.ok()?.untagged {
         uids.extend(uid(response));
@@ -221,4 +230,41 @@ pub(crate) fn beside_dovecot(case: &Case) -> anyhow::Result<()> {
 /// As [`beside`].
 pub(crate) fn beside_cyrus(case: &Case) -> anyhow::Result<()> {
     beside(case, Server::Cyrus)
+}
+
+/// Mail in a mailbox that is not the one its reader left, and what comes into it later where the server tells of that.
+fn elsewhere(case: &Case, server: Server) -> anyhow::Result<()> {
+    let (site, settings, _waypost) = start(case, server, "[sustain]\nenabled = true")?;
+    let mut beside = site.beside(server, "alice")?;
+    let work = if server == Server::Cyrus { "INBOX.Work" } else { "Work" };
+    beside.command(&format!("CREATE {work}"))?.ok()?;
+    let mut letters = deliver_to(&mut beside, work, 0, LETTERS)?;
+    let mut wire = site.through(server, "alice")?;
+    for mailbox in [work, "INBOX"] {
+        wire.command(&format!("SELECT {mailbox}"))?.ok()?;
+        wire.command("UID FETCH 1:* (UID FLAGS)")?.ok()?;
+    }
+    wire.command("LOGOUT")?.ok()?;
+    drop(wire);
+    let all = (LETTERS * BODY) as u64;
+    wait(case, &settings, "the letters elsewhere were not fetched", |said| said.fetched >= all)?;
+    if server == Server::Dovecot {
+        letters.extend(deliver_to(&mut beside, work, LETTERS, 1)?);
+        wait(case, &settings, "NOTIFY told, and nobody went", |said| said.fetched >= all + BODY as u64)?;
+    }
+    let mut wire = site.through(server, "alice")?;
+    wire.command(&format!("SELECT {work}"))?.ok()?;
+    let crossed = open_all(&site, &mut wire, &letters)?;
+    ensure!(crossed < BODY as u64 / 2, "{crossed} octets crossed the line: not all opens were hits");
+    Ok(())
+}
+
+/// As [`elsewhere`].
+pub(crate) fn elsewhere_dovecot(case: &Case) -> anyhow::Result<()> {
+    elsewhere(case, Server::Dovecot)
+}
+
+/// As [`elsewhere`].
+pub(crate) fn elsewhere_cyrus(case: &Case) -> anyhow::Result<()> {
+    elsewhere(case, Server::Cyrus)
 }
