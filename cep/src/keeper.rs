@@ -6,7 +6,7 @@
 //! ```
 //! Orders in other mailboxes are followed there, by EXAMINE too, and so is what NOTIFY tells of them; then it goes home.
 //! Only EXAMINE, never SELECT or CLOSE; only BODY.PEEK, never BODY: `\Recent`, `\Seen` and `\Deleted` messages stay
-//! as their reader left them. EXAMINE again before fetching and at least every [`ROUND_MAX`], because a server with
+//! as their reader left them. EXAMINE again before fetching and at least every 3 minutes, because a server with
 //! ACLs (Cyrus) answers NOOP and IDLE long after the right to read has gone. What is worth fetching, a [`Preload`]
 //! says; new mail is looked for between any two of its orders.
 
