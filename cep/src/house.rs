@@ -303,6 +303,7 @@ struct Task {
 
 impl Task {
     async fn run(mut self, mut io: Box<dyn AsyncIo>, ahead: Vec<Bytes>) {
+        io.slim();
         let why = self.serve(&mut io, ahead).await;
         self.stay.why = why;
         // A server that is gone cannot be said goodbye to.

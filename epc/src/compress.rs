@@ -1,7 +1,8 @@
 //! COMPRESS=DEFLATE (RFC 4978) over any stream: raw deflate both ways, each flush a sync flush so that the peer can
 //! decode all that was written.
 //!
-//! Memory is fixed: two zlib states (about 350 kB with the writer's window) and a buffer each way. What comes out of a
+//! Memory is fixed: two zlib states (about 350 kB with the writer's window) and a buffer each way; a stream at rest
+//! ([`AsyncIo::slim`]) has no compressor any more and writes stored blocks (RFC 1951 §3.2.4): a few words. What comes out of a
 //! small input is handed to the reader as he asks for it, so a 'zip bomb' fills no buffer here; the reader's own
 //! bounds on lines and literals count what comes out.
 
@@ -60,6 +61,8 @@ fn add(counter: &AtomicU64, octets: usize) {
 
 /// Compressed octets read from the peer but not yet inflated.
 const IN_OCTETS_MAX: usize = 16 * 1024;
+/// The same of a stream at rest.
+const SLIM_IN_OCTETS_MAX: usize = 2 * 1024;
 /// Compressed octets that wait for the peer; the writer waits when they are more.
 const OUT_OCTETS_MAX: usize = 16 * 1024;
 
@@ -70,7 +73,8 @@ const OUT_OCTETS_MAX: usize = 16 * 1024;
 pub struct Deflated<Io> {
     io: Io,
     inflate: Decompress,
-    deflate: Compress,
+    /// `None`: what is written goes into stored blocks.
+    deflate: Option<Compress>,
     /// Compressed and unread; first what the constructor was given.
     input: Bytes,
     scratch: Box<[u8]>,
@@ -103,7 +107,7 @@ impl<Io> Deflated<Io> {
             io,
             inflate: Decompress::new(false),
             // Commands are short; a higher level only costs time.
-            deflate: Compress::new(Compression::fast(), false),
+            deflate: Some(Compress::new(Compression::fast(), false)),
             input: already_read,
             scratch: vec![0; IN_OCTETS_MAX].into_boxed_slice(),
             more_inside: true,
@@ -156,19 +160,38 @@ impl<Io> Deflated<Io> {
 
     /// Compresses some of `octets` (or flushes) into the output; how many were taken, and whether there is more to come.
     fn deflate_from(&mut self, octets: &[u8], flush: FlushCompress) -> io::Result<(usize, bool)> {
+        let Some(deflate) = &mut self.deflate else {
+            return Ok((stored(octets, &mut self.output), false));
+        };
         self.output.reserve(OUT_OCTETS_MAX);
-        let before = self.deflate.total_in();
-        self.deflate
+        let before = deflate.total_in();
+        deflate
             .compress_vec(octets, &mut self.output, flush)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let full = self.output.len() == self.output.capacity();
-        Ok((delta(before, self.deflate.total_in()), full))
+        Ok((delta(before, deflate.total_in()), full))
     }
 
     fn waiting(&self) -> usize {
         self.output.len().saturating_sub(self.sent)
     }
 }
+
+/// Writes some of `octets` as a block of their own; the deflate stream stands between two octets. How many.
+fn stored(octets: &[u8], output: &mut Vec<u8>) -> usize {
+    let octets = octets.get(..STORED_OCTETS_MAX).unwrap_or(octets);
+    let Ok(len) = u16::try_from(octets.len()) else { return 0 };
+    if len > 0 {
+        output.push(0);
+        output.extend_from_slice(&len.to_le_bytes());
+        output.extend_from_slice(&(!len).to_le_bytes());
+        output.extend_from_slice(octets);
+    }
+    octets.len()
+}
+
+/// Commands are shorter.
+const STORED_OCTETS_MAX: usize = 4096;
 
 fn delta(before: u64, after: u64) -> usize {
     usize::try_from(after.saturating_sub(before)).unwrap_or(usize::MAX)
@@ -220,7 +243,8 @@ impl<Io: AsyncWrite + Unpin> Deflated<Io> {
             self.sent = 0;
             let (taken, _) = self.deflate_from(octets, FlushCompress::None)?;
             if taken > 0 {
-                self.dirty = true;
+                // A stored block is whole as it stands.
+                self.dirty = self.deflate.is_some();
                 add(&self.counts.written_raw, taken);
                 return Poll::Ready(Ok(taken));
             }
@@ -233,6 +257,18 @@ impl<Io: AsyncWrite + Unpin> Deflated<Io> {
 impl<Io: AsyncIo> AsyncIo for Deflated<Io> {
     fn set_receive_window(&self, octets: u32) -> io::Result<()> {
         self.io.set_receive_window(octets)
+    }
+
+    fn slim(&mut self) {
+        self.io.slim();
+        if !self.dirty {
+            // A flush has ended the last block at an octet's end.
+            self.deflate = None;
+            self.output.drain(..self.sent);
+            self.sent = 0;
+            self.output.shrink_to_fit();
+            self.scratch = vec![0; SLIM_IN_OCTETS_MAX].into_boxed_slice();
+        }
     }
 }
 
@@ -319,6 +355,31 @@ mod tests {
     fn pair(size: usize) -> (Deflated<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(size);
         (Deflated::new(ours, Bytes::new()), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_stream_at_rest_goes_on_without_a_compressor() {
+        let (mut ours, mut theirs) = pair(64 * 1024);
+        ours.write_all(b"a1 EXAMINE INBOX\r\n").await.expect("room");
+        ours.slim();
+        assert!(ours.deflate.is_some(), "in the middle of a block it cannot");
+        ours.flush().await.expect("room");
+        ours.slim();
+        assert!(ours.deflate.is_none() && ours.output.capacity() == 0);
+        let long = "x".repeat(10_000);
+        ours.write_all(format!("a2 NOOP\r\n{long}").as_bytes()).await.expect("room");
+        ours.flush().await.expect("room");
+        theirs.write_all(&server_blocks(&[b"a2 OK done\r\n"])).await.expect("room");
+        let mut line = [0; 12];
+        ours.read_exact(&mut line).await.expect("a line");
+        assert_eq!(&line, b"a2 OK done\r\n");
+        drop(ours);
+        let mut wire = Vec::new();
+        theirs.read_to_end(&mut wire).await.expect("all of it");
+        let mut decoder = flate2::read::DeflateDecoder::new(&wire[..]);
+        let mut text = vec![0; 18 + 9 + 10_000];
+        decoder.read_exact(&mut text).expect("a deflate stream");
+        assert_eq!(String::from_utf8_lossy(&text), format!("a1 EXAMINE INBOX\r\na2 NOOP\r\n{long}"));
     }
 
     #[tokio::test]

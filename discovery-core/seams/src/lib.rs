@@ -21,11 +21,19 @@ pub trait AsyncIo: AsyncRead + AsyncWrite + Send + Unpin {
     fn set_receive_window(&self, _octets: u32) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// Gives up memory that only a stream with much to write needs: it will be at rest for hours. Whoever wraps a
+    /// stream hands this down.
+    fn slim(&mut self) {}
 }
 
 impl AsyncIo for Box<dyn AsyncIo> {
     fn set_receive_window(&self, octets: u32) -> io::Result<()> {
         (**self).set_receive_window(octets)
+    }
+
+    fn slim(&mut self) {
+        (**self).slim();
     }
 }
 

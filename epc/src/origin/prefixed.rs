@@ -27,6 +27,10 @@ impl<Io: AsyncIo> AsyncIo for Prefixed<Io> {
     fn set_receive_window(&self, octets: u32) -> io::Result<()> {
         self.io.set_receive_window(octets)
     }
+
+    fn slim(&mut self) {
+        self.io.slim();
+    }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Prefixed<Io> {
