@@ -29,6 +29,8 @@ struct Chunk {
 /// One connection's chunks in the order in which they passed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Connection {
+    /// When the relay's own connection to the server stood.
+    began: Option<Instant>,
     chunks: Vec<Chunk>,
 }
 
@@ -40,9 +42,9 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    pub(crate) fn begin(&self) -> usize {
+    pub(crate) fn begin(&self, began: Instant) -> usize {
         let mut connections = self.locked();
-        connections.push(Connection::default());
+        connections.push(Connection { began: Some(began), ..Connection::default() });
         connections.len() - 1
     }
 
@@ -218,6 +220,11 @@ impl Connection {
         self.chunks.iter().map(line).collect()
     }
 
+    /// When the connection to the server stood.
+    pub(crate) const fn began(&self) -> Option<Instant> {
+        self.began
+    }
+
     /// First octet of the client's and last octet of the server's, for dialogues that are timed as one act.
     pub(crate) fn ends(&self) -> Option<(Instant, Instant)> {
         let first = self.chunks.iter().find(|chunk| chunk.side == Side::Client)?;
@@ -319,7 +326,7 @@ mod tests {
 
     fn recorded(chunks: &[(Side, &[u8])]) -> Connection {
         let recording = Recording::default();
-        let connection = recording.begin();
+        let connection = recording.begin(Instant::now());
         for (side, octets) in chunks {
             recording.note(connection, *side, octets);
         }

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use lab::{Authority, sys};
@@ -110,10 +111,11 @@ async fn relay(
 ) -> anyhow::Result<()> {
     client.set_nodelay(true)?;
     let server = TcpStream::connect(target).await?;
+    let began = Instant::now();
     server.set_nodelay(true)?;
     let server = connector.connect(ServerName::try_from(lab::net::DOVECOT)?, server).await?;
     let client = acceptor.accept(client).await?;
-    let connection = recording.begin();
+    let connection = recording.begin(began);
     let (client_read, client_write) = tokio::io::split(client);
     let (server_read, server_write) = tokio::io::split(server);
     tokio::select! {
