@@ -230,7 +230,14 @@ impl Sink<Handed<Box<dyn AsyncIo>>> for House {
                 self.take(*retained);
                 return Put::Taken;
             }
-            Handed::LoggedIn(account) => Event::LoggedIn(account),
+            Handed::LoggedIn(account) => {
+                // Whoever tried his name, it was he who came.
+                let rooms = lock(&self.0.rooms);
+                let his = rooms.cards.values().filter(|card| card.account == account);
+                his.for_each(|card| *lock(&card.suspended) = None);
+                drop(rooms);
+                Event::LoggedIn(account)
+            }
             Handed::LoggedOut(account) => Event::LoggedOut(account),
             Handed::Limited(account) => Event::Limited(account),
             Handed::Refused(account) => Event::Refused(account),

@@ -87,11 +87,18 @@ pub struct Keeper {
     visits: VecDeque<Bytes>,
     toured: Instant,
     /// NOTIFY was said.
-    notified: bool,
+    /// The tag under which NOTIFY was said.
+    notified: Option<Bytes>,
+    /// The origin will not tell, or no longer tells, what happens elsewhere.
+    untold: bool,
+    /// When the last of the mailboxes with news was looked at.
+    visited: Option<Instant>,
     /// What the EXAMINE and SEARCH under way have said.
     validity: Option<UidValidity>,
     listed: Option<UidRanges>,
     opened: bool,
+    /// A list came that cannot be read.
+    misheard: bool,
     examined_at: Instant,
     /// When EXAMINE was said, and the shortest time so far until it was answered.
     examine_said: Instant,
@@ -146,10 +153,13 @@ impl Keeper {
             left_home: now.mono,
             visits: VecDeque::new(),
             toured: now.mono,
-            notified: false,
+            notified: None,
+            untold: false,
+            visited: None,
             validity: None,
             listed: None,
             opened: false,
+            misheard: false,
             examined_at: now.mono,
             examine_said: now.mono,
             round_trip: None,
@@ -191,8 +201,11 @@ impl Keeper {
         while !matches!(self.phase, Phase::Over) {
             match self.framer.next(&mut octets) {
                 Ok(Some(frame)) => {
-                    // An answer that gets on is no answer owed.
-                    self.asked = now.mono;
+                    // An answer that gets on is no answer owed. In IDLE and in a goodbye nothing is: `* OK Still here`
+                    // renews neither.
+                    if !matches!(self.phase, Phase::Idle(_, false) | Phase::Leaving(_)) {
+                        self.asked = now.mono;
+                    }
                     self.frame(now, frame);
                 }
                 Ok(None) => return,
@@ -354,7 +367,7 @@ impl Keeper {
     fn looks_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Idle(_, false) | Phase::Pausing(_) if self.beside && self.order.is_none() => {
-                Some(self.looked + LOOK)
+                Some(self.resume.map_or(self.looked + LOOK, |resume| resume.max(self.looked + LOOK)))
             }
             Phase::Idle(..)
             | Phase::Pausing(_)
@@ -374,7 +387,8 @@ impl Keeper {
         let reissue = self.asked + REISSUE + spread;
         let tours = !self.is_notified() && !self.others.is_empty();
         let tour = tours.then(|| self.toured.max(self.asked) + TOUR);
-        [self.resume, tour].into_iter().flatten().fold(reissue, Instant::min)
+        let visits = self.visits_from().filter(|_| !self.visits.is_empty());
+        [self.resume, tour, visits].into_iter().flatten().fold(reissue, Instant::min)
     }
 
     fn tag(&mut self) -> String {

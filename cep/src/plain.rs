@@ -12,7 +12,7 @@ use imap_core::{
 };
 use std::collections::BTreeMap;
 
-/// See the module's documentation. One mailbox at a time: what another one has is news when it is listed anew.
+/// See the module's documentation. Of the first mailbox alone; others are nobody's business here.
 #[derive(Debug, Default)]
 pub struct Plain {
     mailbox: Option<MailboxKey>,
@@ -25,6 +25,9 @@ pub struct Plain {
 
 impl Preload for Plain {
     fn listed(&mut self, mailbox: &MailboxKey, uids: &UidRanges, _: Now) {
+        if self.mailbox.as_ref().is_some_and(|mine| mine.name != mailbox.name) {
+            return;
+        }
         if self.mailbox.as_ref() != Some(mailbox) {
             *self = Self { mailbox: Some(mailbox.clone()), ..Self::default() };
         }

@@ -20,12 +20,12 @@ use discovery_core::{
         advisor::{Advisor, Amount, Collection, FetchOrder, Held, Item, Kin, SessionFacts},
         preloaded::PreloadLedger,
     },
-    value::{Access, ObjectKey},
+    value::{Access, ObjectKey, Served},
 };
 use imap_core::{
     catalog::MailboxKey,
     item::ItemKey,
-    preload::{Description, Kindred, Order, Read, Work, collection_of, object_of},
+    preload::{Description, Kindred, Order, Read, Work},
     retained::UidRanges,
     uid::Uid,
 };
@@ -80,7 +80,10 @@ impl Plan {
     /// The origin listed a mailbox.
     pub fn listed(&mut self, mailbox: &MailboxKey, uids: &UidRanges, now: Now) {
         self.told += 1;
-        self.mailboxes.retain(|other, _| other.name != mailbox.name || other == mailbox);
+        // Another generation of it; with UTF8=ACCEPT it is one of its own.
+        let replaced =
+            |other: &MailboxKey| other.name == mailbox.name && other.utf8 == mailbox.utf8 && other != mailbox;
+        self.mailboxes.retain(|other, _| !replaced(other));
         self.listing(mailbox, now).listed(uids);
     }
 
@@ -96,10 +99,10 @@ impl Plan {
         self.told += 1;
         let kin = self.kin(&said.kindred);
         let user = self.user();
-        let collection = collection_of(mailbox);
+        let (collection, object) = (self.collection_of(mailbox), self.object_of(mailbox, uid));
         let listing = self.listing(mailbox, now);
         listing.described(uid, said, kin);
-        if let Some(item) = listing.item(mailbox, uid) {
+        if let Some(item) = listing.item(uid, object) {
             around.advisor.listed(user, &collection, &item, now);
         }
     }
@@ -118,14 +121,19 @@ impl Plan {
         now: Now,
         around: &mut Around<'_>,
     ) {
-        around.ledger.fetched(self.user(), &object_of(mailbox, uid), octets, now.wall);
+        around.ledger.fetched(self.user(), &self.object_of(mailbox, uid), octets, now.wall);
     }
 
     /// A client read some of a message.
     pub fn read(&mut self, mailbox: &MailboxKey, uid: Uid, read: Read, now: Now, around: &mut Around<'_>) {
         self.told += 1;
         let user = self.user();
-        around.ledger.used(user, &object_of(mailbox, uid), read.octets);
+        let object = self.object_of(mailbox, uid);
+        match read.served {
+            Served::Store => around.ledger.used(user, &object, read.octets),
+            // What had been fetched was of no use to him.
+            Served::Origin => around.ledger.gone(user, &object),
+        }
         self.listing(mailbox, now).read(uid);
         self.place = Some((mailbox.clone(), uid));
         let over = around.reading.read(mailbox, uid, read, now);
@@ -135,10 +143,10 @@ impl Plan {
     /// Messages are gone.
     pub fn gone(&mut self, mailbox: &MailboxKey, uids: &[Uid], around: &mut Around<'_>) {
         for uid in uids {
-            around.ledger.gone(self.user(), &object_of(mailbox, *uid));
-            if let Some(listing) = self.mailboxes.get_mut(mailbox) {
-                listing.gone(*uid);
-            }
+            around.ledger.gone(self.user(), &self.object_of(mailbox, *uid));
+        }
+        if let Some(listing) = self.mailboxes.get_mut(mailbox) {
+            listing.gone(uids);
         }
     }
 
@@ -156,7 +164,7 @@ impl Plan {
             return None;
         }
         // Where the user is comes first, also for those who work for him elsewhere.
-        let place = self.place.as_ref().map(|(mailbox, _)| mailbox);
+        let place = self.place.as_ref().map(|(mailbox, _)| mailbox).filter(|place| place.utf8 == open.utf8);
         let open = place.filter(|place| roams && self.mailboxes.contains_key(*place)).unwrap_or(open).clone();
         let open = &open;
         // Asked at each rest of each session: found empty, it stays so until something is told.
@@ -182,7 +190,7 @@ impl Plan {
                 }
             }
             Work::Whole { uid, .. } | Work::Sections { uid, .. } => {
-                around.advisor.returned(user, &object_of(&order.mailbox, *uid));
+                around.advisor.returned(user, &self.object_of(&order.mailbox, *uid));
             }
         }
     }
@@ -212,7 +220,11 @@ impl Plan {
             return Some(Order { mailbox: open.clone(), work: Work::Describe(uids) });
         }
         // Others, whichever was looked at last first.
-        let mut others: Vec<_> = self.mailboxes.iter_mut().filter(|(key, _)| roams && *key != open).collect();
+        let mut others: Vec<_> = self
+            .mailboxes
+            .iter_mut()
+            .filter(|(key, _)| roams && *key != open && key.utf8 == open.utf8)
+            .collect();
         others.sort_by_key(|(_, listing)| std::cmp::Reverse(listing.told));
         others.into_iter().find_map(|(key, listing)| {
             let uids = listing.undescribed(NEWEST, now.mono)?;
@@ -221,12 +233,15 @@ impl Plan {
     }
 
     fn body(&mut self, open: &MailboxKey, roams: bool, now: Now, around: &mut Around<'_>) -> Option<Order> {
-        let others = self.mailboxes.iter().filter(|(key, _)| roams && *key != open);
+        let others = self.mailboxes.iter().filter(|(key, _)| roams && *key != open && key.utf8 == open.utf8);
         let first = self.mailboxes.get_key_value(open);
         let told: Vec<(&MailboxKey, ObjectKey, Vec<Item>)> = first
             .into_iter()
             .chain(others)
-            .map(|(key, listing)| (key, collection_of(key), listing.items(key)))
+            .map(|(key, listing)| {
+                let name = self.name_of(key);
+                (key, collection(key, name), listing.items(|uid| object(key, name, uid)))
+            })
             .collect();
         let collections: Vec<Collection<'_>> =
             told.iter().map(|(_, object, items)| Collection { object, items }).collect();
@@ -252,7 +267,7 @@ impl Plan {
         let Some(Opened { mailbox, uid, octets, served, at }) = opened else { return };
         let user = self.user();
         around.ledger.opened(user, served);
-        let access = Access { user, object: object_of(&mailbox, uid), octets, served, at };
+        let access = Access { user, object: self.object_of(&mailbox, uid), octets, served, at };
         around.advisor.observe(&access, now);
     }
 
@@ -266,6 +281,21 @@ impl Plan {
         let listing = self.mailboxes.entry(mailbox.clone()).or_insert_with(|| Listing::new(now.mono));
         listing.told = now.mono;
         listing
+    }
+
+    fn collection_of(&self, mailbox: &MailboxKey) -> ObjectKey {
+        collection(mailbox, self.name_of(mailbox))
+    }
+
+    fn object_of(&self, mailbox: &MailboxKey, uid: Uid) -> ObjectKey {
+        object(mailbox, self.name_of(mailbox), uid)
+    }
+
+    /// Names of mailboxes stand in no database: under the organisation's key, with the user in it.
+    fn name_of(&self, mailbox: &MailboxKey) -> [u8; 16] {
+        let server = self.account.server.as_str().as_bytes();
+        let said = [b"mailbox\0", &self.user().to_octets()[..], server, b"\0", &mailbox.name].concat();
+        self.keying.user_key(&said).hash
     }
 
     fn user(&self) -> UserKey {
@@ -286,6 +316,18 @@ impl Plan {
         let of = |kind, words: &Option<bytes::Bytes>| words.as_ref().map_or(Kin::NONE, |w| hash(kind, w));
         [hash(0, &class), of(1, &kindred.source), of(2, &kindred.thread)]
     }
+}
+
+/// Under which a mailbox stands in the user affinity database; the same in every generation of it.
+fn collection(mailbox: &MailboxKey, name: [u8; 16]) -> ObjectKey {
+    ObjectKey { server: mailbox.account.server.clone(), key: [b"c", &name[..]].concat() }
+}
+
+/// Under which a message stands there.
+fn object(mailbox: &MailboxKey, name: [u8; 16], uid: Uid) -> ObjectKey {
+    let (validity, uid) = (mailbox.uid_validity.get().to_be_bytes(), uid.get().to_be_bytes());
+    let key = [&[b'm', u8::from(mailbox.utf8)][..], &validity, &uid, &name].concat();
+    ObjectKey { server: mailbox.account.server.clone(), key }
 }
 
 /// The header and as much text as fits; `None` where nothing of the text is known.

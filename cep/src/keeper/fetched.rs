@@ -93,7 +93,6 @@ impl Keeper {
         let Some(reading) = &mut self.reading else { return };
         let Some(reader) = &mut reading.reader else { return };
         let literal = reader.literal_begins(octets, binary);
-        let uid = reader.uid();
         let LiteralOf::Section { key: item, origin: None, .. } = literal else { return };
         if item == describing_fields() && octets <= FIELDS_OCTETS_MAX {
             reading.literal = Literal::Fields(BytesMut::new());
@@ -104,7 +103,8 @@ impl Keeper {
         if let Some(reading) = &mut self.reading {
             reading.literal = Literal::Fill(fill);
         }
-        self.catalog(CatalogOp::FillOpen { fill, mailbox, uid, item, octets });
+        // Nobody may join what comes at this pace, and stands still while others are served.
+        self.catalog(CatalogOp::FillOpen { fill, mailbox, uid: None, item, octets });
     }
 
     /// Whether the order under way wants this section.

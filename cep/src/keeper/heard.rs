@@ -42,11 +42,17 @@ impl Keeper {
             {
                 self.validity = number(argument).and_then(UidValidity::new);
             }
+            Ok(Response::Status { code: Some(Code { name, .. }), .. })
+                if name.eq_ignore_ascii_case(b"NOTIFICATIONOVERFLOW") =>
+            {
+                self.untold = true;
+            }
             Ok(Response::StatusData) if whole => self.told_of(now, &piece),
-            Ok(Response::Esearch(said)) => self.found(esearch_all(said)),
+            // What is not heard to its end is no list: the newest would be missing.
+            Ok(Response::Esearch(said)) => self.found(esearch_all(said).filter(|_| whole)),
             Ok(Response::Search(said)) => {
-                let uids = said.split(|o| *o == b' ').map_while(number);
-                self.found(Some(UidRanges::of(uids)));
+                let uids = UidRanges::of(said.split(|o| *o == b' ').map_while(number));
+                self.found(whole.then_some(uids));
             }
             Ok(Response::Tagged { tag, status, .. }) => self.completed(now, tag, status),
             Ok(_) | Err(_) => {}
@@ -60,13 +66,15 @@ impl Keeper {
             return self.changed(now);
         }
         self.elsewhere(name);
-        if let Phase::Idle(_, false) = self.phase {
+        let at_once = self.visits_from().is_none_or(|from| from <= now.mono);
+        if matches!(self.phase, Phase::Idle(_, false)) && at_once {
             self.leave_idle(now);
         }
     }
 
     fn found(&mut self, uids: Option<UidRanges>) {
         if matches!(self.phase, Phase::Opening { .. }) {
+            self.misheard |= uids.is_none();
             self.listed = uids;
         }
     }
@@ -91,6 +99,10 @@ impl Keeper {
 
     fn completed(&mut self, now: Now, tag: &[u8], status: Status) {
         let ok = status == Status::Ok;
+        if self.notified.as_deref() == Some(tag) {
+            self.untold |= !ok;
+            return;
+        }
         match &self.phase {
             Phase::LeavingIdle(idle) | Phase::Idle(idle, true) if *idle == tag => self.open(now),
             // The origin will not idle.
@@ -104,11 +116,11 @@ impl Keeper {
                 // Else the SEARCH behind it is waited for.
             }
             Phase::Opening { search, .. } if *search == tag => {
-                if ok && self.opened {
-                    // An empty mailbox: ESEARCH names no UIDs.
+                if ok && self.opened && !self.misheard {
+                    // Some servers say nothing of an empty mailbox.
                     self.listed.get_or_insert_with(UidRanges::default);
                     self.listed(now);
-                } else if self.away.is_some() && !self.opened {
+                } else if self.away.is_some() {
                     self.turned_away(now);
                 } else {
                     self.watch(now);
@@ -159,10 +171,12 @@ fn mailbox_of(piece: &[u8]) -> Option<Bytes> {
     Some(if name.eq_ignore_ascii_case(b"INBOX") { Bytes::from_static(b"INBOX") } else { name })
 }
 
-/// The set behind ALL in an ESEARCH response.
+/// The set behind ALL in an ESEARCH response, which names none of an empty mailbox; `None`: it cannot be read.
 fn esearch_all(said: &[u8]) -> Option<UidRanges> {
     let mut words = said.split(|o| *o == b' ');
-    words.find(|word| word.eq_ignore_ascii_case(b"ALL"))?;
+    if !words.any(|word| word.eq_ignore_ascii_case(b"ALL")) {
+        return Some(UidRanges::default());
+    }
     let set = SequenceSet::parse(words.next()?).ok()?;
     if set.has_star() {
         return None;

@@ -26,11 +26,15 @@ impl Keeper {
             if self.away.is_some() && self.left_home + AWAY_MAX <= now.mono {
                 return self.go_home(now);
             }
-            if let Some(name) = self.visits.pop_front() {
+            if let Some(name) = self.next_visit(now) {
                 if name != open.name && self.go(&name, now) {
                     return;
                 }
                 continue;
+            }
+            if self.resume.is_some_and(|resume| resume > now.mono) {
+                // Nothing may go yet: not by going to and fro either.
+                return self.watch(now);
             }
             let order = match self.order.take() {
                 Some(order) => order,
@@ -77,7 +81,12 @@ impl Keeper {
                     self.resume = Some(until);
                     return self.watch(now);
                 }
-                Grant::Never(_) => return self.watch(now),
+                Grant::Never(_) => {
+                    // Asked for the next one at once, the plan would give them all in vain.
+                    self.awaited = None;
+                    self.resume = Some(now.mono + NEVER_PAUSE);
+                    return self.watch(now);
+                }
             }
         }
         self.watch(now);
@@ -224,5 +233,7 @@ impl Keeper {
 
 /// Orders that cannot be followed, in one go; then the mailbox is watched.
 const REFUSED_MAX: usize = 256;
+/// After a 'never': a day's budget comes back with the day.
+const NEVER_PAUSE: Duration = Duration::from_secs(600);
 /// A longer wait is spent in IDLE.
 const WAIT_MAX: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@ use super::Keeper;
 use bytes::Bytes;
 use discovery_core::now::Now;
 use imap_core::{catalog::MailboxKey, retained::UidRanges};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A mailbox that is looked at.
 #[derive(Debug)]
@@ -96,6 +96,23 @@ impl Keeper {
         }
     }
 
+    /// The next mailbox of which there is news, unless one was looked at a moment ago.
+    pub(super) fn next_visit(&mut self, now: Now) -> Option<Bytes> {
+        if self.visits_from().is_some_and(|from| from > now.mono) {
+            return None;
+        }
+        let name = self.visits.pop_front()?;
+        if self.visits.is_empty() {
+            self.visited = Some(now.mono);
+        }
+        Some(name)
+    }
+
+    /// When mailboxes of which there is news may be looked at: people move mail in bursts.
+    pub(super) fn visits_from(&self) -> Option<Instant> {
+        self.visited.map(|visited| visited + VISITS_PAUSE)
+    }
+
     /// Where the origin does not tell of other mailboxes, those of which something was fetched are visited in turn.
     pub(super) fn tour(&mut self, now: Now) {
         if self.is_notified() || self.toured + TOUR > now.mono {
@@ -111,7 +128,7 @@ impl Keeper {
 
     /// Whether the origin tells of other mailboxes.
     pub(super) fn is_notified(&self) -> bool {
-        self.facts.capabilities.has("NOTIFY")
+        self.facts.capabilities.has("NOTIFY") && !self.untold
     }
 }
 
@@ -120,6 +137,8 @@ pub(super) const NOTIFY: &str = "NOTIFY SET (SELECTED (MessageNew (UID) MessageE
     (personal (MessageNew MessageExpunge))";
 /// Mailboxes other than home whose listing is remembered; of one forgotten it is not noticed what went meanwhile.
 const OTHERS_MAX: usize = 8;
+/// Between one round of visits and the next.
+const VISITS_PAUSE: Duration = Duration::from_secs(30);
 /// Visited in a tour.
 const TOUR_MAX: usize = 4;
 /// Between tours.

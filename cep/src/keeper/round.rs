@@ -21,8 +21,9 @@ impl Keeper {
         .concat();
         self.outputs.push_back(Output::ToServer(line.into()));
         (self.asked, self.examine_said) = (now.mono, now.mono);
-        (self.validity, self.listed, self.opened) = (None, None, false);
-        (self.stale, self.resume) = (false, None);
+        (self.validity, self.listed, self.opened, self.misheard) = (None, None, false, false);
+        self.stale = false;
+        self.resume = self.resume.filter(|resume| *resume > now.mono);
         self.phase = Phase::Opening { search: search.into(), examine: examine.into() };
     }
 
@@ -66,9 +67,10 @@ impl Keeper {
         }
         self.preload.listed(&key, &listed, now);
         // Before anything is fetched: what comes elsewhere from here on is told.
-        if self.is_notified() && !std::mem::replace(&mut self.notified, true) {
+        if self.is_notified() && self.notified.is_none() {
             let tag = self.tag();
             self.send(format!("{tag} {NOTIFY}\r\n"));
+            self.notified = Some(tag.into());
         }
         self.go_on(now);
     }

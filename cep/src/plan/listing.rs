@@ -3,14 +3,9 @@
 use discovery_core::{
     now::UnixMillis,
     seam::advisor::{Held, Item, Kinship},
+    value::ObjectKey,
 };
-use imap_core::{
-    catalog::MailboxKey,
-    item::ItemKey,
-    preload::{Description, object_of},
-    retained::UidRanges,
-    uid::Uid,
-};
+use imap_core::{item::ItemKey, preload::Description, retained::UidRanges, uid::Uid};
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -96,10 +91,12 @@ impl Listing {
         }
     }
 
-    pub(super) fn gone(&mut self, uid: Uid) {
-        self.known.remove(&uid);
-        self.asked.remove(&uid);
-        self.uids = self.uids.without(&UidRanges::of([uid.get()]));
+    pub(super) fn gone(&mut self, uids: &[Uid]) {
+        for uid in uids {
+            self.known.remove(uid);
+            self.asked.remove(uid);
+        }
+        self.uids = self.uids.without(&UidRanges::of(uids.iter().map(|uid| uid.get())));
     }
 
     /// Of the `newest` messages those that were never described, newest first.
@@ -119,11 +116,12 @@ impl Listing {
         }
     }
 
-    pub(super) fn item(&self, mailbox: &MailboxKey, uid: Uid) -> Option<Item> {
+    /// `object` is its key in the user affinity database.
+    pub(super) fn item(&self, uid: Uid, object: ObjectKey) -> Option<Item> {
         let known = self.known.get(&uid)?;
         Some(Item {
             nth: uid.get(),
-            object: object_of(mailbox, uid),
+            object,
             octets: known.octets,
             main_octets: known.main_octets,
             arrived: known.arrived,
@@ -134,8 +132,8 @@ impl Listing {
     }
 
     /// Ascending.
-    pub(super) fn items(&self, mailbox: &MailboxKey) -> Vec<Item> {
-        self.known.keys().filter_map(|uid| self.item(mailbox, *uid)).collect()
+    pub(super) fn items(&self, object: impl Fn(Uid) -> ObjectKey) -> Vec<Item> {
+        self.known.keys().filter_map(|uid| self.item(*uid, object(*uid))).collect()
     }
 
     pub(super) fn octets(&self, uid: Uid) -> u64 {

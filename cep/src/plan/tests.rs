@@ -207,7 +207,7 @@ fn pieces_of_a_message_are_one_opening_and_its_first_piece_says_whether_it_was_a
     let said = said.lock().unwrap().join("; ");
     assert_eq!(
         said,
-        "used 64; used 36; used 5; opened from Store; opened 100 octets, Store; \
+        "used 64; gone; gone; opened from Store; opened 100 octets, Store; \
          used 5; opened from Origin; opened 5 octets, Origin; opened from Store; opened 5 octets, Store"
     );
 }

@@ -12,7 +12,7 @@ use crate::{
     storage,
 };
 use cep::{house::House, keeper, plain::Plain, rules};
-use discovery_core::id::ServerId;
+use discovery_core::{id::ServerId, seam::sink::Sink};
 use door::Door;
 use epc::{
     handler::{Drain, Handler, Limits, NoCatalog, ServerTerms, metrics::Metrics, roster::Roster},
@@ -21,7 +21,7 @@ use epc::{
     store::Store,
     tls::roots::Trust,
 };
-use imap_core::{catalog::Catalog, preload::Preload};
+use imap_core::{catalog::Catalog, preload::Preload, retained::Handed};
 use origins::Origins;
 use std::{
     collections::HashMap,
@@ -165,6 +165,7 @@ impl Node {
                 }
             }
             served.renew_terms(config);
+            self.let_go(&old, config);
             served.dismiss(config)
         };
         for door in leaving {
@@ -183,10 +184,21 @@ impl Node {
         Ok(())
     }
 
+    /// Ends what is kept of servers that are no longer there, or of all when nothing shall be kept any more.
+    fn let_go(&self, old: &Config, new: &Config) {
+        let none = old.sustain.enabled && !new.sustain.enabled;
+        let stays = |name: &ServerId| !none && new.servers.iter().any(|server| server.name == *name);
+        for server in old.servers.iter().filter(|server| !stays(&server.name)) {
+            let _taken = self.house.put(Handed::ServerGone(server.name.clone()));
+        }
+    }
+
     /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`.
     pub(crate) async fn drain(&self, by: Instant) {
         self.drain.send_replace(Drain::By(by));
-        tokio::join!(self.empty(by), self.house.drain());
+        tokio::join!(self.empty(by), async {
+            let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
+        });
     }
 
     /// Ends all sessions now.

@@ -17,7 +17,7 @@ use std::{path::PathBuf, sync::Arc};
 
 /// Everything that fetching ahead needs.
 pub(crate) struct Prefetch {
-    db: AffinityDb,
+    db: Arc<AffinityDb>,
     plans: Plans,
 }
 
@@ -29,11 +29,18 @@ impl Prefetch {
             return None;
         }
         let mut affinity = AffinityConfig::new(directory(config));
-        affinity.policy = Policy { day_octets_max: set.user_day_max.0, ..Policy::default() };
+        // Larger ones are left to their reader, whoever could fetch them.
+        let whole = Policy::default().whole_octets_max.min(config.sustain.size_max.0);
+        affinity.policy = Policy {
+            day_octets_max: set.user_day_max.0,
+            whole_octets_max: whole,
+            certain_permille: NEVER,
+            ..Policy::default()
+        };
         let db = match AffinityDb::open(&affinity) {
-            Ok(db) => db,
+            Ok(db) => Arc::new(db),
             Err(error) => {
-                tracing::error!(%error, "nothing is fetched ahead until the node is restarted");
+                tracing::error!(%error, "habits are neither learned nor followed until the node is restarted");
                 return None;
             }
         };
@@ -50,6 +57,11 @@ impl Prefetch {
             keying: Arc::clone(keying) as Arc<_>,
         });
         Some(Self { db, plans })
+    }
+
+    /// The user affinity database.
+    pub(crate) fn affinity(&self) -> Arc<AffinityDb> {
+        Arc::clone(&self.db)
     }
 
     /// One for each session.
@@ -93,6 +105,9 @@ impl Prefetch {
         ]
     }
 }
+
+/// More than certain.
+const NEVER: u64 = 1001;
 
 /// Where the user affinity database is.
 fn directory(config: &Config) -> PathBuf {

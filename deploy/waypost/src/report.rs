@@ -22,7 +22,9 @@ pub(crate) fn preload(node: &RunningNode, user: Option<&str>) -> Result<Exit, Fa
         return Ok(Exit::Fine);
     }
     if !report.on {
-        say::line("nothing is fetched ahead: [prefetch] enabled = true turns it on");
+        say::line(
+            "nothing is counted: [prefetch] is off (enabled = true turns it on), or its database could not be opened, which the log says",
+        );
         return Ok(Exit::Fine);
     }
     let mut table =

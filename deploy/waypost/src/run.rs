@@ -8,6 +8,7 @@ use crate::{
     logging::Level,
     node::{DRAIN, Node},
     notify,
+    prefetch::Prefetch,
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{path::Path, sync::Arc};
@@ -82,6 +83,9 @@ async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level) -
     if let Some(store) = node.store() {
         let store = Arc::clone(store);
         let _late = timeout(FLUSH, spawn_blocking(move || store.flush())).await;
+    }
+    if let Some(affinity) = node.prefetch().map(Prefetch::affinity) {
+        let _late = timeout(FLUSH, spawn_blocking(move || affinity.flush())).await;
     }
     tracing::info!("ended");
     Ok(Exit::Fine)

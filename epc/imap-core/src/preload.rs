@@ -9,7 +9,7 @@ use crate::{catalog::MailboxKey, item::ItemKey, retained::UidRanges, uid::Uid};
 use discovery_core::{
     now::Now,
     seam::{advisor::Held, gate::Grant},
-    value::{ObjectKey, Served},
+    value::Served,
 };
 use std::time::Instant;
 
@@ -116,27 +116,3 @@ pub fn describing_items() -> Vec<ItemKey> {
 
 /// A description on the wire, about.
 pub const DESCRIPTION_OCTETS: u64 = 900;
-
-/// Under which a mailbox stands in the user affinity database; the same in every generation of it.
-#[must_use]
-pub fn collection_of(mailbox: &MailboxKey) -> ObjectKey {
-    object(mailbox, vec![b'c'])
-}
-
-/// Under which a message stands in the user affinity database.
-#[must_use]
-pub fn object_of(mailbox: &MailboxKey, uid: Uid) -> ObjectKey {
-    let mut key = vec![b'm', u8::from(mailbox.utf8)];
-    key.extend_from_slice(&mailbox.uid_validity.get().to_be_bytes());
-    key.extend_from_slice(&uid.get().to_be_bytes());
-    object(mailbox, key)
-}
-
-/// Keys have 1 KiB at most: mailboxes whose names agree for so long share their habits.
-fn object(mailbox: &MailboxKey, mut key: Vec<u8>) -> ObjectKey {
-    let name = mailbox.name.get(..NAME_OCTETS_MAX).unwrap_or(&mailbox.name);
-    key.extend_from_slice(name);
-    ObjectKey { server: mailbox.account.server.clone(), key }
-}
-
-const NAME_OCTETS_MAX: usize = 1000;

@@ -227,6 +227,10 @@ impl<'a> Conversation<'a> {
             Side::Server => &mut self.origin_open,
         };
         if std::mem::replace(open, false) {
+            if side == Side::Client {
+                // What the session still waits for must come before long.
+                self.finished.get_or_insert_with(Instant::now);
+            }
             self.session.handle_closed(now(), side);
         }
     }

@@ -132,7 +132,9 @@ impl super::Session {
         if octets.len() > PRE_LOGIN_OCTETS_MAX && matches!(self.phase, Phase::NotAuthenticated) {
             return self.client_garbled(&FrameError::LineTooLong);
         }
-        self.remembered.saw_command(&octets);
+        if !self.is_secret() {
+            self.remembered.saw_command(&octets);
+        }
         match command::parse(&octets) {
             Ok(command) => self.waiting = self.foreseen(Waiting::new(command, octets)),
             // RFC 9051 §7.1.3. Servers differ in their words for it, and the framing is sound.
@@ -452,7 +454,6 @@ impl super::Session {
 
     /// A command with literals begins: it goes through as it comes. `false` if it cannot.
     fn begin_passing(&mut self, piece: &Bytes) -> bool {
-        self.remembered.saw_command(piece);
         let begun = command::parse(piece);
         let (tag, uid, verb) = match &begun {
             Ok(command) => (command.tag.clone(), command.uid, command.verb.clone()),
@@ -519,6 +520,9 @@ impl super::Session {
     fn end_passing(&mut self) {
         let Some(passing) = self.passing.take() else { return };
         let octets = zeroizing(passing.octets);
+        if !self.is_secret() {
+            self.remembered.saw_command(&octets);
+        }
         let Ok(command) = command::parse(&octets) else { return };
         if !passing.kept {
             return;

@@ -212,7 +212,8 @@ impl super::Session {
                     // of which we have asked something, no other answer may be asked.
                     let busy = !self.splices.is_empty() && has_rest(&waiting.command);
                     let asked = look_up.missing.iter().any(|(slot, _)| self.flights.asks_about(*slot));
-                    if busy || asked || self.fetches_a_slice(&waiting.command) {
+                    let slice = !look_up.missing.is_empty() && self.fetches_a_slice(&waiting.command);
+                    if busy || asked || slice {
                         return Some(Waiting { stage: Stage::LookUp(look_up), ..waiting });
                     }
                     if let (true, [message]) = (look_up.held.is_empty(), look_up.missing.as_slice()) {

@@ -250,6 +250,7 @@ impl super::Session {
     pub(super) fn flight_refused(&mut self) {
         self.ahead.refused = true;
         self.ahead.recording = None;
+        self.remembered.show_modseq();
         if let Some(flight) = &mut self.ahead.flight {
             flight.refused = true;
             flight.absorbing = !mutants::on("session-flight-after-refusal");

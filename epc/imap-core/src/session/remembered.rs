@@ -66,6 +66,11 @@ impl Remembered {
         self.says_modseq = known.says_modseq;
     }
 
+    /// What went ahead was refused: nothing of it holds.
+    pub(super) fn show_modseq(&mut self) {
+        (self.hides_modseq, self.says_modseq) = (false, false);
+    }
+
     /// The client has said this: if it knows of MODSEQ, it wants to hear of it (RFC 7162 §3.1: any such command turns it
     /// on). Of a command that only looks like one it hears more than it asked for, which every client must bear.
     pub(super) fn saw_command(&mut self, octets: &[u8]) {

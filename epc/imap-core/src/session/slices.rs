@@ -31,13 +31,13 @@ use crate::{
     uid::Uid,
     views::SlotId,
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use discovery_core::{now::Now, seam::advisor::Held, value::Served};
 use idling::Line;
 use piece::{Answer, Piece};
 pub(super) use reading::Sink;
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Instant,
 };
 
@@ -112,6 +112,8 @@ enum UnderWay {
     Describe {
         batch: Vec<(SlotId, Option<Uid>, Held)>,
         told: usize,
+        /// The flags of each as the client knew them when it was asked.
+        before: BTreeMap<SlotId, Bytes>,
     },
 }
 

@@ -91,7 +91,12 @@ impl super::Session {
                     return self.desync("a UID that cannot be", frame);
                 }
                 Some(_) => {}
-                None => self.count_unread(),
+                None => {
+                    self.count_unread();
+                    if self.is_for_nobody(slot) {
+                        return self.flags.forget(slot);
+                    }
+                }
             }
             let wanted = self.flights.whole().filter(|(coming, _)| *coming == slot).map(|(_, key)| key);
             let items = || said.iter().flat_map(|said| &said.items);
@@ -124,17 +129,11 @@ impl super::Session {
         }
         let Frame::Literal { octets, binary, .. } = frame else {
             // Too long to be understood: it passes if its number is right for the client.
-            self.tell_before_data();
-            let told = self.tell_start(slot, &payload);
-            self.reading = Reading::Opaque { told };
-            return;
+            return self.pass_unread(slot, &payload);
         };
         let Ok(reader) = reader else {
             self.count_unread();
-            self.tell_before_data();
-            let told = self.tell_start(slot, &payload);
-            self.reading = Reading::Opaque { told };
-            return;
+            return self.pass_unread(slot, &payload);
         };
         if self.views.handle_fetch(msn, reader.uid(), None).is_err() {
             return self.desync("a UID that cannot be", frame);
@@ -169,6 +168,18 @@ impl super::Session {
         });
         self.begin_literal(&mut fetching, literal, octets);
         self.reading = Reading::Fetch(fetching);
+    }
+
+    /// A response that goes on and cannot be read.
+    fn pass_unread(&mut self, slot: SlotId, payload: &Bytes) {
+        let told = if self.is_for_nobody(slot) {
+            self.flags.forget(slot);
+            false
+        } else {
+            self.tell_before_data();
+            self.tell_start(slot, payload)
+        };
+        self.reading = Reading::Opaque { told };
     }
 
     /// Another frame of the response that is being read.
@@ -251,6 +262,9 @@ impl super::Session {
             return;
         }
         let LiteralOf::Section { key, origin: None, .. } = literal else { return };
+        if self.may_be_a_slice(fetching.slot, &key, octets) {
+            return;
+        }
         let Some(mailbox) = self.mailbox_key().cloned() else { return };
         let whole = key.class() == ItemClass::Section(SectionClass::Whole);
         if is_body(&key) {

@@ -33,9 +33,15 @@ pub(super) struct Proving {
     snapshot: Arc<FlagSnapshot>,
     /// Flags that the origin has said, as it wrote them.
     said: BTreeMap<SlotId, Bytes>,
+    said_octets: usize,
     /// It also said something of messages that is no flags: what it means for them is not known.
     odd: bool,
 }
+
+/// Changes that are kept until they can be told; more are asked as the client asked.
+const SAID_OCTETS_MAX: usize = 8 << 20;
+/// What an entry takes beside its flags.
+const ENTRY_OCTETS: usize = 64;
 
 /// What an answer is judged by.
 struct Facts {
@@ -70,7 +76,7 @@ fn judge(snapshot: &FlagSnapshot, facts: &Facts) -> Result<(), Doubt> {
 
 impl Proving {
     fn new(snapshot: Arc<FlagSnapshot>) -> Self {
-        Self { snapshot, said: BTreeMap::new(), odd: false }
+        Self { snapshot, said: BTreeMap::new(), said_octets: 0, odd: false }
     }
 
     /// The origin's flags for a message, or those that have not changed.
@@ -150,7 +156,11 @@ impl super::super::Session {
         }
         if let Some(proving) = self.proving() {
             match said {
-                Some(FetchResponse { flags: Some(flags), items, .. }) if items.is_empty() => {
+                Some(FetchResponse { flags: Some(flags), items, .. })
+                    if items.is_empty() && proving.said_octets < SAID_OCTETS_MAX =>
+                {
+                    proving.said_octets =
+                        proving.said_octets.saturating_add(flags.raw().len() + ENTRY_OCTETS);
                     proving.said.insert(slot, Bytes::copy_from_slice(flags.raw()));
                 }
                 _ => proving.odd = true,
@@ -198,12 +208,12 @@ impl super::super::Session {
         let row = |(msn, uid)| {
             let slot = self.views.slot_of_server(msn)?;
             let flags = proving.flags(slot, uid)?;
-            let list = String::from_utf8_lossy(flags);
-            Some(if proving.snapshot.uid_last {
-                Bytes::from(format!("* {msn} FETCH (FLAGS {list} UID {uid})\r\n"))
+            let (before, behind) = if proving.snapshot.uid_last {
+                (format!("* {msn} FETCH (FLAGS "), format!(" UID {uid})\r\n"))
             } else {
-                Bytes::from(format!("* {msn} FETCH (UID {uid} FLAGS {list})\r\n"))
-            })
+                (format!("* {msn} FETCH (UID {uid} FLAGS "), ")\r\n".to_owned())
+            };
+            Some(Bytes::from([before.as_bytes(), flags, behind.as_bytes()].concat()))
         };
         self.views.known_uids().map(row).collect::<Option<_>>().ok_or(Doubt::Unknown)
     }

@@ -16,7 +16,10 @@ use crate::{
     views::SlotId,
 };
 use bytes::{Bytes, BytesMut};
-use discovery_core::seam::{advisor::Held, gate::Grant};
+use discovery_core::seam::{
+    advisor::Held,
+    gate::{Grant, Why},
+};
 use std::time::{Duration, Instant};
 
 impl super::super::Session {
@@ -188,7 +191,13 @@ impl super::super::Session {
                     self.release_ours();
                     return false;
                 }
-                Grant::Never(_) => {
+                Grant::Never(Why::Budget) => {
+                    // It comes back with the day.
+                    self.synthetic.wait = Some(now.mono + BUDGET_PAUSE);
+                    self.give_up();
+                    return false;
+                }
+                Grant::Never(Why::Off) => {
                     self.synthetic.stopped = true;
                     self.give_up();
                     return false;
@@ -325,7 +334,9 @@ impl super::super::Session {
             return;
         }
         let set = SequenceSet::from_sorted(numbers);
-        self.synthetic.under_way = Some(UnderWay::Describe { batch, told: 0 });
+        let flags = |(slot, ..): &(SlotId, Option<Uid>, Held)| Some((*slot, self.flags.last(*slot)?.clone()));
+        let before = batch.iter().filter_map(flags).collect();
+        self.synthetic.under_way = Some(UnderWay::Describe { batch, told: 0, before });
         self.send_slice(&format!("FETCH {set} ({DESCRIBING})\r\n"));
     }
 
@@ -373,6 +384,8 @@ const HALF_MAX: Duration = Duration::from_secs(300);
 const BATCH_MAX: usize = 32;
 /// Where messages without a known UID are looked for: those that came last.
 const NEWCOMERS_AMONG: usize = 128;
+/// After a budget was found spent.
+const BUDGET_PAUSE: Duration = Duration::from_secs(600);
 /// A gate that says 'now' when it means 'later' costs no more than this.
 const WAIT_MIN: Duration = Duration::from_millis(10);
 /// What others see may be news for this mailbox, too.

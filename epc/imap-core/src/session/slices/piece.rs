@@ -51,7 +51,9 @@ impl Piece {
     /// How many octets it asks for.
     pub(super) fn count(&self) -> u32 {
         match self.announced.checked_sub(self.came) {
-            Some(left) => u32::try_from(left + 1).map_or(SLICE_OCTETS_MAX, |n| n.min(SLICE_OCTETS_MAX)),
+            Some(left) => {
+                u32::try_from(left.saturating_add(1)).map_or(SLICE_OCTETS_MAX, |n| n.min(SLICE_OCTETS_MAX))
+            }
             // Longer than announced: there is no telling by how much.
             None => SLICE_OCTETS_MAX,
         }

@@ -2,7 +2,9 @@
 
 use super::{
     super::{claim::is_body, tee::Reading, telling::Prepared},
-    Answer, Doing, UnderWay, tells_description,
+    Answer, Doing, UnderWay,
+    piece::SLICE_OCTETS_MAX,
+    tells_description,
 };
 use crate::{
     catalog::{self, CatalogOp, FillId},
@@ -47,11 +49,22 @@ impl super::super::Session {
         }
     }
 
+    /// Whether what comes as all of a section may be our slice of it, from a server that forgets to say so.
+    pub(in crate::session) fn may_be_a_slice(&self, slot: SlotId, key: &ItemKey, octets: u64) -> bool {
+        let slice = matches!(&self.synthetic.under_way,
+            Some(UnderWay::Slice { slot: asked, key: wanted, .. }) if *asked == slot && wanted == key);
+        slice && octets <= u64::from(SLICE_OCTETS_MAX)
+    }
+
     /// The literal of a slice begins.
     pub(in crate::session) fn begin_slice(&mut self, literal: &LiteralOf, octets: u64) -> Sink {
         let Some(UnderWay::Slice { key, offset, answer, .. }) = &mut self.synthetic.under_way else {
             return Sink::Nowhere;
         };
+        if matches!(literal, LiteralOf::Section { origin: None, .. }) {
+            // It is not told here which piece it is: no more of that.
+            self.synthetic.stopped = true;
+        }
         let fits = matches!(literal, LiteralOf::Section { key: said, origin, .. }
             if said == key && *origin == Some(*offset));
         let Doing::Fetch(fetch) = &mut self.synthetic.doing else { return Sink::Nowhere };
@@ -91,6 +104,13 @@ impl super::super::Session {
         }
     }
 
+    /// Whether an answer about this message that nobody can read is to what was asked for nobody.
+    pub(in crate::session) fn is_for_nobody(&self, slot: SlotId) -> bool {
+        let of_it = |under_way: &UnderWay| under_way.slots().any(|asked| asked == slot);
+        let asked = self.flights.has_slice() && self.synthetic.under_way.as_ref().is_some_and(of_it);
+        asked && !self.underway.iter().any(|underway| underway.fetches)
+    }
+
     /// A response that was asked for nobody could not be read.
     pub(in crate::session) fn slice_spoilt(&mut self) {
         if let Some(UnderWay::Slice { answer, .. }) = &mut self.synthetic.under_way {
@@ -119,6 +139,12 @@ impl super::super::Session {
         } else {
             self.description_said(slot, said, small);
         }
+        // What the client changes meanwhile is no longer known, and the answer may be older than that.
+        let before = match &self.synthetic.under_way {
+            Some(UnderWay::Describe { before, .. }) => before.get(&slot).cloned(),
+            Some(UnderWay::Slice { .. }) | None => None,
+        };
+        let known = known.or(before.as_ref());
         let flags = said.flags.as_ref().filter(|flags| Some(flags.raw()) != known);
         if let Some(flags) = flags {
             let modseq = said.modseq.map(|modseq| format!(" MODSEQ ({modseq})")).unwrap_or_default();
@@ -168,7 +194,7 @@ impl super::super::Session {
                 items.push((item.key.clone(), octets.clone()));
             }
         }
-        let Some(UnderWay::Describe { batch, told }) = &mut self.synthetic.under_way else { return };
+        let Some(UnderWay::Describe { batch, told, .. }) = &mut self.synthetic.under_way else { return };
         let Some((_, uid, held)) = batch.iter().find(|(asked, ..)| *asked == slot).copied() else { return };
         let Some(uid) = uid.or(said.uid) else { return };
         *told += 1;

@@ -360,6 +360,50 @@ fn what_another_session_fetches_is_left_to_it() {
 }
 
 #[test]
+fn a_description_does_not_undo_what_the_client_has_just_changed() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    let flags = "* 1 FETCH (UID 11 FLAGS ())\r\nf OK done\r\n";
+    d.client("f UID FETCH 11 (FLAGS)\r\n").gets("f UID FETCH 11 (FLAGS)\r\n").server(flags).hears(flags);
+    script.order(Work::Describe(vec![uid(11)]));
+    wakes(&mut d);
+    d.gets(&format!("{SECOND_TAG} FETCH 1 ({})\r\n", crate::preload::DESCRIBING));
+    let store = "b UID STORE 11 +FLAGS.SILENT (\\Deleted)\r\n";
+    d.client(store).gets(store);
+    // The origin looked before it heard of that.
+    d.server("* 1 FETCH (UID 11 FLAGS () RFC822.SIZE 9 ENVELOPE NIL)\r\n").hears("");
+    d.server("EPC0102030405062 OK done\r\nb OK done\r\n").hears("b OK done\r\n");
+}
+
+#[test]
+fn what_cannot_be_read_of_a_description_is_not_told() {
+    for odd in ["ENVELOPE (((", "ENVELOPE NIL BODYSTRUCTURE"] {
+        let (shelf, script) = (Shelf::default(), Script::default());
+        let mut d = opened(&shelf, &script, false);
+        script.order(Work::Describe(vec![uid(11)]));
+        wakes(&mut d);
+        d.server.clear();
+        d.server(&format!("* 1 FETCH (UID 11 FLAGS () {odd})\r\n")).hears("");
+        d.server("EPC0102030405062 OK done\r\n").hears("");
+    }
+}
+
+#[test]
+fn a_server_that_forgets_which_piece_it_sends_is_asked_for_no_more_and_nothing_is_kept() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, false);
+    script.order(whole(12, 100_000));
+    script.order(whole(13, 5));
+    wakes(&mut d);
+    d.gets(&format!("{SECOND_TAG} FETCH 2 (UID BODY.PEEK[]<0.32768>)\r\n"));
+    d.client("b UID FETCH 11 (BODY.PEEK[])\r\n").gets("b UID FETCH 11 (BODY.PEEK[])\r\n");
+    let cut = format!("* 2 FETCH (UID 12 BODY[] {{32768}}\r\n{})\r\n", body(32_768));
+    d.server(&cut);
+    d.server("EPC0102030405062 OK done\r\n* 1 FETCH (UID 11 BODY[] {5}\r\nhello)\r\nb OK done\r\n");
+    assert_eq!((stored(&d, 12), stored(&d, 11).as_deref()), (None, Some("hello")));
+}
+
+#[test]
 fn messages_are_described_and_the_client_hears_only_flags_that_are_new() {
     let (shelf, script) = (Shelf::default(), Script::default());
     let mut d = opened(&shelf, &script, false);
