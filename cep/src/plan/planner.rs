@@ -45,7 +45,7 @@ struct Inner {
     plans: Mutex<BTreeMap<AccountKey, Arc<Mutex<Plan>>>>,
 }
 
-/// Accounts of which something is remembered beyond their last session; some 40 KiB each at most.
+/// Accounts of which something is remembered beyond their last session; up to some 600 kB each, mostly far less.
 const ACCOUNTS_MAX: usize = 512;
 
 impl Plans {

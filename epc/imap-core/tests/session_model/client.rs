@@ -751,7 +751,17 @@ impl Client {
             if !truth.reached.named.contains(&id) {
                 return Err(format!("{name} of UID {uid}, which the origin has not shown to this session"));
             }
-            if truth.reached.expunged.get(&id).is_some_and(|at| *at < truth.said) {
+            // What the origin said unasked behind a login is held with all else until the client opens the mailbox, and
+            // told in its order: before the EXPUNGE that came behind it.
+            let wants = |asked: &Asked| match &asked.what {
+                What::Fetch(fetch) => fetch.items.iter().any(|item| label(item) == *name),
+                _ => false,
+            };
+            let unasked = name == "BODY[HEADER]"
+                && truth.reached.sections.contains_key(&id)
+                && !self.asked.iter().any(wants);
+            let expunged = truth.reached.expunged.get(&id).is_some_and(|at| *at < truth.said);
+            if expunged && !unasked {
                 return Err(format!("{name} of UID {uid}, which the origin said was expunged"));
             }
             let mut wanted = false;
