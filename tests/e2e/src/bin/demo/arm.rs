@@ -122,10 +122,12 @@ impl Ground {
         Ok(Self { waypost, _dovecot: dovecot, corpus, roots, authority, link, recordings, executable, lab })
     }
 
-    /// Puts another node in the place of the one that runs: with an empty store, and these lines more in its file.
-    pub(crate) fn exchange(&mut self, name: &str, lines: &str) -> anyhow::Result<()> {
+    /// Puts another node in the place of the one that runs: with a store of its own, and these lines more for its
+    /// server and at the end of its file.
+    pub(crate) fn exchange(&mut self, name: &str, server: &str, lines: &str) -> anyhow::Result<()> {
         self.waypost.stop();
-        let store = Store { store_lines: lines.to_owned(), ..Store::plain(name) };
+        let store =
+            Store { server_lines: server.to_owned(), store_lines: lines.to_owned(), ..Store::plain(name) };
         self.waypost = Waypost::start(&self.lab, &self.authority, &self.executable, &store)?;
         Ok(())
     }
