@@ -493,7 +493,7 @@ impl Conversation {
         let conn = self.conn();
         if let Stage::Serving(serving) = &mut self.stage {
             // What it still wants of the store is said; what it still wants to say is not.
-            serving.session.handle_closed(now, Side::Client);
+            serving.session.handle_abandoned(now);
             while let Some(wanted) = serving.session.poll_output() {
                 if let Wanted::Catalog(op) = wanted {
                     outputs.push_back(Output::Catalog { conn, op });

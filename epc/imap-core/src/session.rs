@@ -404,6 +404,12 @@ impl Session {
         self.bye(Closing::Done, why);
     }
 
+    /// The shell carries out nothing more of it but its last [`CatalogOp`]s, which give back what it holds of the store.
+    pub fn handle_abandoned(&mut self, now: Now) {
+        self.now = Some(now);
+        self.close(Closing::Done);
+    }
+
     /// The account, once the origin has accepted the login.
     #[must_use]
     pub fn account(&self) -> Option<&AccountKey> {

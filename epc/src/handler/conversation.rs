@@ -126,6 +126,13 @@ impl<'a> Conversation<'a> {
     /// Serves until the end, and ends it.
     pub(super) async fn run(mut self, drain: watch::Receiver<Drain>) -> Ended {
         let how = self.serve(drain).await;
+        // However it ended: a body or a claim that it holds is given back.
+        self.session.handle_abandoned(now());
+        while let Some(output) = self.session.poll_output() {
+            if let Output::Catalog(op) = output {
+                self.errands.push(op);
+            }
+        }
         self.end().await;
         how
     }

@@ -2,7 +2,7 @@
 
 use super::super::tests::{Dialogue, Shelf, dialogue};
 use crate::{
-    catalog::{Held as Value, MailboxKey},
+    catalog::{CatalogOp, Held as Value, MailboxKey},
     item::ItemKey,
     preload::{Description, Order, Preload, Read, Work},
     retained::UidRanges,
@@ -636,6 +636,27 @@ fn a_connection_is_handed_over_behind_the_slice() {
         assert!(d.retained.is_some() && d.closed.is_none());
         assert_eq!(d.retained.as_ref().unwrap().idle, None);
     }
+}
+
+#[test]
+fn a_session_that_is_abandoned_in_the_middle_of_a_slice_gives_back_what_it_holds() {
+    let (shelf, script) = (Shelf::default(), Script::default());
+    let mut d = opened(&shelf, &script, true);
+    script.order(whole(12, 100_000));
+    wakes(&mut d);
+    d.server(&slice(2, 2, 12, 0, &body(32_768)));
+    let now = d.now();
+    // Kept until the slice's end, which never comes.
+    d.session.handle_closed(now, super::super::Side::Client);
+    d.session.handle_abandoned(now);
+    let mut given_back = Vec::new();
+    while let Some(output) = d.session.poll_output() {
+        if let super::super::Output::Catalog(op) = output {
+            given_back.push(format!("{op:?}"));
+        }
+    }
+    let gave = |what: &str| given_back.iter().any(|op| op.starts_with(what));
+    assert!(gave("FillAbort") && gave("Release"), "{given_back:?}");
 }
 
 #[test]
