@@ -2,7 +2,7 @@
 
 use super::super::tests::{Dialogue, Shelf, dialogue};
 use crate::{
-    catalog::{CatalogOp, Held as Value, MailboxKey},
+    catalog::{Held as Value, MailboxKey},
     item::ItemKey,
     preload::{Description, Order, Preload, Read, Work},
     retained::UidRanges,
