@@ -73,6 +73,8 @@ pub(crate) struct Conversation {
     origin: Flow,
     /// The origin's connection outlives the client.
     retained: Option<Box<Facts>>,
+    /// Octets of the origin that belong to nobody yet.
+    ahead: Vec<Bytes>,
     /// Whether it is over, and may be forgotten.
     over: bool,
 }
@@ -100,6 +102,7 @@ impl Conversation {
             client: Flow::new(now.mono),
             origin: Flow::new(now.mono),
             retained: None,
+            ahead: Vec::new(),
             over: false,
         }
     }
@@ -243,6 +246,9 @@ impl Conversation {
                 Side::Server => serving.session.handle_server(now, octets),
             }
             self.settle(now, outputs);
+        } else if side == Side::Server && self.retained.is_some() {
+            // Read before its session had decided to leave it behind: its keeper's.
+            self.ahead.push(octets);
         }
     }
 
@@ -476,7 +482,10 @@ impl Conversation {
             self.over = true;
             outputs.push_back(Output::Count { conn, what: Count::Ended(*how) });
             outputs.push_back(match self.retained.take().filter(|_| self.origin.is_open()) {
-                Some(facts) => Output::HandOver { conn, facts: planted::handed(facts) },
+                Some(facts) => {
+                    let ahead = std::mem::take(&mut self.ahead);
+                    Output::HandOver { conn, facts: planted::handed(facts), ahead }
+                }
                 None => Output::Close { conn },
             });
         }

@@ -316,6 +316,8 @@ pub enum Output {
         conn: ConnId,
         /// What its session knew.
         facts: Box<Facts>,
+        /// Octets of the origin that were given to the node and belong to nobody yet.
+        ahead: Vec<Bytes>,
     },
     /// Something to count.
     Count {

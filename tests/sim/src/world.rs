@@ -138,6 +138,8 @@ pub(crate) struct Line {
     closed: bool,
     /// The node keeps its connection to the origin once the client has heard all.
     handing: Option<Box<Facts>>,
+    /// What its keeper hears first.
+    ahead: Vec<Bytes>,
     /// The client has hung up.
     hung_up: bool,
     lan: Road,
@@ -306,6 +308,7 @@ impl World {
             excuse: None,
             closed: false,
             handing: None,
+            ahead: Vec::new(),
             hung_up: false,
             lan: Road { delay_us: 100 + random.below(2000) as u64, octets_per_ms: rate },
             wan: Road {

@@ -67,6 +67,7 @@ impl World {
         let mood = Arc::new(Mutex::new(Mood::new(random)));
         let ordering = Box::new(Ordering::news(Arc::clone(&mood)));
         let line = &mut self.lines[slot];
+        let ahead = std::mem::take(&mut line.ahead);
         let origin = std::mem::replace(&mut line.origin, Origin::new(manner));
         let hung_up = line.hung_up && (origin.said_bye || origin.is_gone);
         let new_from = facts.mailbox.as_ref().and_then(|watched| {
@@ -113,6 +114,13 @@ impl World {
             return Err(Broken { checker: Checker::Kept, what });
         }
         self.kept_origin_soon(conn, 2000);
+        for octets in ahead {
+            self.trace.note(self.now_us, node, "K<-S", &octets);
+            if let Some(kept) = self.kept(conn) {
+                kept.keeper.handle_server(now, octets);
+                self.kept_on(conn)?;
+            }
+        }
         self.kept_hears(conn)
     }
 

@@ -102,7 +102,10 @@ impl World {
                 return Err(self.broken(slot, Checker::Transcript, "nobody wanted that".into()));
             }
             Output::Close { .. } => return self.closed(slot, None),
-            Output::HandOver { facts, .. } => return self.closed(slot, Some(facts)),
+            Output::HandOver { facts, ahead, .. } => {
+                self.lines[slot].ahead = ahead;
+                return self.closed(slot, Some(facts));
+            }
             Output::Count { what, .. } => self.counted(slot, &what)?,
         }
         Ok(())
