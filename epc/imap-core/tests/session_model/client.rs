@@ -729,8 +729,7 @@ impl Client {
             if name == "FLAGS" {
                 let flags: BTreeSet<String> =
                     text(&value.raw).trim_matches(['(', ')']).split(' ').map(str::to_owned).collect();
-                let live = truth.mail.live(&open.name, uid).is_some();
-                if live && !truth.mail.had_flags_since(&id, &flags, open.since) {
+                if truth.mail.lives(&id) && !truth.mail.had_flags_since(&id, &flags, open.since) {
                     return Err(format!(
                         "flags {flags:?} of UID {uid}, which it has not had since it was opened"
                     ));

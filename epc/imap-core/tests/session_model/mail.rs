@@ -153,6 +153,12 @@ impl Mail {
         self.boxes.get(name)?.live.iter().find(|message| message.uid == uid)
     }
 
+    /// Whether this very message is there: another generation of its mailbox may have one of the same UID.
+    pub(crate) fn lives(&self, (name, validity, uid): &MessageId) -> bool {
+        let now = self.boxes.get(name).filter(|mailbox| mailbox.validity == *validity);
+        now.is_some_and(|mailbox| mailbox.live.iter().any(|message| message.uid == *uid))
+    }
+
     pub(crate) fn set_flag(&mut self, name: &BoxName, uid: u32, flag: &str, on: bool) {
         self.note_seen(name, uid);
         let mailbox = self.boxes.get_mut(name).unwrap();
