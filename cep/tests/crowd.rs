@@ -1,5 +1,7 @@
 //! Many kept sessions in one house, over streams in memory.
 
+mod common;
+
 use bytes::Bytes;
 use cep::{
     house::{House, TURNS},
@@ -7,23 +9,18 @@ use cep::{
     plain::Plain,
     rules::Terms,
 };
-use discovery_core::{
-    id::{AccountKey, ServerId, UserKey},
-    now::{Now, UnixMillis},
-    seam::sink::Sink,
-};
+use common::{facts, serve};
+use discovery_core::seam::sink::Sink;
 use imap_core::{
-    capability::Capabilities,
     catalog::{Catalog, CatalogOp, CatalogReply},
     preload::Preload,
-    retained::{Facts, Handed, Retained},
+    retained::{Handed, Retained},
 };
 use seams::AsyncIo;
 use std::{
     sync::{Arc, Condvar, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream};
 
 /// Who is inside meets up to `TURNS + 1`; nobody waits for more than a moment for one more to come.
 #[derive(Default)]
@@ -46,41 +43,6 @@ impl Catalog for Meeting {
         inside.0 -= 1;
         None
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this is a test of the shell")]
-fn facts(user: u8) -> Facts {
-    let server = ServerId::new("mail.example.org").expect("a name");
-    Facts {
-        number: u64::from(user),
-        last_fill: 0,
-        nonce: [user; 6],
-        account: AccountKey { server, user: UserKey { version: 1, hash: [user; 16] } },
-        authenticated: Now { mono: Instant::now(), wall: UnixMillis(0) },
-        token: false,
-        capabilities: Capabilities::from_list(b"IMAP4rev1 IDLE"),
-        utf8: false,
-        mailbox: None,
-        idle: None,
-    }
-}
-
-/// Until the other side goes.
-async fn serve(io: DuplexStream) -> std::io::Result<()> {
-    let mut io = BufReader::new(io);
-    let mut line = String::new();
-    while io.read_line(&mut line).await? > 0 {
-        let (tag, command) = line.trim_end().split_once(' ').unwrap_or_default();
-        let said = match command {
-            "EXAMINE INBOX" => format!("* 1 EXISTS\r\n* OK [UIDVALIDITY 7] it\r\n{tag} OK open\r\n"),
-            "IDLE" => "+ go on\r\n".to_owned(),
-            "LOGOUT" => format!("* BYE out\r\n{tag} OK out\r\n"),
-            _ => format!("* SEARCH 1\r\n{tag} OK found\r\n"),
-        };
-        io.write_all(said.as_bytes()).await?;
-        line.clear();
-    }
-    Ok(())
 }
 
 #[tokio::test]

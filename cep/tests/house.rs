@@ -1,29 +1,27 @@
 //! What the house does with kept sessions, over streams in memory.
 
+mod common;
+
 use cep::{
     house::{House, Sustained},
     keeper::{Limits, Why},
     plain::Plain,
     rules::Terms,
 };
+use common::{account, facts, serve};
 use discovery_core::{
-    id::{AccountKey, ServerId, UserKey},
-    now::{Now, UnixMillis},
+    now::Now,
     seam::{advisor::Held, gate::Grant, sink::Sink},
 };
 use imap_core::{
-    capability::Capabilities,
     catalog::{Catalog, CatalogOp, CatalogReply, MailboxKey},
     preload::{Description, Order, Preload, Read},
-    retained::{Facts, Handed, Retained, UidRanges},
+    retained::{Handed, Retained, UidRanges},
     uid::Uid,
 };
 use seams::AsyncIo;
-use std::{sync::Arc, time::Instant};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream},
-    task::JoinHandle,
-};
+use std::sync::Arc;
+use tokio::task::JoinHandle;
 
 struct Nothing;
 
@@ -54,45 +52,6 @@ impl Preload for Broken {
     fn foreground(&mut self, _: bool, _: Now) {}
 }
 
-fn account(user: u8) -> AccountKey {
-    let server = ServerId::new("mail.example.org").expect("a name");
-    AccountKey { server, user: UserKey { version: 1, hash: [user; 16] } }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this is a test of the shell")]
-fn facts(user: u8) -> Facts {
-    Facts {
-        number: u64::from(user),
-        last_fill: 0,
-        nonce: [user; 6],
-        account: account(user),
-        authenticated: Now { mono: Instant::now(), wall: UnixMillis(0) },
-        token: false,
-        capabilities: Capabilities::from_list(b"IMAP4rev1 IDLE"),
-        utf8: false,
-        mailbox: None,
-        idle: None,
-    }
-}
-
-/// A server, until the other side goes.
-async fn serve(io: DuplexStream) -> std::io::Result<()> {
-    let mut io = BufReader::new(io);
-    let mut line = String::new();
-    while io.read_line(&mut line).await? > 0 {
-        let (tag, command) = line.trim_end().split_once(' ').unwrap_or_default();
-        let said = match command {
-            "EXAMINE INBOX" => format!("* 1 EXISTS\r\n* OK [UIDVALIDITY 7] it\r\n{tag} OK open\r\n"),
-            "IDLE" => "+ go on\r\n".to_owned(),
-            "LOGOUT" => format!("* BYE out\r\n{tag} OK out\r\n"),
-            _ => format!("* SEARCH 1\r\n{tag} OK found\r\n"),
-        };
-        io.write_all(said.as_bytes()).await?;
-        line.clear();
-    }
-    Ok(())
-}
-
 /// User 9 has the broken one.
 fn house(lane: bool) -> House {
     House::new(
@@ -100,7 +59,7 @@ fn house(lane: bool) -> House {
         Terms { lane, user_connections_max: 2, per_server_max: 100 },
         Arc::new(Nothing),
         Arc::new(|account| {
-            if *account == self::account(9) {
+            if *account == common::account(9) {
                 Box::new(Broken) as Box<dyn Preload>
             } else {
                 Box::new(Plain::default())
