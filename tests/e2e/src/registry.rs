@@ -115,6 +115,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("ahead-away-cyrus", "mail is here before its reader is, nobody notices", ahead::away_cyrus),
     row("ahead-elsewhere-dovecot", "mail in another mailbox, by NOTIFY too", ahead::elsewhere_dovecot),
     row("ahead-elsewhere-cyrus", "mail in another mailbox", ahead::elsewhere_cyrus),
+    row(
+        "ahead-killed",
+        "kill -9 while mail is fetched ahead: nothing wrong, the ledger adds up",
+        ahead::killed,
+    ),
     row("ahead-beside-dovecot", "fetched ahead on the client's own session", ahead::beside_dovecot),
     row("ahead-beside-cyrus", "fetched ahead on the client's own session", ahead::beside_cyrus),
     row(

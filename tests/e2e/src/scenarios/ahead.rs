@@ -268,3 +268,31 @@ pub(crate) fn elsewhere_dovecot(case: &Case) -> anyhow::Result<()> {
 pub(crate) fn elsewhere_cyrus(case: &Case) -> anyhow::Result<()> {
     elsewhere(case, Server::Cyrus)
 }
+
+/// Killed in the middle of fetching ahead: what it then serves is right, and the ledger still adds up.
+pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
+    let server = Server::Dovecot;
+    let (site, settings, waypost) = start(case, server, "[sustain]\nenabled = true")?;
+    let mut beside = site.beside(server, "alice")?;
+    let letters = deliver(&mut beside, 0, LETTERS)?;
+    let mut wire = site.through(server, "alice")?;
+    wire.command("SELECT INBOX")?.ok()?;
+    wire.command("UID FETCH 1:* (UID FLAGS)")?.ok()?;
+    wire.command("LOGOUT")?.ok()?;
+    drop(wire);
+    let body = BODY as u64;
+    wait(case, &settings, "nothing was fetched ahead", |said| said.fetched >= body)?;
+    waypost.signal(libc::SIGKILL)?;
+    drop(waypost);
+    let _waypost = site.waypost(case, &settings)?;
+    let said = report(case, &settings)?;
+    ensure!(said.fetched == said.used + said.wasted + said.waiting, "after the kill: {said:?}");
+    let mut wire = site.through(server, "alice")?;
+    wire.command("SELECT INBOX")?.ok()?;
+    open_all(&site, &mut wire, &letters)?;
+    drop(wire);
+    let opened = LETTERS as u64;
+    let said = wait(case, &settings, "what was opened is not counted", |said| said.opens >= opened)?;
+    ensure!(said.fetched == said.used + said.wasted + said.waiting, "after the opens: {said:?}");
+    Ok(())
+}
