@@ -51,6 +51,8 @@ pub struct Sustained {
     pub way: &'static str,
     /// Whether its user is connected beside it.
     pub lane: bool,
+    /// Whether it says goodbye.
+    pub leaving: bool,
     /// Messages fetched.
     pub messages: u64,
     /// Their octets.
@@ -148,6 +150,7 @@ impl House {
             since: card.since,
             way: card.way,
             lane: card.told.borrow().beside,
+            leaving: card.told.borrow().end.is_some(),
             messages: card.messages.load(Ordering::Relaxed),
             octets: card.octets.load(Ordering::Relaxed),
         };

@@ -271,6 +271,7 @@ async fn sustained(State(asked): State<Asked>) -> Json<Kept> {
         since_unix_ms: kept.since.0,
         way: kept.way.to_owned(),
         lane: kept.lane,
+        leaving: kept.leaving,
         messages: kept.messages,
         octets: kept.octets,
     });

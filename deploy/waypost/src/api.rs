@@ -161,6 +161,9 @@ pub(crate) struct KeptSession {
     pub(crate) way: String,
     /// Its user is connected beside it.
     pub(crate) lane: bool,
+    /// Whether it says goodbye: its end is counted when the server has answered.
+    #[serde(default)]
+    pub(crate) leaving: bool,
     pub(crate) messages: u64,
     pub(crate) octets: u64,
 }

@@ -1,7 +1,7 @@
 //! `waypost sessions`: connections to servers whose clients have left.
 
 use crate::{
-    api::{EndedSessions, Kept},
+    api::{EndedSessions, Kept, KeptSession},
     ask::{self, Method},
     cli::RunningNode,
     config::units::human_size,
@@ -25,7 +25,7 @@ pub(crate) fn list(node: &RunningNode) -> Result<Exit, Failure> {
             session.server.clone(),
             session.mailbox.escape_debug().to_string(),
             clock(session.since_unix_ms),
-            if session.lane { "lane" } else { "kept" }.to_owned(),
+            role(session).to_owned(),
             session.way.clone(),
             session.messages.to_string(),
             human_size(session.octets),
@@ -34,12 +34,20 @@ pub(crate) fn list(node: &RunningNode) -> Result<Exit, Failure> {
     let ended: Vec<String> = kept.ended.iter().map(|named| format!("{} {}", named.word, named.n)).collect();
     say::line(format_args!(
         "{} kept now, {} so far; ended: {}",
-        kept.sessions.len(),
+        kept.sessions.iter().filter(|session| !session.leaving).count(),
         kept.so_far,
         if ended.is_empty() { "none".to_owned() } else { ended.join(", ") }
     ));
     say::text(columns(&rows));
     Ok(Exit::Fine)
+}
+
+fn role(session: &KeptSession) -> &'static str {
+    match (session.leaving, session.lane) {
+        (true, _) => "leaving",
+        (false, true) => "lane",
+        (false, false) => "kept",
+    }
 }
 
 /// Ends those of `user`.
