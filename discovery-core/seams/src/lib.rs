@@ -5,6 +5,7 @@
 pub mod intake;
 pub mod origin;
 mod stream;
+mod through;
 
 pub use stream::Stream;
 
