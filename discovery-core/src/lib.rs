@@ -2,9 +2,13 @@
 //!
 //! Nothing here does I/O, and nothing here knows a protocol. Rooms never name each other; they meet in the
 //! values of [`value`] and in the traits of [`seam`], and the binary wires them together. The interception
-//! engine (US 9,172,620, from 'The proxies in a proxy pair can become aware') will live beside them.
+//! engine (US 9,172,620, from 'The proxies in a proxy pair can become aware') grows beside them: [`flow`], [`probe`]
+//! and [`rule`] are its words.
 
+pub mod flow;
 pub mod id;
 pub mod now;
+pub mod probe;
+pub mod rule;
 pub mod seam;
 pub mod value;
