@@ -1,6 +1,11 @@
 //! What a mail program always says first. Programs begin each session alike; once the same beginning was seen three
 //! times, it is foreseen, and can be asked behind the login instead of after it. Learned as values: the commands with
 //! their arguments, octet for octet, without their tags. A login is never among them.
+//!
+//! A beginning has two parts. Up to its first SELECT it is a habit of the first, the second, ... session that a program
+//! has open; from there on, of the program in that mailbox. For which of a program's sessions opens INBOX may change
+//! from start to start: two connections run for it. Then both are taken for the one that does, as long as each did so
+//! lately; the other one has then opened a mailbox in vain.
 
 use bytes::Bytes;
 use discovery_core::id::AccountKey;
@@ -24,6 +29,8 @@ pub struct StartKey {
 pub trait StartHabits: Send + Sync {
     /// A session of this account begins; gives its key, and the commands to expect.
     fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>);
+    /// A session of this key opens a mailbox by the command `select`; gives the commands to expect behind it.
+    fn opens(&self, key: &StartKey, select: &Bytes) -> Vec<Bytes>;
     /// A session of this key has begun with these commands and then said something that is never foreseen.
     fn observe(&self, key: &StartKey, commands: Vec<Bytes>);
     /// A session of this key is over.
@@ -33,20 +40,44 @@ pub trait StartHabits: Send + Sync {
 /// All beginnings known to a process.
 #[derive(Debug, Default)]
 pub struct StartProfiles {
-    profiles: BTreeMap<StartKey, Profile>,
+    /// What is said before a mailbox is opened.
+    before: BTreeMap<StartKey, Before>,
+    /// What is said in one, by its SELECT.
+    inside: BTreeMap<(Program, Bytes), Steps>,
     /// Which sessions of a program are open: a bit for each.
-    open: BTreeMap<(AccountKey, Bytes), u8>,
+    open: BTreeMap<Program, u8>,
 }
 
+/// An account and how a program comes to its login.
+type Program = (AccountKey, Bytes);
+
 #[derive(Debug, Default)]
-struct Profile {
-    /// Each command with how many times in a row it stood at its place behind the same ones.
-    steps: Vec<(Bytes, u8)>,
+struct Before {
+    steps: Steps,
+    /// The mailbox that was opened last.
+    opened: Option<Opened>,
 }
+
+#[derive(Debug)]
+struct Opened {
+    select: Bytes,
+    /// Behind so many commands.
+    at: usize,
+    /// So many sessions of this key have begun otherwise since.
+    age: u8,
+}
+
+/// Each command with how many times in a row it stood at its place behind the same ones.
+#[derive(Debug, Default)]
+struct Steps(Vec<(Bytes, u8)>);
 
 impl StartHabits for Mutex<StartProfiles> {
     fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
         self.lock().unwrap_or_else(PoisonError::into_inner).begin(account, opening)
+    }
+
+    fn opens(&self, key: &StartKey, select: &Bytes) -> Vec<Bytes> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).inside(key, select)
     }
 
     fn observe(&self, key: &StartKey, commands: Vec<Bytes>) {
@@ -65,14 +96,26 @@ impl StartProfiles {
         *open |= 1 << nth;
         let nth = u8::try_from(nth).unwrap_or(u8::MAX);
         let key = StartKey { account: account.clone(), opening, nth };
-        let steps = self.profiles.get(&key).map(|profile| profile.steps.iter());
-        let certain = steps.into_iter().flatten().take_while(|(_, times)| *times >= CERTAIN);
-        let commands = certain.map(|(command, _)| command.clone()).collect();
+        let Some(before) = self.before.get(&key) else { return (key, Vec::new()) };
+        let mut commands = before.steps.certain();
+        let lately = before.opened.as_ref().filter(|opened| opened.at <= commands.len());
+        if let Some(Opened { select, at, .. }) = lately {
+            let inside = self.inside(&key, select);
+            if !inside.is_empty() {
+                commands.truncate(*at);
+                commands.push(select.clone());
+                commands.extend(inside);
+            }
+        }
         (key, commands)
     }
 
+    fn inside(&self, key: &StartKey, select: &Bytes) -> Vec<Bytes> {
+        self.inside.get(&(key.program(), select.clone())).map(Steps::certain).unwrap_or_default()
+    }
+
     fn end(&mut self, key: &StartKey) {
-        let program = (key.account.clone(), key.opening.clone());
+        let program = key.program();
         if let Some(open) = self.open.get_mut(&program) {
             *open &= !(1 << key.nth);
             if *open == 0 {
@@ -81,24 +124,67 @@ impl StartProfiles {
         }
     }
 
-    fn observe(&mut self, key: StartKey, commands: Vec<Bytes>) {
-        if self.profiles.len() >= PROFILES_MAX && !self.profiles.contains_key(&key) {
-            self.profiles.pop_first();
+    fn observe(&mut self, key: StartKey, mut commands: Vec<Bytes>) {
+        commands.truncate(COMMANDS_MAX);
+        let known = commands.iter().position(|command| command.len() > COMMAND_OCTETS_MAX);
+        commands.truncate(known.unwrap_or(commands.len()));
+        let at = commands.iter().position(opens).unwrap_or(commands.len());
+        let mut inside = commands.split_off(at).into_iter();
+        let select = inside.next();
+        if let Some(select) = &select {
+            make_room(&mut self.inside);
+            self.inside.entry((key.program(), select.clone())).or_default().observe(inside.collect());
         }
-        let steps = &mut self.profiles.entry(key).or_default().steps;
+        make_room(&mut self.before);
+        let before = self.before.entry(key).or_default();
+        before.steps.observe(commands);
+        before.opened = match (select, before.opened.take()) {
+            (Some(select), _) => Some(Opened { select, at, age: 0 }),
+            (None, Some(opened)) if opened.age < LATELY => Some(Opened { age: opened.age + 1, ..opened }),
+            (None, _) => None,
+        };
+    }
+}
+
+impl StartKey {
+    fn program(&self) -> Program {
+        (self.account.clone(), self.opening.clone())
+    }
+}
+
+impl Steps {
+    fn certain(&self) -> Vec<Bytes> {
+        let certain = self.0.iter().take_while(|(_, times)| *times >= CERTAIN);
+        certain.map(|(command, _)| command.clone()).collect()
+    }
+
+    fn observe(&mut self, commands: Vec<Bytes>) {
+        let steps = &mut self.0;
         let same = steps.iter().zip(&commands).take_while(|((known, _), said)| known == *said).count();
         for (_, times) in steps.iter_mut().take(same) {
             *times = times.saturating_add(1);
         }
         steps.truncate(same);
-        let fits = |command: &Bytes| command.len() <= COMMAND_OCTETS_MAX;
-        let new = commands.into_iter().take(COMMANDS_MAX).skip(same).take_while(fits);
+        let new = commands.into_iter().skip(same);
         steps.extend(new.map(|command| (Bytes::copy_from_slice(&command), 1)));
     }
 }
 
+fn opens(command: &Bytes) -> bool {
+    command.get(..SELECT.len()).is_some_and(|name| name.eq_ignore_ascii_case(SELECT))
+}
+
+fn make_room<K: Ord, V>(profiles: &mut BTreeMap<K, V>) {
+    if profiles.len() >= PROFILES_MAX {
+        profiles.pop_first();
+    }
+}
+
+const SELECT: &[u8] = b"SELECT ";
 /// So often the same, and it is expected again.
 const CERTAIN: u8 = 3;
+/// A mailbox that a session has opened is expected again, until so many have begun without it.
+const LATELY: u8 = 3;
 /// More at once are not told apart.
 const NTH_MAX: u32 = 4;
 /// Commands of a beginning; programs that say more before the first FETCH are not known.
@@ -173,6 +259,53 @@ mod tests {
         assert_eq!(foreseen(1, b"LOGIN"), commands(""));
         assert_eq!(foreseen(1, b"CAPABILITY LOGIN"), commands(""));
         assert_eq!(foreseen(2, b"LOGIN"), commands(""));
+    }
+
+    /// A program with two sessions at a time: in each start, what the first says and what the second.
+    fn start(profiles: &mut StartProfiles, said: [&str; 2]) -> [String; 2] {
+        let begun = said.map(|said| {
+            let (key, foreseen) = profiles.begin(&account(1), Bytes::from_static(b"LOGIN"));
+            (key, foreseen, said)
+        });
+        begun.map(|(key, foreseen, said)| {
+            profiles.observe(key.clone(), commands(said));
+            profiles.end(&key);
+            foreseen.iter().map(|c| String::from_utf8_lossy(c)).collect::<Vec<_>>().join(",")
+        })
+    }
+
+    #[test]
+    fn sessions_that_change_places_are_both_taken_for_the_one_that_opens_the_mailbox() {
+        let (list, inbox) = ("id,list", "id,SELECT i,acl,flags");
+        let mut profiles = StartProfiles::default();
+        for said in [[list, inbox], [inbox, list], [list, inbox]] {
+            start(&mut profiles, said);
+        }
+        for said in [[inbox, list], [inbox, list], [list, inbox], [list, inbox]] {
+            assert_eq!(start(&mut profiles, said), [inbox, inbox]);
+        }
+        // One that has not opened it for a while is not asked to.
+        for _ in 0..=LATELY {
+            start(&mut profiles, [inbox, list]);
+        }
+        assert_eq!(start(&mut profiles, [inbox, list]), [inbox, list]);
+    }
+
+    #[test]
+    fn in_a_mailbox_all_sessions_of_a_program_have_one_habit() {
+        let mut profiles = StartProfiles::default();
+        let select = Bytes::from_static(b"SELECT i");
+        for said in [["SELECT i,flags", "list"], ["list", "SELECT i,flags"], ["SELECT i,flags", "list"]] {
+            let (key, _) = profiles.begin(&account(1), Bytes::from_static(b"LOGIN"));
+            assert_eq!(profiles.inside(&key, &select), commands(""));
+            profiles.end(&key);
+            start(&mut profiles, said);
+        }
+        let (key, _) = profiles.begin(&account(1), Bytes::from_static(b"LOGIN"));
+        assert_eq!(profiles.inside(&key, &select), commands("flags"));
+        assert_eq!(profiles.inside(&key, &Bytes::from_static(b"SELECT j")), commands(""));
+        let (other, _) = profiles.begin(&account(2), Bytes::from_static(b"LOGIN"));
+        assert_eq!(profiles.inside(&other, &select), commands(""));
     }
 
     proptest! {

@@ -142,6 +142,8 @@ pub(crate) struct Line {
     ahead: Vec<Bytes>,
     /// The client has hung up.
     hung_up: bool,
+    /// Octets that reached the client.
+    heard: usize,
     lan: Road,
     wan: Road,
     think_us: usize,
@@ -315,6 +317,7 @@ impl World {
                 delay_us: 2000 + random.below(100_000) as u64,
                 octets_per_ms: *random.pick(&[125, 1250, 12_500]),
             },
+            heard: 0,
             think_us: *random.pick(&[400_000, 2_000_000, 6_000_000]),
             deceived: self.deceived.contains(&(node, server, user.to_owned())),
         }

@@ -37,7 +37,7 @@ impl super::Session {
                 break;
             }
             if let Some(waiting) = self.waiting.take() {
-                self.waiting = self.advance(waiting);
+                self.waiting = self.foreseen_from_here(waiting).and_then(|waiting| self.advance(waiting));
                 if self.waiting.is_some() {
                     break;
                 }

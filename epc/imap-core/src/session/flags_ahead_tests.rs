@@ -20,6 +20,10 @@ impl StartHabits for Branch {
         (StartKey { account: account.clone(), opening, nth: 0 }, commands)
     }
 
+    fn opens(&self, _: &StartKey, _: &Bytes) -> Vec<Bytes> {
+        Vec::new()
+    }
+
     fn observe(&self, _: &StartKey, _: Vec<Bytes>) {}
 
     fn end(&self, _: &StartKey) {}

@@ -153,7 +153,14 @@ impl super::Session {
         } else {
             self.note_command(&waiting.command, &waiting.octets);
         }
-        self.meet_foreseen(waiting)
+        let waiting = self.meet_foreseen(waiting)?;
+        self.foreseen_from_here(waiting)
+    }
+
+    /// Nothing was asked ahead of this command: what follows it may be. Gives it back if it is to be asked by itself.
+    pub(super) fn foreseen_from_here(&mut self, waiting: Waiting) -> Option<Waiting> {
+        self.launch_opening(&waiting);
+        if self.ahead.holds(false) { self.meet_foreseen(waiting) } else { Some(waiting) }
     }
 
     fn note_opening(&mut self, command: &Command, octets: &[u8]) {
@@ -191,6 +198,42 @@ impl super::Session {
         let (key, commands) = habits.begin(&account, opening);
         self.ahead.begun = Some(key);
         self.ahead.recording = Some(Vec::new());
+        self.fly(now, &account, commands);
+        self.is_ahead()
+    }
+
+    /// The client opens a mailbox, unforeseen: what it says in it is asked together with that.
+    fn launch_opening(&mut self, waiting: &Waiting) {
+        let Waiting { command, octets, .. } = waiting;
+        let at_rest = self.underway.is_empty() && self.client_input.is_empty() && self.flights.is_empty();
+        let ready = at_rest && matches!(self.phase, Phase::Authenticated) && self.flight_is_over();
+        let opens = matches!(command.kind, Kind::Select { .. }) && self.returns_from(command);
+        if !ready || !opens || self.ahead.refused || !is_foreseeable(command, octets) {
+            return;
+        }
+        let (Some(habits), Some(key), Some(now)) = (&self.ahead.habits, &self.ahead.begun, self.mono())
+        else {
+            return;
+        };
+        let select = Bytes::copy_from_slice(after_tag(octets));
+        let inside = habits.opens(key, &select);
+        let account = key.account.clone();
+        if inside.is_empty() {
+            return;
+        }
+        self.fly(now, &account, [select].into_iter().chain(inside));
+        if let Some(flight) = &mut self.ahead.flight {
+            flight.accepted = Some(now + TELL_WITHIN);
+        }
+    }
+
+    /// A mailbox that was opened in vain can be left again.
+    fn returns_from(&self, command: &Command) -> bool {
+        !matches!(command.kind, Kind::Select { .. }) || self.capabilities.has("UNSELECT")
+    }
+
+    /// Sends `commands`, as far as they are such as may be sent ahead.
+    fn fly(&mut self, now: Instant, account: &AccountKey, commands: impl IntoIterator<Item = Bytes>) {
         let mut flight = Flight {
             commands: VecDeque::new(),
             sent: Some(now),
@@ -215,8 +258,8 @@ impl super::Session {
             };
             let fetches = matches!(command.kind, Kind::Fetch(_));
             flight.mistakes += usize::from(!matches!(&*command.verb, b"ID" | b"CAPABILITY" | b"NOOP"));
-            let proving = self.ask_changes(&flight, &account, &command, &tag, &octets);
-            let reopened = self.open_with_modseq(mailbox.as_ref(), &account, &tag, &octets);
+            let proving = self.ask_changes(&flight, account, &command, &tag, &octets);
+            let reopened = self.open_with_modseq(mailbox.as_ref(), account, &tag, &octets);
             if proving.is_some() {
                 flight.mistakes += 1;
             } else if !reopened {
@@ -232,9 +275,7 @@ impl super::Session {
                 proving,
             });
         }
-        let any = !flight.commands.is_empty();
-        self.ahead.flight = any.then_some(flight);
-        any
+        self.ahead.flight = (!flight.commands.is_empty()).then_some(flight);
     }
 
     /// The origin has accepted the login. Whether commands went behind it.
@@ -284,8 +325,8 @@ impl super::Session {
 /// What the client says.
 impl super::Session {
     fn note_command(&mut self, command: &Command, octets: &Bytes) {
+        let returns = self.returns_from(command);
         let Some(commands) = &mut self.ahead.recording else { return };
-        let returns = !matches!(command.kind, Kind::Select { .. }) || self.capabilities.has("UNSELECT");
         if !returns || !is_foreseeable(command, octets) || commands.len() >= COMMANDS_MAX {
             return self.recorded();
         }
@@ -331,7 +372,8 @@ impl super::Session {
             self.phase = Phase::Selecting;
             self.forget_mailbox();
             // The FETCH behind it says which messages there are.
-            if self.ahead.unasked().is_none_or(|sent| !sent.fetches) {
+            let fetches = |sent: &Sent| sent.fetches && sent.asked.is_none();
+            if !self.ahead.flight.as_ref().is_some_and(|flight| flight.commands.iter().any(fetches)) {
                 self.ask_uids();
             }
         }
@@ -462,7 +504,10 @@ impl super::Session {
 
     /// Whether a response belongs to what the client did not ask, and is dealt with.
     pub(super) fn absorb(&mut self, response: &Response<'_>, piece: &Bytes, frame: &Frame) -> bool {
-        if !self.absorbs() || !matches!(self.phase, Phase::NotAuthenticated | Phase::Authenticated) {
+        let opened = matches!(self.phase, Phase::Selected(_)) && !mutants::on("session-asked-in-vain-told");
+        let closed = matches!(self.phase, Phase::NotAuthenticated | Phase::Authenticated);
+        let dropped = closed || opened && says_nothing_of_messages(response);
+        if !self.absorbs() || !dropped {
             return false;
         }
         match response {
@@ -583,8 +628,45 @@ fn is_foreseeable(command: &Command, octets: &[u8]) -> bool {
         let small = items.iter().all(|item| small(&item.label));
         return command.uid && set.set.is_some() && changed.is_none() && small;
     }
-    let harmless = [&b"ID"[..], b"CAPABILITY", b"NOOP", b"NAMESPACE", b"LIST", b"LSUB", b"STATUS"];
+    let harmless = [
+        &b"ID"[..],
+        b"CAPABILITY",
+        b"NOOP",
+        b"NAMESPACE",
+        b"LIST",
+        b"LSUB",
+        b"STATUS",
+        b"MYRIGHTS",
+        b"GETACL",
+        b"GETQUOTAROOT",
+    ];
     !command.uid && harmless.contains(&&*command.verb)
+}
+
+/// Answers to commands that are asked ahead, without meaning for the mailbox that is open.
+fn says_nothing_of_messages(response: &Response<'_>) -> bool {
+    match response {
+        Response::List | Response::Lsub | Response::StatusData | Response::Namespace => true,
+        Response::Other(name) => {
+            let names = [&b"ID"[..], b"ACL", b"MYRIGHTS", b"QUOTA", b"QUOTAROOT"];
+            names.iter().any(|known| name.eq_ignore_ascii_case(known))
+        }
+        Response::Tagged { .. }
+        | Response::Continuation(_)
+        | Response::Status { .. }
+        | Response::Capability(_)
+        | Response::Exists(_)
+        | Response::Recent(_)
+        | Response::Expunge(_)
+        | Response::Fetch { .. }
+        | Response::Vanished { .. }
+        | Response::Search(_)
+        | Response::Sort(_)
+        | Response::Thread
+        | Response::Esearch(_)
+        | Response::Flags
+        | Response::Enabled(_) => false,
+    }
 }
 
 fn after_tag(octets: &[u8]) -> &[u8] {

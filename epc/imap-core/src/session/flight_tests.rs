@@ -20,6 +20,10 @@ impl StartHabits for Always {
         (StartKey { account: account.clone(), opening, nth: 0 }, commands)
     }
 
+    fn opens(&self, _: &StartKey, _: &Bytes) -> Vec<Bytes> {
+        Vec::new()
+    }
+
     fn observe(&self, key: &StartKey, commands: Vec<Bytes>) {
         let said = commands.iter().map(|c| String::from_utf8_lossy(c).trim_end().to_owned());
         let opening = String::from_utf8_lossy(&key.opening).replace('\n', " ");
@@ -71,6 +75,61 @@ fn what_was_foreseen_is_told_when_it_is_asked() {
     assert_eq!(*habits.1.lock().unwrap(), [format!("LOGIN : {ID}, {SELECT}, {FLAGS}")]);
     d.gets("");
     d.client("e NOOP\r\n").gets("e NOOP\r\n").server("e OK\r\n").hears("e OK\r\n");
+}
+
+/// A client whose program is known to ask this in any mailbox, and nothing before.
+struct Inside(&'static [&'static str]);
+
+impl StartHabits for Inside {
+    fn begin(&self, account: &AccountKey, opening: Bytes) -> (StartKey, Vec<Bytes>) {
+        (StartKey { account: account.clone(), opening, nth: 0 }, Vec::new())
+    }
+
+    fn opens(&self, _: &StartKey, select: &Bytes) -> Vec<Bytes> {
+        assert_eq!(*select, format!("{SELECT}\r\n"));
+        self.0.iter().map(|c| format!("{c}\r\n").into()).collect()
+    }
+
+    fn observe(&self, _: &StartKey, _: Vec<Bytes>) {}
+
+    fn end(&self, _: &StartKey) {}
+}
+
+#[test]
+fn what_is_said_in_a_mailbox_goes_with_its_opening() {
+    let open = || {
+        let mut d = dialogue(&Shelf::default(), |config| config.compress = Compress::Off);
+        d.session.foresee(Arc::new(Inside(&["MYRIGHTS INBOX", FLAGS])));
+        d.client("a LOGIN alice secret\r\n").server("a OK [CAPABILITY IMAP4rev1 ESEARCH UNSELECT] in\r\n");
+        d.hears("a OK [CAPABILITY IMAP4rev1 ESEARCH UNSELECT] in\r\n").gets("a LOGIN alice secret\r\n");
+        d.client(&format!("b {SELECT}\r\n"));
+        let [select, rights, flags] = [tag(1), tag(2), tag(3)];
+        d.gets(&format!("{select} {SELECT}\r\n{rights} MYRIGHTS INBOX\r\n{flags} {FLAGS}\r\n"));
+        d.server(&format!("{OPENING}{select} OK [READ-WRITE] open\r\n"));
+        d.hears(&format!("{OPENING}b OK [READ-WRITE] open\r\n"));
+        d.server(&format!("* MYRIGHTS INBOX lrs\r\n{rights} OK\r\n")).hears("");
+        d.server(&format!("{FLAGS_OF_TWO}{flags} OK fetched\r\n")).hears("");
+        d
+    };
+    let mut d = open();
+    d.client("c MYRIGHTS INBOX\r\n").gets("").hears("* MYRIGHTS INBOX lrs\r\nc OK\r\n");
+    d.client(&format!("d {FLAGS}\r\n")).gets("").hears(&format!("{FLAGS_OF_TWO}d OK fetched\r\n"));
+    // A client that asks something else does not hear what it has not asked.
+    let mut d = open();
+    d.client("c CHECK\r\n").gets("c CHECK\r\n").server("c OK\r\n");
+    d.hears("c OK\r\n");
+    assert!(d.events.contains(&Event::Foreseen { told: 1, in_vain: 2, refused: false }), "{:?}", d.events);
+}
+
+#[test]
+fn a_mailbox_that_cannot_be_opened_costs_nothing_more() {
+    let mut d = dialogue(&Shelf::default(), |config| config.compress = Compress::Off);
+    d.session.foresee(Arc::new(Inside(&[FLAGS])));
+    d.client("a LOGIN alice secret\r\n").server("a OK [CAPABILITY IMAP4rev1 ESEARCH UNSELECT] in\r\n");
+    d.client(&format!("b {SELECT}\r\n"));
+    d.server(&format!("{} NO [NONEXISTENT] none\r\n{} BAD no mailbox\r\n", tag(1), tag(2)));
+    d.hears("a OK [CAPABILITY IMAP4rev1 ESEARCH UNSELECT] in\r\nb NO [NONEXISTENT] none\r\n");
+    d.client("c LIST \"\" *\r\n").server("c OK\r\n").hears("c OK\r\n");
 }
 
 #[test]

@@ -657,6 +657,9 @@ impl Client {
                 Ok(())
             }
             "FLAGS" | "STATUS" => Ok(()),
+            "MYRIGHTS" if self.asked.front().is_some_and(|asked| asked.line.starts_with("MYRIGHTS")) => {
+                Ok(())
+            }
             _ => Err("a response that this client never asked for".into()),
         }
     }

@@ -55,6 +55,12 @@ impl StartHabits for Guesses {
         (StartKey { account: account.clone(), opening, nth: 0 }, commands)
     }
 
+    fn opens(&self, _: &StartKey, _: &Bytes) -> Vec<Bytes> {
+        let mut random = self.0.lock().unwrap();
+        let habit = *random.pick(&INSIDE);
+        habit.iter().map(|command| format!("{command}\r\n").into()).collect()
+    }
+
     fn observe(&self, _: &StartKey, commands: Vec<Bytes>) {
         assert!(commands.iter().all(|command| command.ends_with(b"\r\n")));
     }
@@ -80,7 +86,7 @@ impl FlagMemory for Branch {
 }
 
 /// How clients begin. Some of it must never be sent ahead.
-const HABITS: [&[&str]; 10] = [
+const HABITS: [&[&str]; 11] = [
     &[],
     &["NOOP"],
     &["SELECT INBOX", "UID FETCH 1:* (UID FLAGS)"],
@@ -91,6 +97,17 @@ const HABITS: [&[&str]; 10] = [
     &["SELECT Nowhere", "UID FETCH 1:* (UID FLAGS)"],
     &["SELECT INBOX"],
     &["SELECT INBOX", "EXPUNGE"],
+    &["SELECT INBOX", "MYRIGHTS INBOX", "UID FETCH 1:* (UID FLAGS)"],
+];
+
+/// What is foreseen in a mailbox that is opened unforeseen.
+const INSIDE: [&[&str]; 6] = [
+    &[],
+    &["UID FETCH 1:* (UID FLAGS)"],
+    &["UID FETCH 1:* (UID FLAGS)"],
+    &["MYRIGHTS INBOX", "UID FETCH 1:* (UID FLAGS)"],
+    &["NOOP", "STATUS \"Work Stuff\" (MESSAGES)"],
+    &["SELECT Shared", "UID FETCH 1:* (UID FLAGS)"],
 ];
 
 const RE_PROOF: Duration = Duration::from_secs(60);

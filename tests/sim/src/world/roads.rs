@@ -178,6 +178,7 @@ impl World {
             if line.deceived {
                 continue;
             }
+            line.heard += segment.octets.len();
             let truth = truth(&line.origin, &line.reached, server, &line.client.user, clock, segment.said);
             match line.client.hear(&segment.octets, &truth) {
                 Ok(says) => line.asked.extend(says),
