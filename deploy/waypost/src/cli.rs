@@ -84,6 +84,23 @@ pub(crate) enum Command {
     /// Certificate authorities
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Identities for nodes to be
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Become the node that a token names
+    ///
+    /// Puts its certificate and key, and the key of the user hashes, into the state directory. Never replaces a user key
+    /// that is in use.
+    Join {
+        /// The file that holds the token; - is standard input
+        token: PathBuf,
+        /// The state directory of the node [default: $STATE_DIRECTORY, else ~/.local/state/waypost]
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// In the place of the identity that this node has
+        #[arg(long)]
+        replace: bool,
+    },
 }
 
 /// A configuration file.
@@ -190,16 +207,41 @@ pub(crate) enum CaCommand {
     /// With --interception: the authority that signs the certificates which mail programs see. It can sign for the names
     /// given with --permit only; mail programs refuse anything else from it. Install its root.pem in the mail programs
     /// and take root.key offline: the node does not need it.
+    ///
+    /// With --node: the authority that says which nodes are the organisation's own. It lives on one machine, where
+    /// `waypost token new` makes the identity of each node.
+    #[command(group = clap::ArgGroup::new("kind").required(true))]
     Init {
         /// For the names of mail servers
-        #[arg(long, required = true)]
+        #[arg(long, group = "kind", requires = "permit")]
         interception: bool,
+        /// For the nodes of the organisation
+        #[arg(long, group = "kind", conflicts_with = "permit")]
+        node: bool,
         /// A host name or IP address that it may sign for; can be given several times
-        #[arg(long, value_name = "HOST", required = true)]
+        #[arg(long, value_name = "HOST")]
         permit: Vec<String>,
-        /// Where to put it [default: ca in the state directory]
+        /// Where to put it [default: ca or node-ca in the state directory]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make the identity of a node and print it as a token, one line
+    ///
+    /// The token is secret: it holds the node's private key. Bring it to the node, `waypost join` it there, delete it.
+    New {
+        /// The node's name, unique in the organisation; [node] id of its configuration
+        #[arg(long, value_name = "NAME")]
+        id: String,
+        /// The directory of the node authority [default: node-ca in the state directory]
+        #[arg(long, value_name = "DIR")]
+        ca_dir: Option<PathBuf>,
+        /// The organisation's key of the user hashes, to bring along [default: user.key in the state directory]
+        #[arg(long, value_name = "FILE")]
+        user_key: Option<PathBuf>,
     },
 }
 

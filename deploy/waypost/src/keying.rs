@@ -1,12 +1,14 @@
 //! The organisation's key, which turns identities into [`UserKey`]s: a file of 32 octets, made at the first start. Losing
 //! it makes the store cold and old reports unreadable; giving it away lets others test who is who.
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    durable::{self, Audience},
+    exit::{Exit, Failure},
+};
 use discovery_core::id::{UserKey, UserKeying};
 use std::{
     fs,
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Read},
     path::Path,
 };
 
@@ -30,7 +32,7 @@ impl OrganisationKey {
             .secure_random
             .fill(&mut key)
             .map_err(|_| Failure::say(Exit::Unavailable, "the system gives no random octets"))?;
-        write(path, &key)
+        durable::write(path, &key, Audience::Owner)
             .map_err(|error| Failure::io(format!("the user key {} cannot be made", path.display()), error))?;
         tracing::info!(path = %path.display(), "a new user key was made; keep it with the store");
         Ok(Self(key))
@@ -41,23 +43,6 @@ fn read(path: &Path) -> io::Result<[u8; KEY_OCTETS]> {
     let mut octets = Vec::new();
     fs::File::open(path)?.take(KEY_OCTETS as u64 + 1).read_to_end(&mut octets)?;
     octets.try_into().map_err(|_| io::Error::other(format!("is not a file of {KEY_OCTETS} octets")))
-}
-
-/// A crash leaves no key or the whole one.
-fn write(path: &Path, key: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(key)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => fs::File::open(dir)?.sync_all(),
-        Some(_) | None => Ok(()),
-    }
 }
 
 impl UserKeying for OrganisationKey {

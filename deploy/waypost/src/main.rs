@@ -9,9 +9,11 @@ mod ca;
 mod check;
 mod cli;
 mod config;
+mod durable;
 mod exit;
 mod file;
 mod front;
+mod identity;
 mod keying;
 mod logging;
 mod node;
@@ -28,7 +30,7 @@ mod store;
 mod trust;
 
 use clap::Parser;
-use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile, ReportCommand, SessionsCommand};
+use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile, ReportCommand, SessionsCommand, TokenCommand};
 use exit::{Exit, Failure};
 use std::process::ExitCode;
 
@@ -67,6 +69,11 @@ fn obey(command: Command) -> Result<Exit, Failure> {
         Command::Report(ReportCommand::Preload { user, node }) => report::preload(&node, user.as_deref()),
         Command::Trace { user, node } => status::trace(&node, &user),
         Command::Store(command) => store::store(&command),
-        Command::Ca(CaCommand::Init { interception: _, permit, dir }) => ca::init(&permit, dir),
+        Command::Ca(CaCommand::Init { node: true, dir, .. }) => identity::init(dir),
+        Command::Ca(CaCommand::Init { permit, dir, .. }) => ca::init(&permit, dir),
+        Command::Token(TokenCommand::New { id, ca_dir, user_key }) => {
+            identity::new_token(&id, ca_dir, user_key.as_deref())
+        }
+        Command::Join { token, state_dir, replace } => identity::join(&token, state_dir, replace),
     }
 }
