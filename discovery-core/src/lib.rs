@@ -7,6 +7,7 @@
 
 pub mod flow;
 pub mod id;
+pub mod mutants;
 pub mod now;
 pub mod packet;
 pub mod probe;

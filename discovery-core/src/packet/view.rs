@@ -2,6 +2,7 @@
 //! refused with the reason, and then passes untouched.
 
 use super::{Options, SynFacts};
+use crate::mutants;
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -103,7 +104,7 @@ impl<'a> View<'a> {
         }
         let octets = octets.get(..total).ok_or(Refused::Truncated)?;
         // More fragments, or an offset.
-        if u16::from_be_bytes([f0, f1]) & 0x3FFF != 0 {
+        if u16::from_be_bytes([f0, f1]) & 0x3FFF != 0 && !mutants::on("packet-fragment-read") {
             return Err(Refused::Fragment);
         }
         if source_route_pending(octets.get(20..header_octets).unwrap_or_default()) {

@@ -13,7 +13,10 @@
 //! mean anything by the rest, so it is not read at all.
 
 use super::{KeyHint, Probe, Query, Response};
-use crate::packet::{Item, Options, TcpOption};
+use crate::{
+    mutants,
+    packet::{Item, Options, TcpOption},
+};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Reads and writes probes under one option kind and one experiment identifier (RFC 6994).
@@ -133,7 +136,7 @@ impl Encoded {
 /// What follows the identifier.
 fn decode(octets: &[u8]) -> Found {
     let Some((&version_and_type, rest)) = octets.split_first() else { return Found::Malformed };
-    if version_and_type & VERSION_BITS != VERSION {
+    if version_and_type & VERSION_BITS != VERSION && !mutants::on("probe-any-version") {
         return Found::Unknown(version_and_type);
     }
     match version_and_type & TYPE_BITS {

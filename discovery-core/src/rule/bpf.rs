@@ -6,6 +6,8 @@
 //! Shifts by 32 and more give 0, as in libpcap. The kernel's extensions (loads at negative offsets) lie outside every
 //! packet. Packets begin with their IP header: compile for `DLT_RAW`.
 
+use crate::mutants;
+
 /// One instruction as `tcpdump -ddd` and `pcap_compile` give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BpfInsn {
@@ -224,7 +226,8 @@ impl Op {
             Ok(_) | Err(_) => Err(ProgramError::Memory { at, k }),
         };
         let inside = |skip: usize| {
-            if count - at - 1 > skip { Ok(skip) } else { Err(ProgramError::Jump { at }) }
+            let behind = count - at - 1 + usize::from(mutants::on("bpf-jump-past-the-end"));
+            if behind > skip { Ok(skip) } else { Err(ProgramError::Jump { at }) }
         };
         let divisor = |operation| {
             if k == 0 {

@@ -3,6 +3,7 @@
 use super::{Action, Ports, Prefix, Program, Ruled};
 use crate::{
     flow::{Flow, Ingress},
+    mutants,
     packet::Protocol,
 };
 
@@ -168,13 +169,18 @@ impl Rule {
             && any_or_none(&self.server_ports, |ports| ports.contains(flow.server.port()))
             && any_or_none(&self.client_ports, |ports| ports.contains(flow.client.port()))
             && any_or_none(&self.vlan, |named| Some(*named) == *vlan)
-            && self
-                .ingress
-                .as_ref()
-                .is_none_or(|named| ingress.is_some_and(|ingress| named.contains(&ingress)))
+            && self.fits_ingress(*ingress)
             && any_or_none(&self.server, |prefix| prefix.contains(flow.server.ip()))
             && any_or_none(&self.client, |prefix| prefix.contains(flow.client.ip()))
             && self.program.as_ref().is_none_or(|program| program.matches(packet))
+    }
+
+    fn fits_ingress(&self, ingress: Option<Ingress>) -> bool {
+        let Some(named) = &self.ingress else { return true };
+        if named.is_empty() && mutants::on("rule-missing-interface-is-any") {
+            return true;
+        }
+        ingress.is_some_and(|ingress| named.contains(&ingress))
     }
 
     fn check(&self, rule: usize) -> Result<(), RuleError> {
