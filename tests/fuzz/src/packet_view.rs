@@ -10,6 +10,7 @@ pub fn run(data: &[u8]) {
             assert_eq!((view.src(), view.dst()), (plain.src, plain.dst), "{data:02x?}");
             assert_eq!(view.octets(), plain.octets);
             assert_eq!(view.protocol() == Protocol::Tcp, plain.tcp.is_some());
+            assert_eq!(view.datagram(), plain.datagram);
             let tcp = view.tcp().map(|tcp| Plain {
                 seq: tcp.seq(),
                 ack: tcp.ack(),
@@ -35,6 +36,7 @@ struct Read<'a> {
     src: SocketAddr,
     dst: SocketAddr,
     tcp: Option<Plain<'a>>,
+    datagram: Option<&'a [u8]>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +85,7 @@ fn read(data: &[u8]) -> Option<Read<'_>> {
     let transport = octets.get(at..)?;
     let port = |at: usize| Some(u16::from_be_bytes(transport.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_be_bytes(transport.get(at..at + 4)?.try_into().ok()?));
+    let mut datagram = None;
     let tcp = match protocol {
         6 => {
             let header = usize::from(transport.get(12)? >> 4) * 4;
@@ -90,10 +93,13 @@ fn read(data: &[u8]) -> Option<Read<'_>> {
             let (flags, window) = (transport[13], port(14)?);
             Some(Plain { seq: u32_at(4)?, ack: u32_at(8)?, flags, window, options, payload })
         }
-        17 if transport.len() >= 8 => None,
+        17 => {
+            datagram = Some(transport.get(8..usize::from(port(4)?))?);
+            None
+        }
         _ => return None,
     };
-    Some(Read { octets, src: (src, port(0)?).into(), dst: (dst, port(2)?).into(), tcp })
+    Some(Read { octets, src: (src, port(0)?).into(), dst: (dst, port(2)?).into(), tcp, datagram })
 }
 
 /// Loose or strict source route with stages to go.

@@ -15,8 +15,16 @@ pub fn run(data: &[u8]) {
         None => false,
         Some(0x11) => ours.len() == 6,
         Some(0x12) => [20, 32].contains(&ours.len()) && plausible(ours),
+        Some(0x13) => [12, 24].contains(&ours.len()) && plausible(ours),
         Some(&other) => return assert_eq!(found, Found::Unknown(other), "{data:02x?}"),
     };
+    if let Found::Destination(server) = found {
+        assert!(sound && ours[4] == 0x13, "{data:02x?}");
+        let mut expected = ours.to_vec();
+        expected[5] = 0;
+        assert_eq!(codec.encode_destination(server).octets(), expected);
+        return;
+    }
     let Found::Probe(probe) = found else {
         assert!(!sound && found == Found::Malformed, "{found:?}: {data:02x?}");
         return;
@@ -59,7 +67,7 @@ fn link(option: &[u8]) -> SocketAddr {
 }
 
 fn plausible(option: &[u8]) -> bool {
-    let address = &option[16..];
+    let address = if option[4] == 0x13 { &option[8..] } else { &option[16..] };
     let nobody = address.iter().all(|&octet| octet == 0) || address == [255; 4];
     let group = if address.len() == 4 { (224..240).contains(&address[0]) } else { address[0] == 255 };
     option[6..8] != [0, 0] && !nobody && !group
