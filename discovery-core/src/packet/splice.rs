@@ -37,6 +37,21 @@ pub enum Unprobed {
     TooLong,
 }
 
+impl Unprobed {
+    /// As a log and a metric's label say it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NotSyn => "not-syn",
+            Self::Signed => "signed",
+            Self::Malformed => "malformed",
+            Self::Present => "present",
+            Self::Full => "full",
+            Self::TooLong => "too-long",
+        }
+    }
+}
+
 /// As [`splice`], without doing it.
 ///
 /// # Errors

@@ -88,6 +88,24 @@ pub enum Refused {
     TransportLength,
 }
 
+impl Refused {
+    /// As a log and a metric's label say it; which other protocol it is, they do not.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Version => "no-ip",
+            Self::Truncated => "truncated",
+            Self::IpLength => "ip-length",
+            Self::Fragment => "fragment",
+            Self::SourceRoute => "source-route",
+            Self::Authenticated => "authenticated",
+            Self::Extensions => "extensions",
+            Self::Protocol(_) => "protocol",
+            Self::TransportLength => "transport-length",
+        }
+    }
+}
+
 impl<'a> View<'a> {
     /// Reads one packet. Octets behind its end, such as a link's filling, are left out.
     ///

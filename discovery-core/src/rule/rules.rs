@@ -4,7 +4,7 @@ use super::{Action, Ports, Prefix, Program, Ruled};
 use crate::{
     flow::{Flow, Ingress},
     mutants,
-    packet::Protocol,
+    packet::{Protocol, View},
 };
 
 /// What is known of a packet besides its octets. For UDP the flow's client is who sent the datagram.
@@ -70,6 +70,14 @@ pub enum RuleError {
     /// More rules than have a number.
     #[error("{0} rules, and at most {RULES_MAX} are allowed")]
     TooMany(usize),
+}
+
+impl Facts {
+    /// Of a packet that the client sent.
+    #[must_use]
+    pub fn of(view: &View<'_>, ingress: Option<Ingress>, vlan: Option<VlanId>) -> Self {
+        Self { flow: view.from_client(), protocol: view.protocol(), ingress, vlan }
+    }
 }
 
 impl VlanId {
