@@ -7,7 +7,9 @@
 
 pub mod flow;
 pub mod id;
+pub mod mutants;
 pub mod now;
+pub mod packet;
 pub mod probe;
 pub mod rule;
 pub mod seam;

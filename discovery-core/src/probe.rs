@@ -3,6 +3,12 @@
 //!
 //! Nothing here is believed: it is a hint where to open a link, and mutual TLS decides who answers there.
 
+mod codec;
+mod datagram;
+
+pub use codec::{Codec, Encoded, Found, KindTaken};
+pub use datagram::Answer;
+
 use std::net::SocketAddr;
 
 /// The first octets of another node's key identifier: which of several peers behind one address is meant.
