@@ -39,6 +39,9 @@ pub struct Config {
     /// How many SYNs of one connection carry the query before the next goes without: a firewall may drop options, and
     /// then the first SYN and one repeated one are lost.
     pub probes_max: u8,
+    /// The same for an own connect. Fewer, because the client's own timer runs meanwhile: a firewall behind a server's
+    /// node must not use up the client's patience a second time.
+    pub own_probes_max: u8,
     /// Two SYNs closer than this are one, doubled by the network.
     pub duplicate_max: Duration,
     /// A SYN repeated sooner than this was repeated because its sender refused an answer: timers start at a second.
@@ -81,6 +84,8 @@ pub struct Config {
     pub network_v6_bits: u8,
     /// SYNs remembered for claims at once.
     pub seen_entries_max: usize,
+    /// SYNs remembered whose queries nobody answered.
+    pub tried_entries_max: usize,
     /// Peers remembered at once.
     pub peers_max: usize,
     /// Decisions remembered for `status`.
@@ -97,6 +102,7 @@ impl Default for Config {
             cookie: 0x5a5a_5a5a,
             probe_port: 7_783,
             probes_max: 2,
+            own_probes_max: 1,
             duplicate_max: Duration::from_millis(3),
             quick_max: Duration::from_millis(500),
             probe_max: Duration::from_secs(5),
@@ -117,6 +123,7 @@ impl Default for Config {
             network_v4_bits: 24,
             network_v6_bits: 56,
             seen_entries_max: 16_384,
+            tried_entries_max: 4_096,
             peers_max: 256,
             recent_max: 1_024,
             pmt: PmtConfig::default(),

@@ -128,14 +128,15 @@ pub enum Output {
         /// What the response says: the server has accepted already.
         connected: bool,
     },
-    /// Forge a reset with ACK from the server to the client.
+    /// Forge a reset from the server to the client.
     Reset {
         /// Whose.
         flow: Flow,
         /// The sequence number to forge.
         seq: u32,
-        /// The acknowledgement number to forge.
-        ack: u32,
+        /// The acknowledgement number to forge; none: without ACK, which ends an established connection and is
+        /// nothing to a client that is still connecting (RFC 9293 §3.10.7.3).
+        ack: Option<u32>,
     },
     /// Tell the client that the server cannot be reached (ICMP), as the network told this node.
     Unreachable {

@@ -65,7 +65,7 @@ fn a_known_peer_is_asked_without_a_probe_and_the_syn_waits() {
 
 #[test]
 fn a_peer_that_refuses_is_passed_by_and_the_servers_refusal_is_told() {
-    let rst = || Output::Reset { flow: flow(), seq: 0, ack: ISN.wrapping_add(1) };
+    let rst = || Output::Reset { flow: flow(), seq: 0, ack: Some(ISN.wrapping_add(1)) };
     let host = Unreachable::Host;
     let icmp = || Output::Unreachable { flow: flow(), what: host, packet: SYN.to_vec() };
     for (why, wanted, reason) in [
@@ -164,7 +164,7 @@ fn the_same_syn_through_another_ingress_goes_by() {
 
 #[test]
 fn what_the_operator_says_is_done() {
-    let ack = ISN.wrapping_add(1);
+    let ack = Some(ISN.wrapping_add(1));
     let reset = Output::Reset { flow: flow(), seq: 0, ack };
     for (action, decision, outputs) in [
         (Action::Pass, (Pass, Reason::RulePass), vec![]),
