@@ -4,6 +4,7 @@
 #[cfg(test)]
 pub(crate) mod bad_files;
 mod keys;
+pub(crate) mod network;
 pub(crate) mod problem;
 mod reader;
 mod secrets;
@@ -42,6 +43,10 @@ pub(crate) struct Config {
     pub(crate) store: Store,
     pub(crate) sustain: Sustain,
     pub(crate) prefetch: Prefetch,
+    /// Where it stands on the path, if it does.
+    pub(crate) interception: Option<network::Interception>,
+    /// To whom it speaks, if to anybody.
+    pub(crate) link: Option<network::Link>,
 }
 
 /// What is fetched before anybody asks for it.

@@ -170,7 +170,7 @@ fn a_wrong_command_line_is_64_and_says_what_is_right() {
 fn a_wrong_configuration_is_64_with_every_line_of_it() {
     let site = Site::new();
     ends(&["run", "-c", "/nonexistent/waypost.toml"], 64, &["cannot be read", "/nonexistent/waypost.toml"]);
-    site.write("unlistd = \"refuse\"\n[stor]\n[interception]\n");
+    site.write("unlistd = \"refuse\"\n[stor]\n[cda]\n");
     for command in ["run", "check"] {
         ends(
             &[command, "-c", &site.file()],
@@ -178,7 +178,7 @@ fn a_wrong_configuration_is_64_with_every_line_of_it() {
             &[
                 ":15:1: error: [[listener]]: unlistd: there is no such key; did you mean unlisted?",
                 ":16:2: error: stor: there is no such section; did you mean [store]?",
-                ":17:2: error: [interception]: transparent interception: not in this build",
+                ":17:2: error: [cda]: content delivery: not in this build",
                 "cannot be used",
             ],
         );

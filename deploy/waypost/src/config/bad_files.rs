@@ -66,7 +66,7 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         r#"version = 1
 verbose = true"#,
         &[
-            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch]"#,
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]]"#,
         ],
     ),
     (
@@ -111,14 +111,108 @@ line_rate = "0 bit/s""#,
         r#"version = 1"#,
         r#"version = 1
 [interception]
+mode = "rooted"
+interfaces = ["lan0", "../x"]
 [[rule]]
-[link]
-[[peer]]"#,
+action = "intercept""#,
         &[
-            r#"w.toml:2:2: error: [interception]: transparent interception: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:3:3: error: [rule]: interception rules: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:4:2: error: [link]: the link to another node: not in this build; remove the section, or use a build that has it"#,
-            r#"w.toml:5:3: error: [peer]: other nodes: not in this build; remove the section, or use a build that has it"#,
+            r#"w.toml:3:8: error: [interception]: mode: "rooted" is not known; did you mean "routed"? allowed: routed, bridge, host; for example: mode = "routed""#,
+            r#"w.toml:4:14: error: [interception]: interfaces: "../x" is not the name of an interface; allowed: a list of names: those on the path, towards clients and towards servers; of a bridge, its ports; for example: interfaces = ["lan0", "wan0"]"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+mode = "bridge"
+interfaces = []
+host = "client"
+option_kind = 8
+[[rule]]
+action = "intercpt""#,
+        &[
+            r#"w.toml:2:1: error: [interception]: bridge is missing; allowed: the name of the bridge, which has an address and routes of its own; for example: bridge = "br0""#,
+            r#"w.toml:4:14: error: [interception]: interfaces: it is empty; allowed: at least one; for example: interfaces = ["lan0", "wan0"]"#,
+            r#"w.toml:5:8: warning: [interception]: host: has no effect, because mode is not "host""#,
+            r#"w.toml:6:15: error: [interception]: option_kind: 8 belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"#,
+            r#"w.toml:8:10: error: [[rule]]: action: "intercpt" is not an action; did you mean "intercept"? allowed: pass, intercept, intercept-single, drop, deny, drop-if-no-peer; the first rule that fits decides; for example: action = "intercept""#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+interfaces = ["lan0"]
+[[rule]]
+action = "intercept"
+servers = ["10.2.0.7/16"]
+ports = [0, "9-8", 143]
+[[rule]]
+action = "pass"
+clients = ["10.0.0.0/8"]
+servers = ["fd00::/8"]
+interfaces = ["wan0"]
+vlans = [4095]"#,
+        &[
+            r#"w.toml:6:11: error: [[rule]]: servers: 10.2.0.7/16 has bits behind the prefix: write 10.2.0.0/16 for the network or 10.2.0.7 for the host; allowed: a list of networks, as address/bits, or addresses; for example: servers = ["10.2.0.0/16"]"#,
+            r#"w.toml:7:9: error: [[rule]]: ports: 0 is not a port; allowed: a list of ports and ranges, of the server; for example: ports = [143, 993, "8000-8100"]"#,
+            r#"w.toml:11:11: error: [[rule]]: servers: rule 2 fits nothing: its clients are all of IPv4 and its servers all of IPv6"#,
+            r#"w.toml:12:14: error: [[rule]]: interfaces: "wan0" is not among those of [interception], so this rule never fits"#,
+            r#"w.toml:13:9: error: [[rule]]: vlans: VLAN 4095 cannot be: 0 to 4094 can; allowed: a list of VLAN ids, 0 to 4094; for example: vlans = [100]"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+interfaces = ["lan0"]
+[[rule]]
+action = "intercept"
+protocol = "udp""#,
+        &[
+            r#"w.toml:5:10: error: [[rule]]: action: rule 1 is about udp, which is never intercepted: pass, drop or deny"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[[rule]]
+clients = ["10.0.0.0/8"]
+[[peer]]
+id = "centre-1""#,
+        &[
+            r#"w.toml:2:1: error: [[rule]]: it rules on connections on the path, and there is no [interception]"#,
+            r#"w.toml:2:1: error: [[rule]]: action is missing; allowed: pass, intercept, intercept-single, drop, deny, drop-if-no-peer; the first rule that fits decides; for example: action = "intercept""#,
+            r#"w.toml:4:1: error: [[peer]]: it is reached over the link, and there is neither [link] nor [interception]"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[link]
+advertise = ["0.0.0.0:7782"]
+[[peer]]
+id = "branch-1"
+[[peer]]
+id = "branch-1"
+servers = ["10.2.0.0/16"]"#,
+        &[
+            r#"w.toml:3:13: error: [link]: advertise: 0.0.0.0:7782 is no address that another node could reach"#,
+            r#"w.toml:5:6: error: [[peer]]: id: "branch-1" is this node"#,
+            r#"w.toml:7:6: error: [[peer]]: id: "branch-1" is the id of another [[peer]]; ids must differ"#,
+            r#"w.toml:7:6: error: [[peer]]: id: "branch-1" is this node"#,
+            r#"w.toml:8:11: error: [[peer]]: servers: they are reached through this peer without asking the path, so its address must be known; add: address = "192.0.2.1:7782""#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+interfaces = ["lan0"]
+[[rule]]
+action = "pass""#,
+        &[
+            r#"w.toml:2:1: warning: [interception]: mode: no [[rule]] says anything but pass, so nothing is touched; for example: [[rule]] with action = "intercept""#,
         ],
     ),
     (
@@ -151,7 +245,7 @@ line_rate = "0 bit/s""#,
         r#"version = 1
 [accelerator]"#,
         &[
-            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch]"#,
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]]"#,
         ],
     ),
     (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),
@@ -750,7 +844,7 @@ fn every_bad_file_gets_its_lines() {
 
 #[test]
 fn all_errors_of_a_file_come_at_once() {
-    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[interception]\n";
+    let file = "version = 2\n[nod]\n[log]\nlevel = \"inf\"\n[[server]]\nname = \"a b\"\nport = 0\n[[listener]]\naddress = \"x\"\nserver = 3\n[cda]\n";
     let problems = judged(file).problems;
     let places: Vec<usize> = problems.iter().map(|problem| problem.place.line).collect();
     assert_eq!(places, [1, 1, 2, 4, 5, 6, 7, 9, 10, 11], "{problems:#?}");

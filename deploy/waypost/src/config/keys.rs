@@ -227,16 +227,108 @@ pub(crate) const PREFETCH: Section = Section {
     ],
 };
 
+pub(crate) const INTERCEPTION: Section = Section {
+    name: "interception",
+    many: false,
+    keys: &[
+        key("mode", "routed, bridge, host", r#""routed""#),
+        key(
+            "interfaces",
+            "a list of names: those on the path, towards clients and towards servers; of a bridge, its ports",
+            r#"["lan0", "wan0"]"#,
+        ),
+        key("bridge", "the name of the bridge, which has an address and routes of its own", r#""br0""#),
+        key("tagged", "true, false: look at frames with an 802.1Q tag too", "false"),
+        key("host", "client, server, both: whose connections are taken on this machine", r#""both""#),
+        key("queue", "1 to 65535: the number of the packet queue, unused by others", "7782"),
+        key("probe", "on-syn, stalled, parallel: how another node on the path is asked for", r#""on-syn""#),
+        key(
+            "ack",
+            "isn, isn+1: what an answer acknowledges; isn+1 only where a firewall between the nodes demands it",
+            r#""isn""#,
+        ),
+        key("option_kind", "253, 254: the experimental TCP option (RFC 6994)", "253"),
+    ],
+};
+
+pub(crate) const RULE: Section = Section {
+    name: "rule",
+    many: true,
+    keys: &[
+        key(
+            "action",
+            "pass, intercept, intercept-single, drop, deny, drop-if-no-peer; the first rule that fits decides",
+            r#""intercept""#,
+        ),
+        key("clients", "a list of networks, as address/bits, or addresses", r#"["10.1.0.0/16"]"#),
+        key("servers", "a list of networks, as address/bits, or addresses", r#"["10.2.0.0/16"]"#),
+        key("client_ports", "a list of ports and ranges", r#"["1024-65535"]"#),
+        key("ports", "a list of ports and ranges, of the server", r#"[143, 993, "8000-8100"]"#),
+        key("interfaces", "a list of names from [interception]: where the SYN comes in", r#"["lan0"]"#),
+        key("vlans", "a list of VLAN ids, 0 to 4094", "[100]"),
+        key("protocol", "tcp, udp", r#""tcp""#),
+        key("bpf", "an expression of tcpdump (pcap-filter(7)) that the SYN fits", r#""greater 60""#),
+    ],
+};
+
+pub(crate) const LINK: Section = Section {
+    name: "link",
+    many: false,
+    keys: &[
+        key("listen", "an IP address of this machine with a port; [::] means all", r#""[::]:7782""#),
+        key("identity", "the directory that `waypost join` filled", r#""/var/lib/waypost/node""#),
+        key(
+            "advertise",
+            "a list of addresses with ports where other nodes reach this one, behind a NAT",
+            r#"["198.51.100.1:7782"]"#,
+        ),
+        key("congestion_control", "bbr, system", r#""bbr""#),
+    ],
+};
+
+pub(crate) const PEER: Section = Section {
+    name: "peer",
+    many: true,
+    keys: &[
+        key("id", "the [node] id of another node of this organisation", r#""centre-1""#),
+        key("address", "an address with a port, if the path shall not tell it", r#""192.0.2.1:7782""#),
+        key(
+            "pin",
+            "SHA-256 of its public key, 64 hexadecimal digits: no other certificate will do",
+            PIN_WORKS,
+        ),
+        key(
+            "servers",
+            "a list of networks that are reached through it without asking the path",
+            r#"["10.2.0.0/16"]"#,
+        ),
+        key(
+            "may_open",
+            "a list of networks that it may ask for without a SYN that was seen here",
+            r#"["10.2.0.0/16"]"#,
+        ),
+    ],
+};
+
 /// What this build understands.
-pub(crate) const BUILT: &[&Section] =
-    &[&NODE, &ADMIN, &LOG, &TLS, &SERVER, &LISTENER, &STORE, &SUSTAIN, &PREFETCH];
+pub(crate) const BUILT: &[&Section] = &[
+    &NODE,
+    &ADMIN,
+    &LOG,
+    &TLS,
+    &SERVER,
+    &LISTENER,
+    &STORE,
+    &SUSTAIN,
+    &PREFETCH,
+    &INTERCEPTION,
+    &RULE,
+    &LINK,
+    &PEER,
+];
 
 /// Names that later builds will understand: reserved, so that a file never changes its meaning.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    ("interception", "transparent interception"),
-    ("rule", "interception rules"),
-    ("link", "the link to another node"),
-    ("peer", "other nodes"),
     ("segments", "the segment store"),
     ("sightings", "location reports"),
     ("uldb", "the user location database"),

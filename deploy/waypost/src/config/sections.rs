@@ -4,6 +4,7 @@ use super::{
     Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Prefetch, Seal, Server, Store,
     Surroundings, Sustain, TlsFront, Trust,
     keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, PREFETCH, SERVER, STORE, SUSTAIN, Section, TLS},
+    network,
     problem::{Place, Problem, did_you_mean},
     reader::{Found, TableReader},
     secrets::{self, FileUse},
@@ -44,7 +45,11 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
         let reader = TableReader::new(around.text, &LISTENER, nth, Some(table), found);
         listeners.extend(listener(reader, &server_names, &servers, &listeners));
     }
-    let config = Config { node, admin, log, tls, servers, listeners, store, sustain, prefetch };
+    let interception = network::interception(&sections, around, found);
+    let link = network::link(&sections, around, &node.state_dir, interception.is_some(), found);
+    network::across(interception.as_ref(), link.as_ref(), &node.id, &sections, found);
+    let config =
+        Config { node, admin, log, tls, servers, listeners, store, sustain, prefetch, interception, link };
     across(&config, &sections, found);
     config
 }
@@ -60,24 +65,24 @@ pub(crate) struct Around<'a> {
 }
 
 impl Around<'_> {
-    fn path(&self, path: PathBuf) -> PathBuf {
+    pub(super) fn path(&self, path: PathBuf) -> PathBuf {
         self.base.join(path)
     }
 }
 
-struct Sections<'a, 'i> {
+pub(super) struct Sections<'a, 'i> {
     document: &'a DeTable<'i>,
     around: &'a Around<'a>,
 }
 
 impl<'a, 'i> Sections<'a, 'i> {
-    fn value(&self, name: &str) -> Option<(&'a DeValue<'i>, Place)> {
+    pub(super) fn value(&self, name: &str) -> Option<(&'a DeValue<'i>, Place)> {
         let (_, value) = self.document.iter().find(|(key, _)| key.get_ref() == name)?;
         Some((value.get_ref(), Place::of(self.around.text, value.span().start)))
     }
 
     /// Where a key of the `nth` section of a kind has its value, else where that section begins.
-    fn place(&self, section: &Section, nth: usize, key: &str) -> Place {
+    pub(super) fn place(&self, section: &Section, nth: usize, key: &str) -> Place {
         let (table, whole) = match self.value(section.name) {
             Some((DeValue::Table(table), place)) => (Some(table), place),
             Some((DeValue::Array(array), place)) => match array.get(nth) {
@@ -91,7 +96,7 @@ impl<'a, 'i> Sections<'a, 'i> {
         value.map_or(whole, |(_, value)| Place::of(self.around.text, value.span().start))
     }
 
-    fn one<'f>(&self, section: &'static Section, found: &'f mut Found) -> TableReader<'f, 'i>
+    pub(super) fn one<'f>(&self, section: &'static Section, found: &'f mut Found) -> TableReader<'f, 'i>
     where
         'a: 'f,
     {
@@ -109,7 +114,7 @@ impl<'a, 'i> Sections<'a, 'i> {
         TableReader::new(self.around.text, section, 0, table, found)
     }
 
-    fn many(&self, section: &'static Section, found: &mut Found) -> Vec<(&'a DeTable<'i>, Place)> {
+    pub(super) fn many(&self, section: &'static Section, found: &mut Found) -> Vec<(&'a DeTable<'i>, Place)> {
         let wrong = |place| {
             let header = section.header();
             Problem::error(place, format!("[{}] can stand many times and is written {header}", section.name))
@@ -645,11 +650,13 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 
 /// What no section can see alone.
 fn across(config: &Config, sections: &Sections<'_, '_>, found: &mut Found) {
-    if sections.value(SERVER.name).is_none() {
+    // A node beside the servers, or one that only carries, has no mail of its own.
+    let stands = config.interception.is_some() || config.link.is_some();
+    if sections.value(SERVER.name).is_none() && !(stands && config.listeners.is_empty()) {
         let what = "[[server]]: there is none; for example: [[server]] with name = \"mail.example.org\"";
         found.problems.push(Problem::missing(Place::TOP, what));
     }
-    if sections.value(LISTENER.name).is_none() {
+    if sections.value(LISTENER.name).is_none() && !stands {
         let what = "[[listener]]: there is none; for example: [[listener]] with address = \"0.0.0.0:993\"";
         found.problems.push(Problem::missing(Place::TOP, what));
     }
@@ -682,6 +689,7 @@ fn across(config: &Config, sections: &Sections<'_, '_>, found: &mut Found) {
             hosts.push((&host.0, server));
         }
         if !config.listeners.is_empty()
+            && config.interception.is_none()
             && !config.listeners.iter().any(|listener| listener.server == server.name)
         {
             let what = format!("[[server]]: no [[listener]] serves {}", quoted(server.name.as_str()));

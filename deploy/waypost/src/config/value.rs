@@ -5,7 +5,11 @@ use super::{
     problem::did_you_mean,
     units::{Rate, Size, parse_time, show_time},
 };
-use discovery_core::id::{BadName, NodeId, ServerId, SiteId};
+use discovery_core::{
+    id::{BadName, NodeId, ServerId, SiteId},
+    packet::Protocol,
+    rule,
+};
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -195,6 +199,95 @@ macro_rules! name {
 name!(NodeId);
 name!(SiteId);
 name!(ServerId);
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InterfaceName(pub(crate) String);
+
+impl Value for InterfaceName {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let text = text(value)?;
+        let plain = |octet: u8| octet.is_ascii_alphanumeric() || b"._-:".contains(&octet);
+        let reserved = matches!(text, "." | ".." | "lo" | "all" | "default") || text.starts_with('-');
+        if (1..=15).contains(&text.len()) && text.bytes().all(plain) && !reserved {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Wrong::new(format!("{} is not the name of an interface", excerpt(text))))
+        }
+    }
+    fn show(&self) -> String {
+        quoted(&self.0)
+    }
+}
+
+/// Values that know their own text, and say themselves what is wrong with one.
+macro_rules! from_text {
+    ($kind:ty) => {
+        impl Value for $kind {
+            fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+                text(value)?
+                    .parse()
+                    .map_err(|wrong: <$kind as std::str::FromStr>::Err| Wrong::new(wrong.to_string()))
+            }
+            fn show(&self) -> String {
+                quoted(&self.to_string())
+            }
+        }
+    };
+}
+from_text!(rule::Prefix);
+
+impl Value for rule::Ports {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        match value.as_integer() {
+            Some(_) => Port::read(value).map(|port| Self::from(port.0)),
+            None => text(value)?.parse().map_err(|wrong: rule::PortsError| Wrong::new(wrong.to_string())),
+        }
+    }
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Value for rule::VlanId {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let id = u16::try_from(u32::read(value)?).unwrap_or(u16::MAX);
+        Self::new(id).map_err(|wrong| Wrong::new(wrong.to_string()))
+    }
+    fn show(&self) -> String {
+        self.get().to_string()
+    }
+}
+
+impl Value for rule::Action {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let text = text(value)?;
+        Self::from_word(text).ok_or_else(|| Wrong {
+            what: format!("{} is not an action", excerpt(text)),
+            meant: did_you_mean(text, Self::ALL.iter().map(|action| action.word())).map(quoted),
+        })
+    }
+    fn show(&self) -> String {
+        quoted(self.word())
+    }
+}
+
+impl Value for Protocol {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        match text(value)? {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            other => Err(Wrong::new(format!("{} is not known", excerpt(other)))),
+        }
+    }
+    fn show(&self) -> String {
+        let word = match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        };
+        quoted(word)
+    }
+}
 
 /// A prefix of a network, such as `192.168.7.0/24`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -402,6 +495,62 @@ choice! {
         Refuse = "refuse",
         /// Its octets go untouched to this listener's own server.
         Tunnel = "tunnel",
+    }
+}
+
+choice! {
+    /// How a node stands on the path.
+    Standing {
+        /// It routes.
+        Routed = "routed",
+        /// It bridges.
+        Bridge = "bridge",
+        /// It runs on the client's or the server's machine.
+        Host = "host",
+    }
+}
+
+choice! {
+    /// Whose connections a node on a host takes.
+    HostSide {
+        /// Those that its programs open.
+        Client = "client",
+        /// Those that its servers accept.
+        Server = "server",
+        /// Both.
+        Both = "both",
+    }
+}
+
+choice! {
+    /// How another node on the path is asked for.
+    ProbeManner {
+        /// By an option on the client's own SYN.
+        OnSyn = "on-syn",
+        /// Apart, while the SYN waits.
+        Stalled = "stalled",
+        /// Apart, while the SYN goes on.
+        Parallel = "parallel",
+    }
+}
+
+choice! {
+    /// What a forged SYN-ACK acknowledges.
+    Ack {
+        /// The client's initial sequence number: a client that gets it by accident is not harmed.
+        Isn = "isn",
+        /// One more.
+        IsnPlusOne = "isn+1",
+    }
+}
+
+choice! {
+    /// The congestion control of the link.
+    Congestion {
+        /// BBR, if the kernel has it.
+        Bbr = "bbr",
+        /// The machine's own.
+        System = "system",
     }
 }
 

@@ -1,0 +1,305 @@
+//! `[interception]`, `[[rule]]`, `[link]`, `[[peer]]`: how a node stands on the path, and to whom it speaks.
+
+use super::{
+    keys::{INTERCEPTION, LINK, PEER, RULE},
+    problem::{Place, Problem},
+    reader::{Found, TableReader},
+    sections::{Around, Sections},
+    value::{Ack, Congestion, HostSide, InterfaceName, Pin, Port, ProbeManner, Standing, quoted},
+};
+use discovery_core::{
+    flow::Ingress,
+    id::NodeId,
+    packet::Protocol,
+    rule::{Action, Ports, Prefix, Rule, RuleError, RuleSet, VlanId},
+};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// How the node stands on the path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Interception {
+    pub(crate) mode: Standing,
+    pub(crate) interfaces: Vec<InterfaceName>,
+    pub(crate) bridge: Option<InterfaceName>,
+    pub(crate) tagged: bool,
+    pub(crate) host: HostSide,
+    pub(crate) queue: u16,
+    pub(crate) probe: ProbeManner,
+    pub(crate) ack: Ack,
+    pub(crate) option_kind: u8,
+    pub(crate) rules: Vec<RuleConfig>,
+}
+
+/// A rule as the file has it; interfaces get their numbers, and expressions their programs, where the node runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RuleConfig {
+    pub(crate) action: Action,
+    pub(crate) clients: Vec<Prefix>,
+    pub(crate) servers: Vec<Prefix>,
+    pub(crate) client_ports: Vec<Ports>,
+    pub(crate) ports: Vec<Ports>,
+    pub(crate) interfaces: Vec<InterfaceName>,
+    pub(crate) vlans: Vec<VlanId>,
+    pub(crate) protocol: Option<Protocol>,
+    pub(crate) bpf: Option<String>,
+}
+
+/// The link to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) listen: SocketAddr,
+    pub(crate) identity: PathBuf,
+    /// Where other nodes reach this one, if not where the question came in.
+    pub(crate) advertise: Vec<SocketAddr>,
+    pub(crate) congestion: Congestion,
+    pub(crate) peers: Vec<Peer>,
+}
+
+/// Another node, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) pin: Option<Pin>,
+    /// Servers that stand behind it, whatever the path says.
+    pub(crate) servers: Vec<Prefix>,
+    /// Servers that it may ask for without a SYN that was seen here.
+    pub(crate) may_open: Vec<Prefix>,
+}
+
+/// Reads `[interception]` and its rules; none without the section.
+pub(super) fn interception(
+    sections: &Sections<'_, '_>,
+    around: &Around<'_>,
+    found: &mut Found,
+) -> Option<Interception> {
+    let given = sections.value(INTERCEPTION.name).is_some();
+    let mut rules = Vec::new();
+    let mut unread = false;
+    for (nth, table) in sections.many(&RULE, found).into_iter().enumerate() {
+        if !given && nth == 0 {
+            let what = "[[rule]]: it rules on connections on the path, and there is no [interception]";
+            found.problems.push(Problem::error(table.1, what));
+        }
+        let reader = TableReader::new(around.text, &RULE, nth, Some(table), found);
+        let read = rule(reader);
+        unread |= read.is_none();
+        rules.extend(read);
+    }
+    if !given {
+        return None;
+    }
+    if !unread {
+        judge(&rules, sections, found);
+    }
+    let idle = !unread && rules.iter().all(|rule| rule.action == Action::Pass);
+    let mut t = sections.one(&INTERCEPTION, found);
+    if idle {
+        t.warn(
+            "mode",
+            "no [[rule]] says anything but pass, so nothing is touched; for example: [[rule]] with action = \"intercept\"",
+        );
+    }
+    Some(standing(t, rules))
+}
+
+fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception {
+    let mode = t.get("mode", Standing::Routed);
+    let interfaces: Option<Vec<InterfaceName>> = t.need("interfaces");
+    if interfaces.as_ref().is_some_and(Vec::is_empty) {
+        t.object(
+            "interfaces",
+            "it is empty; allowed: at least one; for example: interfaces = [\"lan0\", \"wan0\"]",
+        );
+    }
+    let bridge: Option<InterfaceName> = match mode {
+        Standing::Bridge => t.need("bridge"),
+        Standing::Routed | Standing::Host => t.maybe("bridge"),
+    };
+    let tagged = t.get("tagged", false);
+    let host = t.get("host", HostSide::Both);
+    for (key, of) in [("bridge", Standing::Bridge), ("tagged", Standing::Bridge), ("host", Standing::Host)] {
+        if t.says(key) && mode != of {
+            t.warn(key, format!("has no effect, because mode is not {}", quoted(of.word())));
+        }
+    }
+    let option_kind = t.get("option_kind", 253_u32);
+    let kind = match option_kind {
+        253 => 253,
+        254 => 254,
+        other => {
+            t.object(
+                "option_kind",
+                format!(
+                    "{other} belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"
+                ),
+            );
+            253
+        }
+    };
+    Interception {
+        mode,
+        interfaces: interfaces.unwrap_or_default(),
+        bridge,
+        tagged,
+        host,
+        queue: t.get("queue", Port(7782)).0,
+        probe: t.get("probe", ProbeManner::OnSyn),
+        ack: t.get("ack", Ack::Isn),
+        option_kind: kind,
+        rules,
+    }
+}
+
+fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
+    let action: Option<Action> = t.need("action");
+    let rule = RuleConfig {
+        action: Action::Pass,
+        clients: t.get("clients", Vec::new()),
+        servers: t.get("servers", Vec::new()),
+        client_ports: t.get("client_ports", Vec::new()),
+        ports: t.get("ports", Vec::new()),
+        interfaces: t.get("interfaces", Vec::new()),
+        vlans: t.get("vlans", Vec::new()),
+        protocol: t.maybe("protocol"),
+        bpf: t.maybe("bpf"),
+    };
+    action.map(|action| RuleConfig { action, ..rule })
+}
+
+/// What only a rule as a whole, or all of them, can have wrong.
+fn judge(rules: &[RuleConfig], sections: &Sections<'_, '_>, found: &mut Found) {
+    let built = rules.iter().map(|rule| rule.build(|_| Ingress(0), None)).collect();
+    let Err(error) = RuleSet::new(built) else { return };
+    let (nth, key) = match &error {
+        RuleError::Families { rule, .. } => (rule.saturating_sub(1), "servers"),
+        RuleError::UdpIntercepted { rule } => (rule.saturating_sub(1), "action"),
+        RuleError::TooMany(_) | RuleError::Vlan(_) | _ => (0, "action"),
+    };
+    let place = sections.place(&RULE, nth, key);
+    found.problems.push(Problem::error(place, format!("[[rule]]: {key}: {error}")));
+}
+
+impl RuleConfig {
+    /// The rule, with `ingress` as the number of an interface.
+    pub(crate) fn build(
+        &self,
+        ingress: impl Fn(&InterfaceName) -> Ingress,
+        program: Option<discovery_core::rule::Program>,
+    ) -> Rule {
+        let mut rule = Rule::new(self.action);
+        rule = self.clients.iter().fold(rule, |rule, prefix| rule.client(*prefix));
+        rule = self.servers.iter().fold(rule, |rule, prefix| rule.server(*prefix));
+        rule = self.client_ports.iter().fold(rule, |rule, ports| rule.client_ports(*ports));
+        rule = self.ports.iter().fold(rule, |rule, ports| rule.server_ports(*ports));
+        rule = self.vlans.iter().fold(rule, |rule, vlan| rule.vlan(*vlan));
+        if !self.interfaces.is_empty() {
+            rule = rule.ingress(self.interfaces.iter().map(ingress));
+        }
+        if let Some(protocol) = self.protocol {
+            rule = rule.protocol(protocol);
+        }
+        match program {
+            Some(program) => rule.program(program),
+            None => rule,
+        }
+    }
+}
+
+/// Reads `[link]` and its peers. Without the section there is a link when the path is stood on.
+pub(super) fn link(
+    sections: &Sections<'_, '_>,
+    around: &Around<'_>,
+    state_dir: &Path,
+    stands: bool,
+    found: &mut Found,
+) -> Option<Link> {
+    let given = sections.value(LINK.name).is_some();
+    let mut peers: Vec<Peer> = Vec::new();
+    for (nth, table) in sections.many(&PEER, found).into_iter().enumerate() {
+        if !given && !stands && nth == 0 {
+            let what =
+                "[[peer]]: it is reached over the link, and there is neither [link] nor [interception]";
+            found.problems.push(Problem::error(table.1, what));
+        }
+        let reader = TableReader::new(around.text, &PEER, nth, Some(table), found);
+        peers.extend(peer(reader, &peers));
+    }
+    if !given && !stands {
+        return None;
+    }
+    let mut t = sections.one(&LINK, found);
+    let listen = t.get("listen", SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), LINK_PORT));
+    let identity = around.path(t.get("identity", state_dir.join("node")));
+    if around.files == super::FileUse::Look && !identity.join("cert.pem").exists() {
+        t.object(
+            "identity",
+            format!(
+                "there is none in {}; `waypost token new` on the machine of the node authority makes one, and `waypost join` puts it here",
+                identity.display()
+            ),
+        );
+    }
+    let advertise: Vec<SocketAddr> = t.get("advertise", Vec::new());
+    if let Some(nobody) = advertise.iter().find(|address| address.ip().is_unspecified()) {
+        t.object("advertise", format!("{nobody} is no address that another node could reach"));
+    }
+    let congestion = t.get("congestion_control", Congestion::Bbr);
+    Some(Link { listen, identity, advertise, congestion, peers })
+}
+
+/// Of the dynamic range; nobody else's.
+pub(crate) const LINK_PORT: u16 = 7782;
+
+fn peer(mut t: TableReader<'_, '_>, others: &[Peer]) -> Option<Peer> {
+    let id: Option<NodeId> = t.need("id");
+    if let Some(id) = &id
+        && others.iter().any(|other| other.id == *id)
+    {
+        t.object("id", format!("{} is the id of another [[peer]]; ids must differ", quoted(id.as_str())));
+    }
+    let address: Option<SocketAddr> = t.maybe("address");
+    let servers: Vec<Prefix> = t.get("servers", Vec::new());
+    if !servers.is_empty() && address.is_none() && !t.says("address") {
+        t.object(
+            "servers",
+            "they are reached through this peer without asking the path, so its address must be known; add: address = \"192.0.2.1:7782\"",
+        );
+    }
+    let pin = t.maybe("pin");
+    let may_open = t.get("may_open", Vec::new());
+    Some(Peer { id: id?, address, pin, servers, may_open })
+}
+
+/// What no section can see alone.
+pub(super) fn across(
+    interception: Option<&Interception>,
+    link: Option<&Link>,
+    node: &NodeId,
+    sections: &Sections<'_, '_>,
+    found: &mut Found,
+) {
+    for (nth, peer) in link.iter().flat_map(|link| link.peers.iter().enumerate()) {
+        if peer.id == *node {
+            let place: Place = sections.place(&PEER, nth, "id");
+            let what = format!("[[peer]]: id: {} is this node", quoted(node.as_str()));
+            found.problems.push(Problem::error(place, what));
+        }
+    }
+    let Some(interception) = interception else { return };
+    for (nth, rule) in interception.rules.iter().enumerate() {
+        for name in &rule.interfaces {
+            if !interception.interfaces.contains(name) {
+                let place = sections.place(&RULE, nth, "interfaces");
+                let what = format!(
+                    "[[rule]]: interfaces: {} is not among those of [interception], so this rule never fits",
+                    quoted(&name.0)
+                );
+                found.problems.push(Problem::error(place, what));
+            }
+        }
+    }
+}
