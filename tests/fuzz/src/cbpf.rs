@@ -5,7 +5,12 @@ use discovery_core::rule::{BpfInsn, Program};
 /// How many instructions, eight octets for each, and a packet. The first octet of an instruction says how to read the
 /// rest: 0 as it stands, else bent so that most are valid.
 pub fn run(data: &[u8]) {
-    let Some((&count, rest)) = data.split_first() else { return };
+    taken(data);
+}
+
+/// As [`run`]; whether it was a program that runs.
+fn taken(data: &[u8]) -> bool {
+    let Some((&count, rest)) = data.split_first() else { return false };
     let count = usize::from(count).min(rest.len() / 8);
     let (program, packet) = rest.split_at(count * 8);
     let instructions: Vec<BpfInsn> = program
@@ -30,9 +35,9 @@ pub fn run(data: &[u8]) {
         .collect();
     let program = Program::new(&instructions);
     assert_eq!(program.is_ok(), valid(&instructions), "{program:?}: {instructions:?}");
-    if let Ok(program) = program {
-        assert_eq!(program.run(packet), interpret(&instructions, packet), "{instructions:?}");
-    }
+    let Ok(program) = program else { return false };
+    assert_eq!(program.run(packet), interpret(&instructions, packet), "{instructions:?}");
+    true
 }
 
 fn valid(program: &[BpfInsn]) -> bool {
@@ -123,3 +128,17 @@ const CODES: &[u8] = &[
     0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3c, 0x44, 0x4c, 0x54, 0x5c, 0x64, 0x6c, 0x74, 0x7c, 0x84,
     0x94, 0x9c, 0xa4, 0xac, 0x05, 0x15, 0x1d, 0x25, 0x2d, 0x35, 0x3d, 0x45, 0x4d, 0x06, 0x16, 0x07, 0x87,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Mutator, corpus};
+
+    #[test]
+    fn mutations_run_often() {
+        let pool = corpus("cbpf").unwrap().into_iter().map(|(_, octets)| octets).collect();
+        let mut mutator = Mutator::new(7, pool);
+        let taken = (0..5000).filter(|_| taken(&mutator.input())).count();
+        assert!(taken > 500, "{taken} of 5000");
+    }
+}

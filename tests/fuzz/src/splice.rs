@@ -5,9 +5,16 @@ use discovery_core::{
     probe::{Codec, Probe, Query},
 };
 
-/// A packet from its IP header on.
+/// A packet from its IP header on, bent a little.
 pub fn run(data: &[u8]) {
-    let Ok(view) = View::parse(data) else { return };
+    spliced(data);
+}
+
+/// As [`run`]; whether there was anything to splice.
+fn spliced(data: &[u8]) -> bool {
+    let mut data = data.to_vec();
+    bend(&mut data);
+    let Ok(view) = View::parse(&data) else { return false };
     let codec = Codec::default();
     let query = codec.encode(&Probe::Query(Query));
     let query = query.octets();
@@ -15,7 +22,10 @@ pub fn run(data: &[u8]) {
     let done = splice(&view, query, LONGEST_MAX, &mut out);
     assert_eq!(room(&view, query, LONGEST_MAX), done);
     let before = view.tcp().filter(|tcp| tcp.kind() == Kind::Syn);
-    let Some(before) = before else { return assert_eq!(done, Err(Unprobed::NotSyn)) };
+    let Some(before) = before else {
+        assert_eq!(done, Err(Unprobed::NotSyn));
+        return false;
+    };
     let own = options(before.options_octets());
     let allowed = match &own {
         None => false,
@@ -49,6 +59,34 @@ pub fn run(data: &[u8]) {
         assert!(!strip(&after, |option| codec.owns(option), &mut Vec::new()));
     } else {
         assert_eq!(stripped, view.octets());
+    }
+    done.is_ok()
+}
+
+/// The length that it says is the one that it has; of IPv4 it is a whole TCP segment, whose header ends within it, and a SYN unless the last octet is
+/// a multiple of eight. Most mutations would be no SYN otherwise.
+fn bend(data: &mut [u8]) {
+    let length = |octets: usize| u16::try_from(octets).unwrap_or(u16::MAX).to_be_bytes();
+    let (octets, last) = (data.len(), data.last().copied().unwrap_or(0));
+    let tcp = match data.first().map(|first| first >> 4) {
+        Some(4) if octets >= 40 => {
+            data[2..4].copy_from_slice(&length(octets));
+            data[6..10].copy_from_slice(&[0x40, 0, 63, 6]);
+            data[0] = data[0].max(0x45);
+            usize::from(data[0] & 15) * 4
+        }
+        Some(6) if octets >= 60 => {
+            data[4..6].copy_from_slice(&length(octets - 40));
+            40
+        }
+        _ => return,
+    };
+    if let Some(offset) = data.get_mut(tcp + 12) {
+        let words = (octets - tcp) / 4;
+        *offset = (*offset >> 4).clamp(5, u8::try_from(words.clamp(5, 15)).unwrap_or(15)) << 4 | *offset & 15;
+    }
+    if let (Some(flags), true) = (data.get_mut(tcp + 13), last % 8 != 0) {
+        *flags = *flags & 0xC0 | 2;
     }
 }
 
@@ -95,4 +133,18 @@ fn options(area: &[u8]) -> Option<Vec<&[u8]>> {
         at += length;
     }
     Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Mutator, corpus};
+
+    #[test]
+    fn mutations_are_spliced_often() {
+        let pool = corpus("splice").unwrap().into_iter().map(|(_, octets)| octets).collect();
+        let mut mutator = Mutator::new(7, pool);
+        let spliced = (0..5000).filter(|_| spliced(&mutator.input())).count();
+        assert!(spliced > 1500, "{spliced} of 5000");
+    }
 }
