@@ -169,6 +169,8 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) clients: BTreeMap<u16, (Caller, u32)>,
     pub(crate) server: Listener,
+    /// When each client was served (ms).
+    pub(crate) served: BTreeMap<u16, u64>,
     pub(crate) trace: Vec<String>,
 }
 
@@ -196,6 +198,7 @@ impl World {
             nodes,
             clients: BTreeMap::new(),
             server: Listener::default(),
+            served: BTreeMap::new(),
             trace: Vec::new(),
             plan,
         };
@@ -365,6 +368,8 @@ impl World {
             self.later(by, Due::Client { port, run });
         }
         if outcome == Some(Outcome::Served) && packet.what == What::Data {
+            let at = self.at;
+            self.served.entry(port).or_insert(at);
             // It closes: whoever has it may forget it.
             let fin = Packet::new(packet.flow, What::Fin, isn.wrapping_add(1), packet.seq);
             self.send(0, true, fin);
