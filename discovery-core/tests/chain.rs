@@ -49,8 +49,8 @@ fn lines_of_one_to_four_nodes_carry_and_the_server_sees_the_client() {
 }
 
 /// The window in which a client's node may die: from the SYN to the answer, 40 ms of round trip in all.
-fn killed(ack: AckVariant) -> Vec<(u64, Option<Outcome>, Option<u64>, bool)> {
-    let base = Plan { ack, delays: vec![0, 18, 2], clients: vec![(100, 40_000)], ..Plan::quiet(2) };
+fn killed(ack: AckVariant, resets: bool) -> Vec<(u64, Option<Outcome>, Option<u64>, bool)> {
+    let base = Plan { ack, resets, delays: vec![0, 18, 2], clients: vec![(100, 40_000)], ..Plan::quiet(2) };
     (100..=145)
         .map(|at| {
             let world = run(Plan { faults: vec![(at, 1, Fault::Kill(60_000))], ..base.clone() });
@@ -62,7 +62,9 @@ fn killed(ack: AckVariant) -> Vec<(u64, Option<Outcome>, Option<u64>, bool)> {
 
 #[test]
 fn a_client_whose_node_dies_in_the_probe_window_has_the_server_in_two_round_trips_and_one_timer() {
-    for (at, outcome, served, injected) in killed(AckVariant::Isn) {
+    for (at, outcome, served, injected) in
+        [true, false].into_iter().flat_map(|resets| killed(AckVariant::Isn, resets))
+    {
         if injected && outcome == Some(Outcome::Broken) {
             continue;
         }
@@ -71,18 +73,19 @@ fn a_client_whose_node_dies_in_the_probe_window_has_the_server_in_two_round_trip
     }
     // The other variant can only end such a client's connection, which is why it is not the default.
     let broken =
-        killed(AckVariant::IsnPlusOne).iter().filter(|k| !k.3 && k.1 == Some(Outcome::Broken)).count();
+        killed(AckVariant::IsnPlusOne, true).iter().filter(|k| !k.3 && k.1 == Some(Outcome::Broken)).count();
     assert!(broken > 20, "{broken}");
 }
 
 #[test]
 fn a_middle_or_the_node_behind_it_gives_way_as_well() {
     for dies in 1..=2 {
-        for at in 100..=160 {
+        for (at, resets) in (100..=160).flat_map(|at| [(at, true), (at, false)]) {
             let world = run(Plan {
                 delays: vec![0, 10, 8, 2],
                 clients: vec![(100, 40_000)],
                 faults: vec![(at, dies, Fault::Kill(60_000))],
+                resets,
                 ..Plan::quiet(3)
             });
             let injected = world.trace.iter().any(|line| line.contains("InjectSyn"));
@@ -166,13 +169,14 @@ fn plans() -> impl Strategy<Value = Plan> {
             proptest::option::weighted(0.1, 1..=nodes),
             any::<bool>(),
             any::<bool>(),
+            any::<bool>(),
             prop_oneof![3 => Just(AckVariant::Isn), 1 => Just(AckVariant::IsnPlusOne)],
             embodiment.clone(),
             action.clone(),
         );
         (net, house).prop_map(move |(net, house)| {
             let (seed, delays, jitter, losses, doubles, wall, round) = net;
-            let (mood, faults, clients, refuses, warm, granted, ack, embodiment, action) = house;
+            let (mood, faults, clients, refuses, resets, warm, granted, ack, embodiment, action) = house;
             // A client that believed a forged answer waits for the reset that follows it. It is sent once, so the variant
             // is only as good as that packet: docs/decisions has the comparison.
             let losses = if ack == AckVariant::IsnPlusOne { 0 } else { losses };
@@ -193,6 +197,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 faults,
                 clients,
                 refuses,
+                resets,
                 warm,
                 granted,
                 ack,

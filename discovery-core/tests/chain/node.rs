@@ -151,8 +151,8 @@ impl World {
         let kind = match packet.what {
             What::Syn => Kind::Syn,
             What::SynAck => Kind::SynAck,
-            What::Rst => Kind::Rst,
-            What::Ack | What::Data | What::Fin | What::Unreachable => return Verdict::Pass,
+            What::Rst if self.plan.resets => Kind::Rst,
+            What::Ack | What::Data | What::Fin | What::Unreachable | What::Rst => return Verdict::Pass,
         };
         let from_client = match (hook, kind) {
             (Hook::Own, _) => true,

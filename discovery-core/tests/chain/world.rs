@@ -66,6 +66,8 @@ pub(crate) struct Plan {
     pub(crate) clients: Vec<(u64, u16)>,
     /// This node's agent refuses what is opened at it.
     pub(crate) refuses: Option<usize>,
+    /// Resets go through the queues of nodes too.
+    pub(crate) resets: bool,
     /// Links stand before the first SYN.
     pub(crate) warm: bool,
     /// Peers may ask for servers whose SYN was not seen.
@@ -90,6 +92,7 @@ impl Plan {
             faults: vec![],
             clients: vec![(10, 40_000)],
             refuses: None,
+            resets: true,
             warm: true,
             granted: true,
             ack: AckVariant::Isn,
