@@ -143,15 +143,8 @@ impl Engine {
             Event::ConnectFailed { flow, why } => self.connect_failed(now, flow, why),
             Event::Opened { flow } => self.opened(now, flow),
             Event::Refused { flow, why } => self.refused(now, flow, why),
-            Event::Aborted { flow } => self.aborted(now, flow),
-            Event::Closed { flow } => {
-                if let Some(entry) = self.table.remove(&flow) {
-                    if matches!(entry.state, State::Connecting(_)) {
-                        self.outputs.push_back(Output::Abandon { flow, why: Reason::Closed });
-                    }
-                    self.journal.note(now.wall, flow, Reason::Closed);
-                }
-            }
+            Event::Aborted { flow, isn } => self.aborted(now, flow, isn),
+            Event::Closed { flow } => self.closed(now, flow),
             Event::Probed { server, answer } => {
                 self.probed(now, server, answer.map(Peer::from), Reason::ProbeNegative);
             }
@@ -326,9 +319,8 @@ impl Engine {
                     self.outputs.extend(row.map(Output::Learnt));
                 }
             }
-            State::Direct { withheld } => {
-                let isn = self.table.remove(&flow).and_then(|entry| entry.isn);
-                if let Some(isn) = isn.filter(|_| withheld) {
+            State::Direct { .. } => {
+                if let Some(isn) = self.table.remove(&flow).and_then(|entry| entry.isn) {
                     self.tried.insert(flow, (isn, self.config.probes_max));
                 }
             }
@@ -355,6 +347,24 @@ impl Engine {
             }
             State::Early { .. } | State::Middle { .. } => self.orphaned(now, flow),
             State::Claimed { .. } => {}
+        }
+    }
+
+    /// The agent is done with a connection that it had.
+    fn closed(&mut self, now: Now, flow: Flow) {
+        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
+        match state {
+            // Not the agent's: what it closed was here before.
+            State::Probing { .. } | State::Direct { .. } | State::Held { .. } => {}
+            State::Opening { .. } => self.go_past(now, flow, Reason::PeerDown),
+            State::Connecting(connecting) => {
+                if connecting.claimed {
+                    self.give_up(now, flow, Reason::Closed);
+                }
+            }
+            State::Carried { .. } | State::Early { .. } | State::Middle { .. } | State::Claimed { .. } => {
+                self.forget(now, flow, Reason::Closed);
+            }
         }
     }
 

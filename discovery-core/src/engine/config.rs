@@ -55,13 +55,16 @@ pub struct Config {
     pub open_max: Duration,
     /// How long an early connection waits to be claimed; none: 1.5 s, or 150 ms with [`AckVariant::IsnPlusOne`].
     pub orphan: Option<Duration>,
-    /// How long an early connect waits for the server: a server that is not there must not take the places of others.
-    /// Shorter than the time in which a client's SYNs begin to go without the query.
+    /// How long an early connect waits for the server: long enough for a late one whose first SYN was lost, short
+    /// enough that a server that is not there does not take the places of others for long.
     pub early_connect_max: Duration,
     /// How long the connect of a claimed connection may take.
     pub connect_max: Duration,
     /// How long a SYN that was seen entitles a peer to ask for its connection.
     pub seen_max: Duration,
+    /// How long after its last SYN a connection that went past still does: longer than the fifth timer of a client that
+    /// doubles it (32 s).
+    pub past_max: Duration,
     /// Connections known at once. What is new beyond it is not touched.
     pub flows_max: usize,
     /// Octets of kept SYNs at once.
@@ -109,9 +112,10 @@ impl Default for Config {
             stall_max: Duration::from_millis(500),
             open_max: Duration::from_secs(2),
             orphan: None,
-            early_connect_max: Duration::from_secs(3),
+            early_connect_max: Duration::from_secs(6),
             connect_max: Duration::from_secs(30),
             seen_max: Duration::from_secs(10),
+            past_max: Duration::from_secs(40),
             flows_max: 65_536,
             kept_octets_max: 16 << 20,
             packet_octets_max: 2_048,

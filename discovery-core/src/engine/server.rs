@@ -280,9 +280,8 @@ impl Engine {
     }
 
     /// The downstream node gives up what this one answered.
-    pub(super) fn aborted(&mut self, now: Now, flow: Flow) {
-        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
-        if state.unclaimed() {
+    pub(super) fn aborted(&mut self, now: Now, flow: Flow, isn: u32) {
+        if self.table.get(&flow).is_some_and(|entry| entry.state.unclaimed() && entry.isn == Some(isn)) {
             self.give_up(now, flow, Reason::AbortedByPeer);
         }
     }
@@ -305,7 +304,7 @@ impl Engine {
         let state = self.table.get(&flow).map(|entry| entry.state);
         self.outputs.push_back(match state {
             // A middle has no socket; the next node has.
-            Some(State::Middle { next, .. }) => Output::AbortOnward { flow, next },
+            Some(State::Middle { next, own_isn: Some(isn), .. }) => Output::AbortOnward { flow, next, isn },
             Some(_) | None => Output::Abandon { flow, why },
         });
         self.forget(now, flow, why);
@@ -342,7 +341,7 @@ impl Engine {
     /// The connection goes past this node, and so do its repeated SYNs: another own connect would meet the client's
     /// own SYN at the server.
     pub(super) fn went_past(&mut self, now: Now, flow: Flow) {
-        self.seen.insert(flow, SeenSyn { until: now.mono + self.config.seen_max, past: true });
+        self.seen.insert(flow, SeenSyn { until: now.mono + self.config.past_max, past: true });
     }
 
     /// Whether it does.

@@ -187,6 +187,8 @@ pub enum Output {
         flow: Flow,
         /// Whom to tell.
         next: Peer,
+        /// The sequence number of this node's own SYN: which attempt is meant.
+        isn: u32,
     },
     /// Send a probe of this node's own to the server's address, on the port for separate probes. The outcome comes
     /// back as [`Event::Probed`].
@@ -270,8 +272,10 @@ pub enum Event {
     Aborted {
         /// Whose.
         flow: Flow,
+        /// The number on the SYN that is meant, as [`Output::AbortOnward`] gave it.
+        isn: u32,
     },
-    /// The agent is done with the flow, in whichever role.
+    /// The agent is done with the flow, in whichever role. Not to be said of one that was aborted, nor is anything else.
     Closed {
         /// Whose.
         flow: Flow,

@@ -25,7 +25,7 @@ pub(crate) enum Link {
     Data,
     Echo,
     Closed,
-    Abort,
+    Abort(u32),
 }
 
 /// A flow as the agent carries it.
@@ -151,8 +151,8 @@ impl World {
         let kind = match packet.what {
             What::Syn => Kind::Syn,
             What::SynAck => Kind::SynAck,
-            What::Rst => Kind::Rst,
-            What::Ack | What::Data | What::Fin | What::Unreachable => return Verdict::Pass,
+            What::Rst if self.plan.resets => Kind::Rst,
+            What::Ack | What::Data | What::Fin | What::Unreachable | What::Rst => return Verdict::Pass,
         };
         let from_client = match (hook, kind) {
             (Hook::Own, _) => true,
@@ -348,12 +348,15 @@ impl World {
             }
             Output::ReleaseSyn { flow, packet } => self.send(at, true, of_octets(flow, &packet)),
             Output::Connect { flow } => self.connect(at, flow, false),
-            Output::Abandon { flow, .. } => {
+            Output::Abandon { flow, why } => {
                 self.node(at).early.remove(&flow);
                 if let Some((caller, _)) = self.node(at).callers.remove(&flow)
                     && let Some(rst) = caller.abort()
                 {
-                    self.send(at, true, rst);
+                    // This one reset is only lost where the client connects still. Where it is connected already to a
+                    // node that died before its claim, a lost one would leave it with nobody: the decision page says so.
+                    let what = if why == Reason::Cured { What::Rst } else { What::Fin };
+                    self.send(at, true, Packet { what, ..rst });
                 }
             }
             Output::AnswerProbe { flow, seq, ack, connected } => {
@@ -403,7 +406,7 @@ impl World {
                     self.say(at, down, flow, Link::Refused(why));
                 }
             }
-            Output::AbortOnward { flow, next } => self.say(at, place(next), flow, Link::Abort),
+            Output::AbortOnward { flow, next, isn } => self.say(at, place(next), flow, Link::Abort(isn)),
             Output::SendProbe { server, .. } => {
                 let by =
                     (at + 1..=self.plan.nodes).find(|p| self.nodes[p - 1].alive && self.nodes[p - 1].agent);
@@ -500,7 +503,7 @@ impl World {
                 self.echo_goes_down(to, flow, down);
             }
             Link::Closed => self.close(to, flow, Some(from)),
-            Link::Abort => self.event(to, Event::Aborted { flow }),
+            Link::Abort(isn) => self.event(to, Event::Aborted { flow, isn }),
         }
     }
 

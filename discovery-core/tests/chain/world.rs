@@ -66,6 +66,8 @@ pub(crate) struct Plan {
     pub(crate) clients: Vec<(u64, u16)>,
     /// This node's agent refuses what is opened at it.
     pub(crate) refuses: Option<usize>,
+    /// Resets go through the queues of nodes too.
+    pub(crate) resets: bool,
     /// Links stand before the first SYN.
     pub(crate) warm: bool,
     /// Peers may ask for servers whose SYN was not seen.
@@ -90,6 +92,7 @@ impl Plan {
             faults: vec![],
             clients: vec![(10, 40_000)],
             refuses: None,
+            resets: true,
             warm: true,
             granted: true,
             ack: AckVariant::Isn,
@@ -169,6 +172,8 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) clients: BTreeMap<u16, (Caller, u32)>,
     pub(crate) server: Listener,
+    /// When each client was served (ms).
+    pub(crate) served: BTreeMap<u16, u64>,
     pub(crate) trace: Vec<String>,
 }
 
@@ -196,6 +201,7 @@ impl World {
             nodes,
             clients: BTreeMap::new(),
             server: Listener::default(),
+            served: BTreeMap::new(),
             trace: Vec::new(),
             plan,
         };
@@ -365,6 +371,8 @@ impl World {
             self.later(by, Due::Client { port, run });
         }
         if outcome == Some(Outcome::Served) && packet.what == What::Data {
+            let at = self.at;
+            self.served.entry(port).or_insert(at);
             // It closes: whoever has it may forget it.
             let fin = Packet::new(packet.flow, What::Fin, isn.wrapping_add(1), packet.seq);
             self.send(0, true, fin);

@@ -79,7 +79,7 @@ fn what_the_network_said_is_told_to_the_client() {
 #[test]
 fn a_server_that_says_nothing_gives_its_place_back() {
     let mut rig = connecting(Config::default());
-    rig.wait(ms(3_000));
+    rig.wait(ms(6_000));
     assert_eq!((rig.outputs(), rig.engine.load().unclaimed), (vec![abandon(Reason::ServerSilent)], 0));
 }
 
@@ -148,7 +148,7 @@ fn a_server_whose_answers_go_round_this_node_is_not_asked_for_its_clients() {
     let mut rig = Rig::new();
     for port in 1..=3 {
         assert_eq!(rig.see(&query(flow_of(port), 1)), (Drop, Reason::EarlyConnect));
-        rig.wait(ms(3_000));
+        rig.wait(ms(6_000));
     }
     assert_eq!(rig.see(&query(flow(), ISN)), (Pass, Reason::Asymmetric), "nor is one that is not there");
 }
@@ -236,7 +236,7 @@ fn a_middle_that_a_peer_waits_for_hands_on() {
 
 #[test]
 fn the_cure_of_a_middle_goes_on_to_the_next_node() {
-    let onward = || vec![Output::AbortOnward { flow: flow(), next: peer(2) }];
+    let onward = || vec![Output::AbortOnward { flow: flow(), next: peer(2), isn: 9 }];
     let middle = || {
         let mut rig = connecting(Config::default());
         rig.see(&response(flow(), 9, peer(2), true));
@@ -246,7 +246,9 @@ fn the_cure_of_a_middle_goes_on_to_the_next_node() {
     let mut rig = middle();
     assert_eq!((rig.see(&syn(flow(), ISN)), rig.outputs()), ((Pass, Reason::Cured), onward()));
     let mut rig = middle();
-    rig.tell(Event::Aborted { flow: flow() });
+    rig.tell(Event::Aborted { flow: flow(), isn: 500 });
+    assert_eq!(rig.outputs(), [], "another attempt is meant");
+    rig.tell(Event::Aborted { flow: flow(), isn: ISN });
     assert_eq!(rig.outputs(), onward());
     let mut rig = middle();
     rig.wait(ms(1_500));
@@ -258,7 +260,9 @@ fn the_cure_of_a_middle_goes_on_to_the_next_node() {
     assert_eq!(rig.outputs(), [abandon(Reason::Cured)]);
     let mut rig = early(Config::default());
     rig.outputs();
-    rig.tell(Event::Aborted { flow: flow() });
+    rig.tell(Event::Aborted { flow: flow(), isn: 500 });
+    assert_eq!(rig.outputs(), [], "another attempt is meant");
+    rig.tell(Event::Aborted { flow: flow(), isn: ISN });
     assert_eq!(rig.outputs(), [abandon(Reason::AbortedByPeer)]);
 }
 
