@@ -8,6 +8,7 @@
 pub mod flow;
 pub mod id;
 pub mod now;
+pub mod packet;
 pub mod probe;
 pub mod rule;
 pub mod seam;

@@ -3,6 +3,10 @@
 //!
 //! Nothing here is believed: it is a hint where to open a link, and mutual TLS decides who answers there.
 
+mod codec;
+
+pub use codec::{Codec, Encoded, Found, KindTaken};
+
 use std::net::SocketAddr;
 
 /// The first octets of another node's key identifier: which of several peers behind one address is meant.

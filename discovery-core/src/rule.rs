@@ -1,4 +1,19 @@
-//! What the operator wants done with a connection.
+//! What the operator wants done with a connection: rules, the first that fits wins, and without one it passes.
+//!
+//! Rules are values here. The shell reads their text, numbers the interfaces and has libpcap compile the expressions.
+
+mod bpf;
+mod ports;
+mod prefix;
+mod rules;
+
+pub use bpf::{BpfInsn, INSTRUCTIONS_MAX, Program, ProgramError};
+pub use ports::{Ports, PortsError};
+pub use prefix::{Prefix, PrefixError};
+pub use rules::{Facts, Rule, RuleError, RuleSet, VlanId};
+
+use crate::packet::Protocol;
+use std::fmt;
 
 /// What a rule says. The words of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,7 +26,7 @@ pub enum Action {
     InterceptSingle,
     /// Silently not forwarded.
     Drop,
-    /// Refused with a reset.
+    /// Refused: with a reset, or for UDP with 'port unreachable'.
     Deny,
     /// Through a peer or not at all: the first SYN does not leave before a peer is known.
     DropIfNoPeer,
@@ -24,4 +39,88 @@ pub struct Ruled {
     pub action: Action,
     /// The rule's place in the file, from 1; none when no rule matched (pass).
     pub rule: Option<u16>,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Pass, Self::Intercept, Self::InterceptSingle, Self::Drop, Self::Deny, Self::DropIfNoPeer];
+
+    /// The word of the configuration, which is also what a log and `explain` say.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Intercept => "intercept",
+            Self::InterceptSingle => "intercept-single",
+            Self::Drop => "drop",
+            Self::Deny => "deny",
+            Self::DropIfNoPeer => "drop-if-no-peer",
+        }
+    }
+
+    /// The action of this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.word() == word)
+    }
+
+    /// What is left of it for a protocol: datagrams are never carried, so what would be intercepted passes, and what
+    /// must not leave without a peer does not leave.
+    #[must_use]
+    pub const fn on(self, protocol: Protocol) -> Self {
+        match (protocol, self) {
+            (Protocol::Udp, Self::Intercept | Self::InterceptSingle) => Self::Pass,
+            (Protocol::Udp, Self::DropIfNoPeer) => Self::Drop,
+            (Protocol::Udp, Self::Pass | Self::Drop | Self::Deny) | (Protocol::Tcp, _) => self,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl fmt::Display for Ruled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rule {
+            Some(rule) => write!(f, "{} (rule {rule})", self.action),
+            None => write!(f, "{} (no rule matches)", self.action),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        for action in Action::ALL {
+            assert_eq!(Action::from_word(action.word()), Some(action));
+        }
+        assert_eq!(Action::from_word("Pass"), None);
+        let ruled = Ruled { action: Action::DropIfNoPeer, rule: Some(3) };
+        assert_eq!(ruled.to_string(), "drop-if-no-peer (rule 3)");
+        assert_eq!(Ruled { action: Action::Pass, rule: None }.to_string(), "pass (no rule matches)");
+        assert_eq!(format!("{:>7}", Action::Deny), "   deny");
+    }
+
+    #[test]
+    fn datagrams_are_never_carried_and_never_leak() {
+        let rows = [
+            (Action::Pass, Action::Pass),
+            (Action::Intercept, Action::Pass),
+            (Action::InterceptSingle, Action::Pass),
+            (Action::Drop, Action::Drop),
+            (Action::Deny, Action::Deny),
+            (Action::DropIfNoPeer, Action::Drop),
+        ];
+        for (action, udp) in rows {
+            assert_eq!(action.on(Protocol::Udp), udp);
+            assert_eq!(action.on(Protocol::Tcp), action);
+        }
+    }
 }
