@@ -5,11 +5,15 @@
 //! engine (US 9,172,620, from 'The proxies in a proxy pair can become aware') grows beside them: [`flow`], [`probe`]
 //! and [`rule`] are its words.
 
+pub mod engine;
 pub mod flow;
 pub mod id;
+mod lru;
 pub mod now;
 pub mod packet;
+pub mod pmt;
 pub mod probe;
+pub mod reason;
 pub mod rule;
 pub mod seam;
 pub mod value;

@@ -1,0 +1,404 @@
+//! The interception engine (US 9,172,620, from 'The proxies in a proxy pair can become aware' on): what becomes of
+//! every SYN, SYN-ACK and reset that a node sees, and what the node does about it.
+//!
+//! Facts come in ([`Engine::handle_segment`], [`Engine::handle_event`], [`Engine::claim`]), orders go out
+//! ([`Engine::poll_output`]); the engine knows no packet formats, sockets or links. It keeps the original SYN of a
+//! connection only to give it to this node's own stack, or to send it on when that turns out to be better. A role is
+//! a property of a flow, never of a node:
+//!
+//! ```text
+//! client's side                                        server's side
+//!   SYN ─► Probing ─answer─► Opening ─opened─► Carried   SYN+query ─► Connecting ─► Early ─claim─► Claimed
+//!             │                 │ refused                    own SYN answered by a node ─► Middle ─claim─┘
+//!             └─► Direct ◄──────┘                        nobody claims, or a plain SYN: abandoned
+//! ```
+//!
+//! Two promises shape everything: a fault of this node or of its peers never keeps a client from its server, and
+//! every table is bounded, where 'full' means that what is new goes past untouched.
+
+mod client;
+mod config;
+mod journal;
+mod limits;
+mod server;
+mod table;
+mod words;
+
+pub use crate::reason::Reason;
+pub use config::{AckVariant, Config, Embodiment};
+pub use journal::Decided;
+pub use table::FlowRow;
+pub use words::{
+    Claim, ConnectFailure, Event, Hook, Kind, Output, Peer, Refusal, Room, Seen, Unreachable, Verdict,
+};
+
+use crate::{
+    flow::Flow,
+    lru::Lru,
+    now::Now,
+    pmt::{Lookup, Pmt, PmtRow, Prefix},
+    probe::Probe,
+    rule::{Action, Ruled},
+};
+use journal::Journal;
+use limits::Places;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    time::Instant,
+};
+use table::{State, Table};
+
+/// One node's engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    config: Config,
+    pmt: Pmt,
+    table: Table,
+    places: Places,
+    /// SYNs with a query that were seen, until when they entitle a peer, and whether their connection went past us.
+    seen: Lru<Flow, SeenSyn>,
+    /// Peers to which an authenticated link stands.
+    up: BTreeSet<Peer>,
+    journal: Journal,
+    outputs: VecDeque<Output>,
+    agent: bool,
+    bypass: bool,
+    last: Reason,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SeenSyn {
+    until: Instant,
+    /// Its connection goes past this node: a claim comes too late.
+    past: bool,
+}
+
+/// What is done with a packet, and why.
+type Decision = (Verdict, Reason);
+
+impl Engine {
+    /// An engine that knows nothing and passes everything until [`Event::AgentUp`].
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            pmt: Pmt::new(config.pmt.clone()),
+            table: Table::new(config.flows_max, config.kept_octets_max),
+            places: Places::new(config.networks_max, config.unclaimed_network_max, config.orphan_penance),
+            seen: Lru::new(config.seen_entries_max),
+            up: BTreeSet::new(),
+            journal: Journal::new(config.recent_max),
+            outputs: VecDeque::new(),
+            agent: false,
+            bypass: false,
+            last: Reason::Stray,
+            config,
+        }
+    }
+
+    /// Decides about one packet. `ruled` is what the rules say about its flow; `packet` are its octets from the IP
+    /// header on, as they came. Drain [`Engine::poll_output`] afterwards.
+    pub fn handle_segment(&mut self, now: Now, seen: &Seen, ruled: Ruled, packet: &[u8]) -> Verdict {
+        let (flow, (verdict, reason)) = match seen.kind {
+            Kind::Syn => {
+                let flow = Flow { client: seen.src, server: seen.dst };
+                let decision = match seen.hook {
+                    Hook::Own => self.own_syn(now, flow, seen),
+                    Hook::Forwarded(_) if self.is_own_syn(&flow, seen.seq) => {
+                        (Verdict::Pass, Reason::OwnSynBack)
+                    }
+                    Hook::Forwarded(_) if self.bypass => (Verdict::Pass, Reason::Bypass),
+                    Hook::Forwarded(ingress) => match seen.probe {
+                        Some(Probe::Query(_)) => self.query(now, flow, seen, ingress, ruled.action, packet),
+                        Some(Probe::Response(_)) | None => {
+                            self.plain(now, flow, seen, ingress, ruled.action, packet)
+                        }
+                    },
+                };
+                (flow, decision)
+            }
+            Kind::SynAck => {
+                let flow = Flow { client: seen.dst, server: seen.src };
+                let decision = match seen.probe {
+                    Some(Probe::Response(response)) => self.response(now, flow, seen, response),
+                    Some(Probe::Query(_)) | None => self.server_answer(now, flow, seen),
+                };
+                (flow, decision)
+            }
+            Kind::Rst => self.reset_seen(now, seen),
+        };
+        self.last = reason;
+        self.journal.note(now.wall, flow, reason);
+        verdict
+    }
+
+    /// Takes note of what happened. Drain [`Engine::poll_output`] afterwards.
+    pub fn handle_event(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Connected { flow } => self.connected(now, flow),
+            Event::ConnectFailed { flow, why } => self.connect_failed(now, flow, why),
+            Event::Opened { flow } => self.opened(now, flow),
+            Event::Refused { flow, why } => self.refused(now, flow, why),
+            Event::Aborted { flow } => self.aborted(now, flow),
+            Event::Closed { flow } => {
+                if let Some(entry) = self.table.remove(&flow) {
+                    if matches!(entry.state, State::Connecting(_)) {
+                        self.outputs.push_back(Output::Abandon { flow, why: Reason::Closed });
+                    }
+                    self.journal.note(now.wall, flow, Reason::Closed);
+                }
+            }
+            Event::Probed { server, answer } => {
+                self.probed(now, server, answer.map(Peer::from), Reason::ProbeNegative);
+            }
+            Event::PeerUp { peer } => {
+                if self.up.len() < self.config.peers_max {
+                    self.up.insert(peer);
+                }
+            }
+            Event::PeerDown { peer } => {
+                self.up.remove(&peer);
+                let waiting = self
+                    .table
+                    .flows(|e| matches!(e.state, State::Opening { peer: asked, .. } if asked == peer));
+                for flow in waiting {
+                    self.go_past(now, flow, Reason::PeerDown);
+                }
+            }
+            Event::AgentUp => self.agent = true,
+            Event::AgentDown => {
+                self.agent = false;
+                self.up.clear();
+                self.stand_aside(now, Reason::AgentDown);
+            }
+            Event::Bypass { on } => {
+                self.bypass = on;
+                if on {
+                    self.stand_aside(now, Reason::Bypass);
+                }
+            }
+        }
+    }
+
+    /// Does what is due. Drain [`Engine::poll_output`] afterwards.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(flow) = self.table.take_due(now.mono) {
+            self.timed_out(now, flow);
+        }
+        while let Some(server) = self.pmt.take_refresh(now.mono) {
+            if self.agent && !self.bypass {
+                self.send_probe(now, server);
+            }
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Engine::handle_timeout`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.table.next_deadline(), self.pmt.next_refresh()].into_iter().flatten().min()
+    }
+
+    /// Why the last packet was treated as it was.
+    #[must_use]
+    pub fn last_reason(&self) -> Reason {
+        self.last
+    }
+
+    /// What would become of a packet, without anything becoming of it.
+    #[must_use]
+    pub fn explain(&self, now: Now, seen: &Seen, ruled: Ruled) -> (Verdict, Reason) {
+        let mut dry = self.clone();
+        let verdict = dry.handle_segment(now, seen, ruled, &[0]);
+        (verdict, dry.last)
+    }
+
+    /// How often something was decided for this reason.
+    #[must_use]
+    pub fn count(&self, reason: Reason) -> u64 {
+        self.journal.count(reason)
+    }
+
+    /// The latest decisions, oldest first.
+    pub fn recent(&self) -> impl DoubleEndedIterator<Item = &Decided> {
+        self.journal.recent()
+    }
+
+    /// The connections that the engine has something to do with.
+    pub fn flows(&self) -> impl Iterator<Item = FlowRow> {
+        self.table.iter().map(|(flow, entry)| FlowRow::of(*flow, &entry.state))
+    }
+
+    /// The proxy mapping table as rows.
+    #[must_use]
+    pub fn pmt_rows(&self, now: Now) -> Vec<PmtRow> {
+        self.pmt.rows(now)
+    }
+
+    /// Takes back what an earlier process knew.
+    pub fn restore_pmt(&mut self, now: Now, rows: &[PmtRow]) {
+        self.pmt.restore(now, rows);
+    }
+
+    /// How much is held now.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        Load {
+            flows: self.table.len(),
+            kept_octets: self.table.octets(),
+            held: self.table.held(),
+            unclaimed: self.table.unclaimed(),
+            pmt: self.pmt.len(),
+        }
+    }
+
+    fn reset_seen(&mut self, now: Now, seen: &Seen) -> (Flow, Decision) {
+        let from_client = Flow { client: seen.src, server: seen.dst };
+        if let Some(entry) = self.table.get(&from_client) {
+            let refused_answer = entry.isn == Some(seen.seq);
+            let reason = match entry.state {
+                State::Probing { .. } if refused_answer => {
+                    self.answer_went_round(now, from_client, Reason::ClientReset)
+                }
+                State::Early { .. } | State::Middle { .. } if refused_answer => {
+                    self.give_up(now, from_client, Reason::ClientRejected);
+                    Reason::ClientRejected
+                }
+                State::Probing { .. } | State::Direct { .. } | State::Held { .. } | State::Opening { .. } => {
+                    Reason::Stray
+                }
+                State::Early { .. } | State::Middle { .. } | State::Connecting(_) => Reason::Stray,
+                State::Carried { .. } | State::Claimed { .. } => Reason::Carried,
+            };
+            return (from_client, (Verdict::Pass, reason));
+        }
+        let from_server = Flow { client: seen.dst, server: seen.src };
+        let reason = match self.table.get(&from_server) {
+            Some(entry) if entry.isn.is_some_and(|isn| seen.ack == isn.wrapping_add(1)) => {
+                match entry.state {
+                    State::Probing { .. } | State::Direct { .. } => {
+                        self.table.remove(&from_server);
+                        Reason::ServerReset
+                    }
+                    State::Held { .. } | State::Opening { .. } | State::Carried { .. } => Reason::Stray,
+                    State::Connecting(_)
+                    | State::Early { .. }
+                    | State::Middle { .. }
+                    | State::Claimed { .. } => Reason::Stray,
+                }
+            }
+            Some(_) | None => Reason::Stray,
+        };
+        (from_server, (Verdict::Pass, reason))
+    }
+
+    fn timed_out(&mut self, now: Now, flow: Flow) {
+        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
+        match state {
+            State::Probing { probes, .. } => {
+                self.table.remove(&flow);
+                self.journal.note(now.wall, flow, Reason::ProbeSilent);
+                if probes == 1 {
+                    let row = self.pmt.silent(now, flow.server);
+                    self.outputs.extend(row.map(Output::Learnt));
+                }
+            }
+            State::Direct { .. } => drop(self.table.remove(&flow)),
+            State::Held { .. } => {
+                // For all that wait for the same probe.
+                self.probed(now, flow.server, None, Reason::ProbeTimedOut);
+            }
+            State::Opening { .. } => {
+                self.outputs.push_back(Output::Abort { flow, why: Reason::OpenTimedOut });
+                self.peer_failed(now, flow);
+                self.go_past(now, flow, Reason::OpenTimedOut);
+            }
+            State::Carried { .. } => {
+                self.outputs.push_back(Output::Abort { flow, why: Reason::OpenTimedOut });
+                self.peer_failed(now, flow);
+                self.forget(now, flow, Reason::OpenTimedOut);
+            }
+            State::Connecting(_) => {
+                self.outputs.push_back(Output::Abandon { flow, why: Reason::ServerSilent });
+                self.connect_failed(now, flow, ConnectFailure::TimedOut);
+            }
+            State::Early { .. } | State::Middle { .. } => self.orphaned(now, flow),
+            State::Claimed { .. } => {}
+        }
+    }
+
+    /// Nothing more is taken over: what was kept back goes on its way, what nobody relies on yet is given up. What a
+    /// peer and a client rely on goes on, unless those who carry it are gone.
+    fn stand_aside(&mut self, now: Now, why: Reason) {
+        let agent = self.agent;
+        for flow in self.table.flows(|_| true) {
+            let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { continue };
+            match state {
+                State::Held { .. } => self.go_past(now, flow, why),
+                State::Opening { .. } => {
+                    self.outputs.push_back(Output::Abort { flow, why });
+                    self.go_past(now, flow, why);
+                }
+                State::Probing { .. } => self.let_go(now, flow, false),
+                State::Direct { .. } => {}
+                State::Connecting(_) | State::Early { .. } | State::Middle { .. } if state.unclaimed() => {
+                    let packet = self.table.take_packet(&flow);
+                    self.give_up(now, flow, why);
+                    self.went_past(flow);
+                    // Its client was told nothing yet.
+                    self.outputs.extend(packet.map(|packet| Output::ReleaseSyn { flow, packet }));
+                }
+                State::Connecting(_) | State::Early { .. } | State::Middle { .. } | State::Claimed { .. }
+                    if !agent =>
+                {
+                    self.outputs.push_back(Output::Abandon { flow, why });
+                    self.forget(now, flow, why);
+                }
+                State::Carried { .. } if !agent => self.forget(now, flow, why),
+                State::Connecting(_) | State::Early { .. } | State::Middle { .. } => {}
+                State::Claimed { .. } | State::Carried { .. } => {}
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Now, flow: Flow, why: Reason) {
+        self.table.remove(&flow);
+        self.journal.note(now.wall, flow, why);
+    }
+
+    fn is_own_syn(&self, flow: &Flow, seq: u32) -> bool {
+        self.table.get(flow).is_some_and(|entry| entry.state.own_isn() == Some(seq))
+    }
+
+    fn client_network(&self, flow: &Flow) -> Prefix {
+        Prefix::around(flow.client.ip(), self.config.network_v4_bits, self.config.network_v6_bits)
+    }
+
+    fn send_probe(&mut self, now: Now, server: SocketAddr) {
+        self.pmt.probing(now.mono, server, now.mono + self.config.stall_max);
+        let to = SocketAddr::new(server.ip(), self.config.probe_port);
+        self.outputs.push_back(Output::SendProbe { server, to });
+    }
+}
+
+/// How much an engine holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Connections.
+    pub flows: usize,
+    /// Octets of kept SYNs.
+    pub kept_octets: usize,
+    /// SYNs that wait for separate probes.
+    pub held: usize,
+    /// Early connections that nobody claimed.
+    pub unclaimed: usize,
+    /// Entries of the proxy mapping table.
+    pub pmt: usize,
+}
+
+#[cfg(test)]
+mod tests;

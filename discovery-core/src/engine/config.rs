@@ -1,0 +1,136 @@
+//! What the engine may be told. Every bound stands here with its reason.
+
+use crate::pmt::PmtConfig;
+use std::time::Duration;
+
+/// How a client-side node asks whether another one is on the path (US 9,172,620, 'probe query').
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Embodiment {
+    /// On the client's own SYN: no added round trip.
+    OnSyn,
+    /// The SYN waits for the outcome of a separate probe, at most for [`Config::stall_max`].
+    Stalled,
+    /// The SYN goes on untouched, beside a separate probe that serves later connections.
+    Parallel,
+}
+
+/// The acknowledgement number of a forged SYN-ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckVariant {
+    /// The client's initial sequence number. A client that gets it by accident refuses it and connects to the server
+    /// itself.
+    Isn,
+    /// One more, as a server would say: where a strict firewall on the path wants it. A client that gets it by
+    /// accident believes it.
+    IsnPlusOne,
+}
+
+/// Settings of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How to ask.
+    pub embodiment: Embodiment,
+    /// How to answer.
+    pub ack: AckVariant,
+    /// A number that the shell draws at start; forged sequence numbers come from it.
+    pub cookie: u32,
+    /// The port of separate probes.
+    pub probe_port: u16,
+    /// How many SYNs of one connection carry the query before the next goes without: a firewall may drop options, and
+    /// then the first SYN and one repeated one are lost.
+    pub probes_max: u8,
+    /// Two SYNs closer than this are one, doubled by the network.
+    pub duplicate_max: Duration,
+    /// A SYN repeated sooner than this was repeated because its sender refused an answer: timers start at a second.
+    pub quick_max: Duration,
+    /// After the last SYN a query waits this long for an answer or another SYN: longer than the third timer of a
+    /// client that doubles it (1, 2, 4 s).
+    pub probe_max: Duration,
+    /// How long a SYN waits for a separate probe.
+    pub stall_max: Duration,
+    /// How long a peer may take to say yes or no; then the kept SYN goes past it.
+    pub open_max: Duration,
+    /// How long an early connection waits to be claimed; none: 1.5 s, or 150 ms with [`AckVariant::IsnPlusOne`].
+    pub orphan: Option<Duration>,
+    /// How long an early connect waits for the server: a server that is not there must not take the places of others.
+    /// Shorter than the time in which a client's SYNs begin to go without the query.
+    pub early_connect_max: Duration,
+    /// How long the connect of a claimed connection may take.
+    pub connect_max: Duration,
+    /// How long a SYN that was seen entitles a peer to ask for its connection.
+    pub seen_max: Duration,
+    /// Connections known at once. What is new beyond it is not touched.
+    pub flows_max: usize,
+    /// Octets of kept SYNs at once.
+    pub kept_octets_max: usize,
+    /// A longer SYN (with data) is not kept, so its connection is not touched.
+    pub packet_octets_max: usize,
+    /// SYNs that wait for separate probes at once.
+    pub held_max: usize,
+    /// Early connections that nobody claimed yet, in all: spoofed queries make a node open connections to servers.
+    pub unclaimed_max: usize,
+    /// The same for one client network. A claim gives the place back at once, an orphan only slowly.
+    pub unclaimed_network_max: u32,
+    /// After how long one place of an orphan is given back.
+    pub orphan_penance: Duration,
+    /// Client networks remembered at once.
+    pub networks_max: usize,
+    /// How many bits make a client's network, IPv4.
+    pub network_v4_bits: u8,
+    /// How many bits make a client's network, IPv6.
+    pub network_v6_bits: u8,
+    /// SYNs remembered for claims at once.
+    pub seen_entries_max: usize,
+    /// Peers remembered at once.
+    pub peers_max: usize,
+    /// Decisions remembered for `status`.
+    pub recent_max: usize,
+    /// The proxy mapping table's own.
+    pub pmt: PmtConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            embodiment: Embodiment::OnSyn,
+            ack: AckVariant::Isn,
+            cookie: 0x5a5a_5a5a,
+            probe_port: 7_783,
+            probes_max: 2,
+            duplicate_max: Duration::from_millis(3),
+            quick_max: Duration::from_millis(500),
+            probe_max: Duration::from_secs(5),
+            stall_max: Duration::from_millis(500),
+            open_max: Duration::from_secs(2),
+            orphan: None,
+            early_connect_max: Duration::from_secs(3),
+            connect_max: Duration::from_secs(30),
+            seen_max: Duration::from_secs(10),
+            flows_max: 65_536,
+            kept_octets_max: 16 << 20,
+            packet_octets_max: 2_048,
+            held_max: 1_024,
+            unclaimed_max: 256,
+            unclaimed_network_max: 128,
+            orphan_penance: Duration::from_millis(100),
+            networks_max: 1_024,
+            network_v4_bits: 24,
+            network_v6_bits: 56,
+            seen_entries_max: 16_384,
+            peers_max: 256,
+            recent_max: 1_024,
+            pmt: PmtConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// How long an early connection waits to be claimed.
+    #[must_use]
+    pub fn orphan_after(&self) -> Duration {
+        self.orphan.unwrap_or(match self.ack {
+            AckVariant::Isn => Duration::from_millis(1500),
+            AckVariant::IsnPlusOne => Duration::from_millis(150),
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! The client's side.
+
+use super::*;
+use Verdict::{Drop, Pass, PassWithQuery};
+
+#[test]
+fn a_query_goes_out_on_the_clients_syn_and_the_server_alone_answers() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.see(&syn(flow(), ISN)), (PassWithQuery, Reason::Probing));
+    assert_eq!(rig.see(&answer(flow(), ISN.wrapping_add(1))), (Pass, Reason::ServerAnswered));
+    assert_eq!(rig.known(), Lookup::Known(Known::NoProxy));
+    assert_eq!(rig.see(&syn(flow_of(40_001), 7)), (Pass, Reason::NoProxy), "until it is stale");
+    rig.wait(ms(60_000));
+    assert_eq!(rig.see(&syn(flow_of(40_002), 7)), (PassWithQuery, Reason::Probing));
+    assert_eq!(rig.outputs(), []);
+}
+
+#[test]
+fn the_first_answer_waits_for_the_link_and_later_ones_do_not() {
+    for ack in [ISN, ISN.wrapping_add(1)] {
+        let mut rig = Rig::new();
+        rig.see(&syn(flow(), ISN));
+        assert_eq!(rig.see(&response(flow(), ack, peer(1), true)), (Drop, Reason::Answered));
+        assert_eq!(rig.outputs(), [open(1)], "an option can be forged: the client waits for the link");
+        assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::Opening));
+        assert_eq!(rig.see(&response(flow(), ack, peer(1), true)), (Drop, Reason::SecondAnswer));
+        assert_eq!(rig.known(), Lookup::Unknown, "nothing is learnt from an option alone");
+        rig.tell(Event::PeerUp { peer: peer(1) });
+        rig.tell(Event::Opened { flow: flow() });
+        assert_eq!(rig.outputs(), [inject()]);
+        assert_eq!(rig.known(), Lookup::Known(Known::Peer(peer(1))));
+        assert_eq!(
+            rig.see(&syn(flow(), ISN)),
+            (Pass, Reason::Carried),
+            "the own socket knows what to do with it"
+        );
+        rig.wait(ms(61_000));
+        rig.tell(Event::Closed { flow: flow() });
+        assert_eq!(rig.see(&syn(flow(), 5)), (PassWithQuery, Reason::Probing), "stale: the next SYN probes");
+        rig.see(&response(flow(), 5, peer(1), true));
+        assert_eq!(
+            rig.outputs(),
+            [open(1), inject()],
+            "the link stands and the server has accepted: at once"
+        );
+    }
+}
+
+#[test]
+fn a_known_peer_is_asked_without_a_probe_and_the_syn_waits() {
+    let mut rig = paired();
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::TableHit));
+    assert_eq!(rig.outputs(), [open(1)]);
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::Opening));
+    rig.tell(Event::Opened { flow: flow() });
+    assert_eq!(rig.outputs(), [inject()]);
+    rig.tell(Event::Closed { flow: flow() });
+    rig.tell(Event::PeerDown { peer: peer(1) });
+    assert_eq!(
+        rig.see(&syn(flow(), ISN)),
+        (PassWithQuery, Reason::Probing),
+        "it may have moved: ask the path"
+    );
+}
+
+#[test]
+fn a_peer_that_refuses_is_passed_by_and_the_servers_refusal_is_told() {
+    let rst = || Output::Reset { flow: flow(), seq: 0, ack: ISN.wrapping_add(1) };
+    let host = Unreachable::Host;
+    let icmp = || Output::Unreachable { flow: flow(), what: host, packet: SYN.to_vec() };
+    for (why, wanted, reason) in [
+        (Refusal::Peer, vec![release()], Reason::PeerRefused),
+        (Refusal::NoLink, vec![release()], Reason::PeerDown),
+        (Refusal::ServerRefused, vec![rst()], Reason::ServerRefused),
+        (Refusal::ServerUnreachable(host), vec![icmp()], Reason::ServerUnreachable),
+        (Refusal::ServerSilent, vec![], Reason::ServerSilent),
+    ] {
+        let mut rig = paired();
+        rig.see(&syn(flow(), ISN));
+        rig.outputs();
+        rig.tell(Event::Refused { flow: flow(), why });
+        assert_eq!((rig.outputs(), rig.engine.count(reason)), (wanted, 1), "{why:?}");
+        // After the injection there is no way past any more.
+        rig.tell(Event::Closed { flow: flow() });
+        rig.wait(ms(61_000));
+        rig.tell(Event::PeerUp { peer: peer(1) });
+        rig.see(&syn(flow(), ISN));
+        rig.see(&response(flow(), ISN, peer(1), true));
+        rig.outputs();
+        rig.tell(Event::Refused { flow: flow(), why });
+        let aborted = if rig.standing().is_none() { rig.outputs() } else { vec![] };
+        assert_eq!(aborted, [Output::Abort { flow: flow(), why: reason }], "{why:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_says_nothing_is_passed_by() {
+    let mut rig = paired();
+    rig.see(&syn(flow(), ISN));
+    rig.outputs();
+    rig.wait(ms(2_000));
+    assert_eq!(rig.outputs(), [Output::Abort { flow: flow(), why: Reason::OpenTimedOut }, release()]);
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Direct));
+    assert_eq!(
+        rig.see(&syn(flow_of(1), 1)),
+        (Pass, Reason::NoProxy),
+        "and so are the next ones, for a while"
+    );
+}
+
+#[test]
+fn repeated_syns_ask_again_once_and_then_go_without() {
+    let mut rig = Rig::new();
+    rig.see(&syn(flow(), ISN));
+    rig.wait(ms(1_000));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (PassWithQuery, Reason::ProbedAgain));
+    rig.wait(ms(2_000));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::ProbesUnanswered));
+    rig.wait(ms(4_000));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Direct));
+    assert_eq!(rig.see(&response(flow(), ISN, peer(1), true)), (Drop, Reason::LateAnswer));
+    assert_eq!(rig.see(&answer(flow(), ISN.wrapping_add(1))), (Pass, Reason::Direct));
+    assert_eq!(rig.known(), Lookup::Known(Known::OptionDropped), "a firewall drops what carries options");
+    assert_eq!(rig.see(&syn(flow_of(1), 1)), (Pass, Reason::OptionDropped));
+    assert_eq!(rig.outputs(), []);
+}
+
+#[test]
+fn a_client_that_refuses_an_unseen_answer_shows_another_way_back() {
+    for by_reset in [true, false] {
+        let mut rig = Rig::new();
+        rig.see(&syn(flow(), ISN));
+        rig.wait(ms(90));
+        if by_reset {
+            assert_eq!(rig.see(&rst(flow(), ISN)), (Pass, Reason::ClientReset));
+            assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Direct));
+        } else {
+            assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::QuickRetransmit));
+        }
+        assert_eq!(rig.see(&syn(flow_of(1), 1)), (Pass, Reason::Asymmetric));
+        rig.wait(ms(600_000));
+        assert_eq!(rig.see(&syn(flow_of(1), 1)), (PassWithQuery, Reason::Probing));
+    }
+    let mut rig = Rig::new();
+    rig.see(&syn(flow(), ISN));
+    assert_eq!(
+        rig.see(&rst(flow(), ISN.wrapping_add(1))),
+        (Pass, Reason::Stray),
+        "any other reset says nothing"
+    );
+    rig.wait(ms(1));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (PassWithQuery, Reason::ProbedAgain), "doubled by the network");
+}
+
+#[test]
+fn the_same_syn_through_another_ingress_goes_by() {
+    let mut rig = Rig::new();
+    rig.see(&syn(flow(), ISN));
+    let back = Seen { hook: Hook::Forwarded(WAN), ..syn(flow(), ISN) };
+    assert_eq!(rig.see(&back), (Pass, Reason::OtherIngress));
+    assert_eq!(rig.see(&query(flow(), ISN)), (Pass, Reason::OwnQueryBack));
+    assert_eq!(rig.standing(), Some(Reason::Probing));
+}
+
+#[test]
+fn what_the_operator_says_is_done() {
+    let ack = ISN.wrapping_add(1);
+    let reset = Output::Reset { flow: flow(), seq: 0, ack };
+    for (action, decision, outputs) in [
+        (Action::Pass, (Pass, Reason::RulePass), vec![]),
+        (Action::Drop, (Drop, Reason::RuleDrop), vec![]),
+        (Action::Deny, (Drop, Reason::RuleDeny), vec![reset]),
+        (Action::InterceptSingle, (Drop, Reason::Single), vec![Output::Single { flow: flow() }, inject()]),
+        (Action::Intercept, (PassWithQuery, Reason::Probing), vec![]),
+    ] {
+        let mut rig = Rig::new();
+        rig.action = action;
+        assert_eq!((rig.see(&syn(flow(), ISN)), rig.outputs()), (decision, outputs), "{action:?}");
+    }
+}
+
+#[test]
+fn single_reaches_its_server_from_the_clients_address_undisturbed() {
+    let mut rig = Rig::new();
+    rig.action = Action::InterceptSingle;
+    rig.see(&syn(flow(), ISN));
+    assert_eq!(rig.see(&own(flow(), 9)), (Pass, Reason::OwnSynPlain));
+    assert_eq!(rig.see(&answer(flow(), 10)), (Pass, Reason::Single));
+}
+
+#[test]
+fn only_through_a_peer_means_that_no_syn_leaves_before_one_is_known() {
+    let mut rig = Rig::new();
+    rig.action = Action::DropIfNoPeer;
+    let to = SocketAddr::new(flow().server.ip(), 7_783);
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::Held));
+    assert_eq!(rig.outputs(), [Output::SendProbe { server: flow().server, to }]);
+    assert_eq!(rig.see(&syn(flow_of(1), 1)), (Drop, Reason::Held));
+    assert_eq!(rig.outputs(), [], "one probe for all who wait");
+    let from = peer(1);
+    let answer = Some(Response { link: from.link, key: from.key, connected: false });
+    rig.tell(Event::Probed { server: flow().server, answer });
+    assert_eq!(rig.outputs(), [Output::Open { flow: flow_of(1), peer: from }, open(1)]);
+    rig.tell(Event::Opened { flow: flow() });
+    assert_eq!(rig.outputs(), [inject()], "no need to wait for the client's next SYN");
+    rig.tell(Event::Refused { flow: flow_of(1), why: Refusal::Peer });
+    assert_eq!((rig.outputs(), rig.engine.count(Reason::NoPeer)), (vec![], 1));
+    assert_eq!(rig.see(&syn(flow_of(1), 1)), (Drop, Reason::NoPeer));
+    rig.tell(Event::AgentDown);
+    assert_eq!(rig.see(&syn(flow_of(2), 1)), (Drop, Reason::NoPeer));
+    assert_eq!(rig.outputs(), []);
+}
+
+#[test]
+fn a_stalled_syn_goes_on_when_the_probe_finds_nobody_or_nothing_comes() {
+    for negative in [true, false] {
+        let mut rig = Rig::with(Config { embodiment: Embodiment::Stalled, ..Config::default() });
+        assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::Held));
+        rig.outputs();
+        if negative {
+            rig.tell(Event::Probed { server: flow().server, answer: None });
+        } else {
+            rig.wait(ms(500));
+        }
+        assert_eq!(rig.outputs(), [release()]);
+        assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Direct));
+        assert_eq!(rig.see(&syn(flow_of(1), 1)), (Pass, Reason::NoProxy));
+    }
+}
+
+#[test]
+fn a_parallel_probe_serves_the_next_connection() {
+    let mut rig = Rig::with(Config { embodiment: Embodiment::Parallel, ..Config::default() });
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::ProbedBeside));
+    assert_eq!(rig.outputs().len(), 1);
+    assert_eq!(rig.see(&syn(flow_of(1), ISN)), (Pass, Reason::ProbedBeside));
+    assert_eq!(rig.outputs(), [], "one at a time");
+    let from = peer(1);
+    rig.tell(Event::PeerUp { peer: from });
+    let answer = Some(Response { link: from.link, key: from.key, connected: false });
+    rig.tell(Event::Probed { server: flow().server, answer });
+    assert_eq!(rig.see(&syn(flow_of(2), ISN)), (Drop, Reason::TableHit));
+}
+
+#[test]
+fn what_cannot_be_touched_is_not() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.see(&Seen { room: Room::Full, ..syn(flow(), ISN) }), (Pass, Reason::OptionsFull));
+    let mut rig = paired();
+    assert_eq!(rig.see(&Seen { room: Room::Untouchable, ..syn(flow(), ISN) }), (Pass, Reason::Untouchable));
+    assert_eq!(
+        rig.see(&Seen { room: Room::Full, ..syn(flow(), ISN) }),
+        (Drop, Reason::TableHit),
+        "no room needed"
+    );
+}
+
+#[test]
+fn nobody_here_means_not_here() {
+    let mut rig = paired();
+    rig.see(&syn(flow(), ISN));
+    rig.see(&syn(flow_of(1), 1));
+    rig.tell(Event::Opened { flow: flow_of(1) });
+    rig.outputs();
+    rig.tell(Event::AgentDown);
+    assert_eq!(rig.outputs(), [Output::Abort { flow: flow(), why: Reason::AgentDown }, release()]);
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Direct));
+    assert_eq!(rig.see(&syn(flow_of(1), 1)), (Pass, Reason::AgentDown));
+    assert_eq!(rig.see(&query(flow_of(2), 1)), (Pass, Reason::AgentDown));
+    rig.tell(Event::AgentUp);
+    rig.tell(Event::Bypass { on: true });
+    assert_eq!(rig.see(&syn(flow_of(3), 1)), (Pass, Reason::Bypass));
+    rig.tell(Event::Bypass { on: false });
+    assert_eq!(
+        rig.see(&syn(flow_of(3), 1)),
+        (PassWithQuery, Reason::Probing),
+        "the links have to come back first"
+    );
+}
+
+#[test]
+fn full_tables_pass() {
+    for config in [
+        Config { flows_max: 1, ..Config::default() },
+        Config { kept_octets_max: SYN.len(), ..Config::default() },
+    ] {
+        let mut rig = Rig::with(config);
+        assert_eq!(rig.see(&syn(flow(), ISN)), (PassWithQuery, Reason::Probing));
+        assert_eq!(rig.see(&syn(flow_of(1), ISN)), (Pass, Reason::TableFull));
+        assert_eq!(rig.see(&query(flow_of(2), ISN)), (Pass, Reason::TableFull));
+        rig.see(&answer(flow(), ISN.wrapping_add(1)));
+        rig.wait(ms(5_000));
+        assert_eq!(rig.engine.load(), Load { pmt: 1, ..Load::default() });
+        rig.wait(ms(60_000));
+        assert_eq!(rig.see(&syn(flow_of(1), ISN)), (PassWithQuery, Reason::Probing));
+    }
+}
+
+/// An engine that knows its peer, with a link to it.
+fn paired() -> Rig {
+    let mut rig = Rig::new();
+    rig.tell(Event::PeerUp { peer: peer(1) });
+    rig.see(&syn(flow(), 1));
+    rig.see(&response(flow(), 1, peer(1), true));
+    rig.tell(Event::Opened { flow: flow() });
+    rig.tell(Event::Closed { flow: flow() });
+    rig.outputs();
+    rig
+}

@@ -1,0 +1,416 @@
+//! The proxy mapping table (US 9,172,620, 'PMT'): which node stands on the path to a server, or that none does.
+//!
+//! Keyed by the server's address and port, because a node may serve one port and not another. What is learnt lives
+//! for a time that grows while it stays true and shrinks when it changes; what the operator named is never refreshed.
+//! That answers do not come back through this node is a property of routes, so it is kept for a network of servers.
+//! Bounded: the entry longest not used goes first.
+
+mod prefix;
+
+pub use prefix::Prefix;
+
+use crate::{
+    engine::Peer,
+    lru::Lru,
+    now::{Now, UnixMillis},
+};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+/// What is known of the path to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Known {
+    /// This node stands there.
+    Peer(Peer),
+    /// The operator says that this node stands there.
+    Static(Peer),
+    /// No node does, or none that takes connections from here.
+    NoProxy,
+    /// A SYN with the query does not arrive.
+    OptionDropped,
+    /// Answers do not come back through this node.
+    Asymmetric,
+}
+
+/// What an entry is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// One port of one server.
+    Server(SocketAddr),
+    /// All servers of a network, on one port or on all.
+    Network(Prefix, Option<u16>),
+}
+
+/// One entry as plain values: for whoever keeps it on disk or shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PmtRow {
+    /// What it is about.
+    pub place: Place,
+    /// What is known.
+    pub known: Known,
+    /// Until when; none for what the operator named.
+    pub until: Option<UnixMillis>,
+    /// How long it lived or will live after its last confirmation.
+    pub ttl: Duration,
+    /// How often the answer changed.
+    pub flaps: u32,
+}
+
+/// A peer that the operator named for some servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaticPeer {
+    /// For these addresses.
+    pub network: Prefix,
+    /// For this port, or every one.
+    pub port: Option<u16>,
+    /// This peer.
+    pub peer: Peer,
+}
+
+/// How stale entries become fresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// The next connection's SYN probes.
+    NextSyn,
+    /// A separate probe when a peer's entry that was used runs out, at most one per interval.
+    Timer {
+        /// Between two such probes.
+        interval: Duration,
+    },
+}
+
+/// Bounds and times of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PmtConfig {
+    /// What the operator named. First match wins.
+    pub statics: Vec<StaticPeer>,
+    /// Servers known at once.
+    pub entries_max: usize,
+    /// Networks marked at once.
+    pub networks_max: usize,
+    /// How long a new or changed answer is believed.
+    pub ttl_min: Duration,
+    /// How long an answer is believed that was confirmed again and again.
+    pub ttl_max: Duration,
+    /// The most that 'no proxy' is believed: a node may be installed at any time.
+    pub no_proxy_ttl_max: Duration,
+    /// How long a peer that failed us is left alone.
+    pub failed_ttl: Duration,
+    /// How long a network stays marked as asymmetric, and a server as one that gets no SYN with options.
+    pub obstacle_ttl: Duration,
+    /// How many bits make a network, IPv4.
+    pub network_v4_bits: u8,
+    /// How many bits make a network, IPv6.
+    pub network_v6_bits: u8,
+    /// So many probes in a row that ended in silence mark the network as asymmetric.
+    pub silent_max: u8,
+    /// How stale entries become fresh.
+    pub refresh: Refresh,
+}
+
+impl Default for PmtConfig {
+    fn default() -> Self {
+        Self {
+            statics: Vec::new(),
+            entries_max: 16_384,
+            networks_max: 256,
+            ttl_min: Duration::from_secs(60),
+            ttl_max: Duration::from_secs(3600),
+            no_proxy_ttl_max: Duration::from_secs(600),
+            failed_ttl: Duration::from_secs(30),
+            obstacle_ttl: Duration::from_secs(600),
+            network_v4_bits: 24,
+            network_v6_bits: 64,
+            silent_max: 3,
+            refresh: Refresh::NextSyn,
+        }
+    }
+}
+
+/// What the table says about a server now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Nothing, or nothing that is still believed.
+    Unknown,
+    /// A separate probe is on its way.
+    Probing,
+    /// What is known.
+    Known(Known),
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub struct Pmt {
+    config: PmtConfig,
+    servers: Lru<SocketAddr, Entry>,
+    networks: Lru<Prefix, Instant>,
+    /// When peers' entries run out, for [`Refresh::Timer`] only.
+    expiries: BTreeSet<(Instant, SocketAddr)>,
+    refresh_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    known: Option<Known>,
+    until: Instant,
+    ttl: Duration,
+    flaps: u32,
+    silent: u8,
+    used: bool,
+    probing_until: Option<Instant>,
+}
+
+impl Pmt {
+    /// An empty table.
+    #[must_use]
+    pub fn new(config: PmtConfig) -> Self {
+        Self {
+            servers: Lru::new(config.entries_max),
+            networks: Lru::new(config.networks_max),
+            expiries: BTreeSet::new(),
+            refresh_at: None,
+            config,
+        }
+    }
+
+    /// What is known about the server.
+    pub fn lookup(&mut self, now: Instant, server: SocketAddr) -> Lookup {
+        if let Some(named) = self
+            .config
+            .statics
+            .iter()
+            .find(|s| s.network.contains(server.ip()) && s.port.is_none_or(|p| p == server.port()))
+        {
+            return Lookup::Known(Known::Static(named.peer));
+        }
+        let network = self.network(server);
+        match self.networks.peek(&network) {
+            Some(until) if *until > now => return Lookup::Known(Known::Asymmetric),
+            Some(_) | None => {}
+        }
+        let Some(entry) = self.servers.touch(&server) else { return Lookup::Unknown };
+        entry.used = true;
+        match entry.known {
+            Some(known) if entry.until > now => Lookup::Known(known),
+            _ if entry.probing_until.is_some_and(|until| until > now) => Lookup::Probing,
+            _ => Lookup::Unknown,
+        }
+    }
+
+    /// A peer carried a connection to the server, or answered a separate probe.
+    pub fn learn_peer(&mut self, now: Now, server: SocketAddr, peer: Peer) -> PmtRow {
+        self.learn(now, server, Known::Peer(peer), self.config.ttl_min, self.config.ttl_max)
+    }
+
+    /// The server itself answered a query.
+    pub fn learn_none(&mut self, now: Now, server: SocketAddr) -> PmtRow {
+        self.learn(now, server, Known::NoProxy, self.config.ttl_min, self.config.no_proxy_ttl_max)
+    }
+
+    /// The peer on the path to the server does not take connections: past it, for a short time.
+    pub fn failed(&mut self, now: Now, server: SocketAddr) -> PmtRow {
+        self.learn(now, server, Known::NoProxy, self.config.failed_ttl, self.config.failed_ttl)
+    }
+
+    /// SYNs with the query do not reach the server; without it they do.
+    pub fn option_dropped(&mut self, now: Now, server: SocketAddr) -> PmtRow {
+        self.learn(now, server, Known::OptionDropped, self.config.obstacle_ttl, self.config.obstacle_ttl)
+    }
+
+    /// Answers from the server do not pass here: nor do those of its neighbours.
+    pub fn asymmetric(&mut self, now: Now, server: SocketAddr) -> PmtRow {
+        let network = self.network(server);
+        let ttl = self.config.obstacle_ttl;
+        self.networks.insert(network, now.mono + ttl);
+        self.networks.touch(&network);
+        PmtRow {
+            place: Place::Network(network, None),
+            known: Known::Asymmetric,
+            until: Some(now.wall.plus(ttl)),
+            ttl,
+            flaps: 0,
+        }
+    }
+
+    /// A query on a SYN ended in silence: no answer, no second SYN. Often enough, that is an asymmetric path.
+    pub fn silent(&mut self, now: Now, server: SocketAddr) -> Option<PmtRow> {
+        let silent_max = self.config.silent_max.max(1);
+        let entry = self.entry(now.mono, server);
+        entry.silent = entry.silent.saturating_add(1);
+        if entry.silent < silent_max {
+            return None;
+        }
+        entry.silent = 0;
+        Some(self.asymmetric(now, server))
+    }
+
+    /// A separate probe went out and may be answered until then.
+    pub fn probing(&mut self, now: Instant, server: SocketAddr, until: Instant) {
+        self.entry(now, server).probing_until = Some(until);
+    }
+
+    /// The next server whose entry is to be refreshed by a separate probe, and not before its time.
+    pub fn take_refresh(&mut self, now: Instant) -> Option<SocketAddr> {
+        let Refresh::Timer { interval } = self.config.refresh else { return None };
+        if self.refresh_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        while let Some((at, server)) = self.expiries.first().copied() {
+            if at > now {
+                break;
+            }
+            self.expiries.pop_first();
+            if self.servers.peek(&server).is_some_and(|e| e.used && e.until == at) {
+                self.refresh_at = Some(now + interval);
+                return Some(server);
+            }
+        }
+        None
+    }
+
+    /// When [`Pmt::take_refresh`] has something next.
+    #[must_use]
+    pub fn next_refresh(&self) -> Option<Instant> {
+        let (at, _) = self.expiries.first()?;
+        Some(self.refresh_at.map_or(*at, |next| next.max(*at)))
+    }
+
+    /// Every entry that is still believed, the operator's first.
+    #[must_use]
+    pub fn rows(&self, now: Now) -> Vec<PmtRow> {
+        let wall = |until: Instant| Some(now.wall.plus(until.saturating_duration_since(now.mono)));
+        let statics = self.config.statics.iter().map(|s| PmtRow {
+            place: Place::Network(s.network, s.port),
+            known: Known::Static(s.peer),
+            until: None,
+            ttl: Duration::ZERO,
+            flaps: 0,
+        });
+        let networks =
+            self.networks.iter().filter(|(_, until)| **until > now.mono).map(|(network, until)| PmtRow {
+                place: Place::Network(*network, None),
+                known: Known::Asymmetric,
+                until: wall(*until),
+                ttl: self.config.obstacle_ttl,
+                flaps: 0,
+            });
+        let servers = self.servers.iter().filter(|(_, e)| e.until > now.mono).filter_map(|(server, e)| {
+            Some(PmtRow {
+                place: Place::Server(*server),
+                known: e.known?,
+                until: wall(e.until),
+                ttl: e.ttl,
+                flaps: e.flaps,
+            })
+        });
+        statics.chain(networks).chain(servers).collect()
+    }
+
+    /// Takes back rows that an earlier process kept. Those whose time is over are left out, and no row lives longer
+    /// than it would have if it had just been learnt: a clock that was set back prolongs nothing.
+    pub fn restore(&mut self, now: Now, rows: &[PmtRow]) {
+        for row in rows {
+            let left = row.until.map_or(Duration::ZERO, |until| until.since(now.wall));
+            if left.is_zero() {
+                continue;
+            }
+            match (row.place, row.known) {
+                (Place::Network(network, None), Known::Asymmetric) => {
+                    self.networks.insert(network, now.mono + left.min(self.config.obstacle_ttl));
+                }
+                (Place::Server(server), Known::Peer(_) | Known::NoProxy | Known::OptionDropped) => {
+                    let ttl = row.ttl.min(self.ttl_max(row.known)).max(Duration::from_millis(1));
+                    let entry = self.entry(now.mono, server);
+                    (entry.known, entry.ttl, entry.flaps) = (Some(row.known), ttl, row.flaps);
+                    entry.until = now.mono + left.min(ttl);
+                    let until = entry.until;
+                    self.watch(server, row.known, until);
+                }
+                // What the operator names comes from the configuration only.
+                (Place::Server(_) | Place::Network(..), _) => {}
+            }
+        }
+    }
+
+    /// How many servers and networks are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.servers.len() + self.networks.len()
+    }
+
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn learn(
+        &mut self,
+        now: Now,
+        server: SocketAddr,
+        known: Known,
+        ttl_min: Duration,
+        ttl_max: Duration,
+    ) -> PmtRow {
+        let ttl_min = ttl_min.min(ttl_max);
+        let entry = self.entry(now.mono, server);
+        entry.ttl = match entry.known {
+            Some(before) if before == known => entry.ttl.saturating_mul(2).clamp(ttl_min, ttl_max),
+            Some(_) => {
+                entry.flaps = entry.flaps.saturating_add(1);
+                ttl_min
+            }
+            None => ttl_min,
+        };
+        (entry.known, entry.silent, entry.used, entry.probing_until) = (Some(known), 0, false, None);
+        entry.until = now.mono + entry.ttl;
+        let (until, ttl, flaps) = (entry.until, entry.ttl, entry.flaps);
+        self.watch(server, known, until);
+        PmtRow { place: Place::Server(server), known, until: Some(now.wall.plus(ttl)), ttl, flaps }
+    }
+
+    fn watch(&mut self, server: SocketAddr, known: Known, until: Instant) {
+        let timer = matches!(self.config.refresh, Refresh::Timer { .. });
+        if timer && matches!(known, Known::Peer(_)) {
+            // Old marks of the same server are skipped when their time comes; their number is bounded here.
+            if self.expiries.len() >= self.config.entries_max.saturating_mul(2) {
+                self.expiries.pop_first();
+            }
+            self.expiries.insert((until, server));
+        }
+    }
+
+    fn entry(&mut self, now: Instant, server: SocketAddr) -> &mut Entry {
+        if self.servers.peek(&server).is_none() {
+            let fresh = Entry {
+                known: None,
+                until: now,
+                ttl: Duration::ZERO,
+                flaps: 0,
+                silent: 0,
+                used: false,
+                probing_until: None,
+            };
+            self.servers.insert(server, fresh);
+        }
+        self.servers.touch(&server).expect("it was put in just now")
+    }
+
+    fn ttl_max(&self, known: Known) -> Duration {
+        match known {
+            Known::Peer(_) | Known::Static(_) => self.config.ttl_max,
+            Known::NoProxy => self.config.no_proxy_ttl_max,
+            Known::OptionDropped | Known::Asymmetric => self.config.obstacle_ttl,
+        }
+    }
+
+    fn network(&self, server: SocketAddr) -> Prefix {
+        Prefix::around(server.ip(), self.config.network_v4_bits, self.config.network_v6_bits)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! The table's times, bounds and flaps.
+#![allow(clippy::disallowed_methods, reason = "a test needs some first moment")]
+
+use super::*;
+use crate::probe::KeyHint;
+
+fn server(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 2, 0, n], 143))
+}
+
+fn peer(n: u8) -> Peer {
+    Peer { link: SocketAddr::from(([10, 8, 0, n], 7777)), key: KeyHint([n; 8]) }
+}
+
+fn start() -> Now {
+    Now { mono: Instant::now(), wall: UnixMillis(1_800_000_000_000) }
+}
+
+fn later(now: Now, by: Duration) -> Now {
+    Now { mono: now.mono + by, wall: now.wall.plus(by) }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_stays_true_is_believed_longer_and_what_changes_shorter() {
+    let (mut pmt, t) = (Pmt::new(PmtConfig::default()), start());
+    assert_eq!(pmt.lookup(t.mono, server(1)), Lookup::Unknown);
+    assert_eq!(pmt.learn_peer(t, server(1), peer(1)).ttl, MINUTE);
+    assert_eq!(pmt.learn_peer(t, server(1), peer(1)).ttl, 2 * MINUTE);
+    assert_eq!(pmt.lookup(t.mono, server(1)), Lookup::Known(Known::Peer(peer(1))));
+    for _ in 0..10 {
+        pmt.learn_peer(t, server(1), peer(1));
+    }
+    assert_eq!(pmt.learn_peer(t, server(1), peer(1)).ttl, 60 * MINUTE, "and never longer than the most");
+    let row = pmt.learn_peer(t, server(1), peer(2));
+    assert_eq!((row.ttl, row.flaps), (MINUTE, 1), "it moved");
+    let row = pmt.learn_none(t, server(1));
+    assert_eq!((row.ttl, row.flaps, row.known), (MINUTE, 2, Known::NoProxy));
+    for _ in 0..10 {
+        pmt.learn_none(t, server(1));
+    }
+    assert_eq!(pmt.learn_none(t, server(1)).ttl, 10 * MINUTE, "a node may be installed at any time");
+    assert_eq!(
+        pmt.lookup(later(t, 11 * MINUTE).mono, server(1)),
+        Lookup::Unknown,
+        "stale: the next SYN probes"
+    );
+}
+
+#[test]
+fn ports_are_apart_and_static_entries_come_first_and_never_age() {
+    let named = StaticPeer { network: Prefix::new(server(0).ip(), 24), port: Some(143), peer: peer(9) };
+    let (mut pmt, t) = (Pmt::new(PmtConfig { statics: vec![named], ..PmtConfig::default() }), start());
+    pmt.learn_none(t, server(1));
+    pmt.asymmetric(t, server(1));
+    assert_eq!(pmt.lookup(later(t, 10_000 * MINUTE).mono, server(1)), Lookup::Known(Known::Static(peer(9))));
+    let other = SocketAddr::new(server(1).ip(), 993);
+    pmt.learn_peer(t, SocketAddr::new([10, 3, 0, 1].into(), 993), peer(1));
+    assert_eq!(pmt.lookup(t.mono, other), Lookup::Known(Known::Asymmetric), "the mark is for all ports");
+    assert_eq!(pmt.lookup(t.mono, SocketAddr::new([10, 3, 0, 1].into(), 143)), Lookup::Unknown);
+    assert_eq!(pmt.lookup(later(t, 11 * MINUTE).mono, other), Lookup::Unknown);
+    assert_eq!(pmt.rows(t)[0].until, None);
+}
+
+#[test]
+fn three_silent_probes_are_an_asymmetric_path_unless_somebody_answers_between() {
+    let (mut pmt, t) = (Pmt::new(PmtConfig::default()), start());
+    assert_eq!((pmt.silent(t, server(1)), pmt.silent(t, server(1))), (None, None));
+    pmt.learn_none(t, server(1));
+    assert_eq!((pmt.silent(t, server(1)), pmt.silent(t, server(1))), (None, None));
+    let row = pmt.silent(t, server(1)).unwrap();
+    assert_eq!(
+        (row.place, row.known),
+        (Place::Network(Prefix::new(server(0).ip(), 24), None), Known::Asymmetric)
+    );
+    assert_eq!(pmt.lookup(t.mono, server(7)), Lookup::Known(Known::Asymmetric), "its neighbours too");
+}
+
+#[test]
+fn a_separate_probe_on_its_way_is_known_and_forgotten() {
+    let (mut pmt, t) = (Pmt::new(PmtConfig::default()), start());
+    pmt.probing(t.mono, server(1), t.mono + MINUTE);
+    assert_eq!(pmt.lookup(t.mono, server(1)), Lookup::Probing);
+    assert_eq!(pmt.lookup(later(t, MINUTE).mono, server(1)), Lookup::Unknown);
+    pmt.probing(t.mono, server(1), t.mono + MINUTE);
+    pmt.learn_none(t, server(1));
+    assert_eq!(pmt.lookup(t.mono, server(1)), Lookup::Known(Known::NoProxy));
+}
+
+#[test]
+fn refresh_by_timer_takes_only_what_was_used_and_one_at_a_time() {
+    let refresh = Refresh::Timer { interval: Duration::from_secs(1) };
+    let (mut pmt, t) = (Pmt::new(PmtConfig { refresh, ..PmtConfig::default() }), start());
+    for n in 1..=3 {
+        pmt.learn_peer(t, server(n), peer(1));
+    }
+    pmt.learn_none(t, server(4));
+    for n in [1, 3, 4] {
+        pmt.lookup(t.mono, server(n));
+    }
+    assert_eq!(pmt.take_refresh(t.mono), None);
+    let due = later(t, MINUTE);
+    assert_eq!(pmt.next_refresh(), Some(due.mono));
+    assert_eq!(pmt.take_refresh(due.mono), Some(server(1)));
+    assert_eq!(pmt.take_refresh(due.mono), None, "not two at once");
+    assert_eq!(pmt.next_refresh(), Some(later(due, Duration::from_secs(1)).mono));
+    assert_eq!(
+        pmt.take_refresh(later(due, Duration::from_secs(1)).mono),
+        Some(server(3)),
+        "2 was never used"
+    );
+    assert_eq!((pmt.take_refresh(later(due, MINUTE).mono), pmt.next_refresh()), (None, None));
+}
+
+#[test]
+fn rows_survive_a_restart_and_a_clock_set_back_prolongs_nothing() {
+    let (mut pmt, t) = (Pmt::new(PmtConfig::default()), start());
+    pmt.learn_peer(t, server(1), peer(1));
+    pmt.learn_none(t, server(2));
+    pmt.option_dropped(t, server(3));
+    pmt.asymmetric(t, SocketAddr::from(([10, 9, 0, 1], 80)));
+    let rows = pmt.rows(t);
+    assert_eq!(rows.len(), 4);
+    let restored = |now: Now| {
+        let mut fresh = Pmt::new(PmtConfig::default());
+        fresh.restore(now, &rows);
+        fresh
+    };
+    assert_eq!(restored(t).rows(t), rows);
+    let half = later(t, MINUTE / 2);
+    assert_eq!(restored(half).rows(half), rows, "the time between the processes counts");
+    assert_eq!(restored(later(t, MINUTE)).rows(later(t, MINUTE)).len(), 2, "what ran out is left out");
+    let back = Now { mono: t.mono, wall: UnixMillis(t.wall.0 - 86_400_000) };
+    for row in restored(back).rows(back) {
+        assert!(row.until.unwrap() <= back.wall.plus(row.ttl), "{row:?}");
+    }
+    let mut fresh = Pmt::new(PmtConfig::default());
+    fresh
+        .restore(t, &[PmtRow { known: Known::Static(peer(1)), until: Some(t.wall.plus(MINUTE)), ..rows[1] }]);
+    assert!(fresh.is_empty(), "what the operator names is not restored");
+}
+
+#[test]
+fn it_never_grows_beyond_its_bounds() {
+    let config = PmtConfig {
+        entries_max: 16,
+        networks_max: 4,
+        refresh: Refresh::Timer { interval: MINUTE },
+        ..PmtConfig::default()
+    };
+    let (mut pmt, t) = (Pmt::new(config), start());
+    for n in 0..10_000_u16 {
+        let server = SocketAddr::from(([10, 2, n.to_be_bytes()[0], n.to_be_bytes()[1]], 143));
+        match n % 4 {
+            0 => drop(pmt.learn_peer(t, server, peer(1))),
+            1 => drop(pmt.learn_none(t, server)),
+            2 => drop(pmt.silent(t, server)),
+            _ => drop(pmt.asymmetric(t, server)),
+        }
+        assert!(pmt.len() <= 20 && pmt.expiries.len() <= 32);
+    }
+}
