@@ -13,6 +13,7 @@
 
 pub mod broker;
 pub mod marks;
+pub mod netd;
 pub mod queue;
 pub mod rules;
 pub mod socket;

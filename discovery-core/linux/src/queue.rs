@@ -63,4 +63,11 @@ pub trait PacketQueue: AsFd {
 
     /// What went by.
     fn counters(&self) -> QueueCounters;
+
+    /// Lets everything that waits flow on, then gives the queue up. The rules should be out: else new packets keep
+    /// coming until the queue is given up, and those in between are lost.
+    ///
+    /// # Errors
+    /// When the queue was lost before.
+    fn close(self) -> io::Result<()>;
 }

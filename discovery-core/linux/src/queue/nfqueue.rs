@@ -40,7 +40,7 @@ impl QueueSettings {
 }
 
 /// A bound queue. Dropped, it gives the queue up: what the kernel still holds of it is lost, what comes later flows
-/// untouched. [`NfQueue::close`] loses nothing.
+/// untouched. [`PacketQueue::close`] loses nothing.
 #[derive(Debug)]
 pub struct NfQueue {
     socket: Socket,
@@ -55,7 +55,7 @@ impl NfQueue {
     /// Binds a queue in the thread's network namespace.
     ///
     /// # Errors
-    /// Without CAP_NET_ADMIN; when another socket has the queue (EBUSY); when the kernel has no NFQUEUE.
+    /// Without CAP_NET_ADMIN or when another socket has the queue (both EPERM); when the kernel has no NFQUEUE.
     pub fn open(settings: QueueSettings) -> io::Result<Self> {
         let netlink = Domain::from(libc::AF_NETLINK);
         let socket = Socket::new(netlink, Type::RAW, Some(Protocol::from(libc::NETLINK_NETFILTER)))?;
@@ -70,28 +70,6 @@ impl NfQueue {
         queue.request(|out| out.bounds(number, settings.packets_max))?;
         queue.request(|out| out.copy(number, settings.copy_octets))?;
         Ok(queue)
-    }
-
-    /// Lets everything that waits flow on, then gives the queue up. The rules should be out: else new packets keep
-    /// coming until the queue is given up, and those in between are lost.
-    ///
-    /// # Errors
-    /// When the queue was lost before.
-    pub fn close(mut self) -> io::Result<()> {
-        let mut batch = self.settings.batch();
-        // As many as may wait, by batches, and a few for what came meanwhile.
-        for _ in 0..self.settings.packets_max / 8 + 8 {
-            self.receive(&mut batch)?;
-            if batch.is_empty() {
-                break;
-            }
-            for packet in batch.packets() {
-                self.verdict(packet.id, Verdict::Accept);
-            }
-            self.flush()?;
-        }
-        let number = self.settings.number;
-        self.request(|out| out.unbind(number))
     }
 
     /// One request, and its answer. Packets cannot come in between: before the copy range is set none are queued,
@@ -185,6 +163,23 @@ impl PacketQueue for NfQueue {
 
     fn counters(&self) -> QueueCounters {
         self.counters
+    }
+
+    fn close(mut self) -> io::Result<()> {
+        let mut batch = self.settings.batch();
+        // As many as may wait, by batches, and a few for what came meanwhile.
+        for _ in 0..self.settings.packets_max / 8 + 8 {
+            self.receive(&mut batch)?;
+            if batch.is_empty() {
+                break;
+            }
+            for packet in batch.packets() {
+                self.verdict(packet.id, Verdict::Accept);
+            }
+            self.flush()?;
+        }
+        let number = self.settings.number;
+        self.request(|out| out.unbind(number))
     }
 }
 

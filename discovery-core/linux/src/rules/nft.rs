@@ -45,6 +45,7 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
         queue_in(plan).iter().for_each(|line| put(line));
     }
     output(plan, queueing).iter().for_each(|line| put(line));
+    own_errors().iter().for_each(|line| put(line));
     if let Mode::Host { host, .. } = plan.spec.mode
         && host.takes_own_connects()
     {
@@ -156,6 +157,15 @@ fn output(plan: &Plan, queueing: bool) -> Vec<String> {
     chain("out", "filter hook output", RAW, &rules)
 }
 
+/// What this machine's own stack says about a connection of ours ('nobody answers for that address') is addressed to
+/// the client. It carries the connection's mark (`fwmark_reflect`), and so comes back to our socket.
+fn own_errors() -> Vec<String> {
+    let rule = format!(
+        "meta l4proto {{ icmp, ipv6-icmp }} meta mark & {OWN_CONNECT:#x} == {OWN_CONNECT:#x} meta mark set meta mark | {DELIVER:#x} accept"
+    );
+    chain("own_errors", "route hook output", MANGLE, &[rule])
+}
+
 /// A client's own packets of a connection that was taken: its socket is not transparent, so its packets are known
 /// by the connection's mark, which the injected SYN set.
 fn own_packets() -> Vec<String> {
@@ -248,6 +258,10 @@ table inet waypost_a {
     meta mark & 0x10 == 0x10 notrack accept
     oifname != "lo" meta mark & 0x20 == 0x20 tcp flags & (fin | syn | rst | ack) == syn queue flags bypass to 10
   }
+  chain own_errors {
+    type route hook output priority -150; policy accept;
+    meta l4proto { icmp, ipv6-icmp } meta mark & 0x20 == 0x20 meta mark set meta mark | 0x1 accept
+  }
 }
 "#;
         assert_eq!(install(&routed(), Facts::default(), Extent::Full, true), expected);
@@ -277,13 +291,13 @@ table inet waypost_a {
     #[test]
     fn a_host_takes_its_own_connections_by_their_mark() {
         let text = install(&host(Host::Client), Facts::default(), Extent::Full, true);
-        assert!(text.contains("type route hook output priority -150"), "{text}");
+        assert!(text.contains("ct mark set 0x57500001"), "{text}");
         assert!(text.contains("oifname != \"lo\" meta mark 0x0 tcp flags"), "{text}");
         assert!(!text.contains("young"), "{text}");
         let text = install(&host(Host::Server), Facts::default(), Extent::Full, true);
         assert!(text.contains("tcp option 253 exists") && text.contains("@young6"), "{text}");
-        assert!(!text.contains("type route hook") && !text.contains("meta mark 0x0"), "{text}");
+        assert!(!text.contains("ct mark") && !text.contains("meta mark 0x0"), "{text}");
         let text = install(&host(Host::Both), Facts::default(), Extent::Full, true);
-        assert!(text.contains("young") && text.contains("type route hook"), "{text}");
+        assert!(text.contains("young") && text.contains("ct mark"), "{text}");
     }
 }

@@ -32,6 +32,11 @@ pub(super) fn needed(plan: &Plan) -> Vec<Setting> {
     }
     // A listener that answers with cookies keeps no half-open socket that a rule could find.
     need("ipv4/tcp_syncookies".to_owned(), "0");
+    // Errors of the own stack about a connection of ours carry its mark, by which they find its socket.
+    need("ipv4/fwmark_reflect".to_owned(), "1");
+    if plan.v6() {
+        need("ipv6/fwmark_reflect".to_owned(), "1");
+    }
     match &plan.spec.mode {
         Mode::Routed { .. } => {}
         Mode::Bridge { bridge, tagged, .. } => {
