@@ -17,5 +17,6 @@ pub mod netd;
 pub mod queue;
 pub mod rules;
 pub mod socket;
+pub mod supervisor;
 mod sys;
 pub mod tcp_info;

@@ -20,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use discovery_core::engine::{Claim, Engine, Peer, Reason};
+use discovery_core::engine::{Claim, Engine, Event, Peer, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::now::{Now, UnixMillis};
 use discovery_core::pmt::PmtRow;
@@ -133,12 +133,14 @@ pub struct Netd<Q, A> {
     poll: OwnedFd,
     counters: NetdCounters,
     beat: Option<Box<dyn FnMut() + Send>>,
+    lifeline: Option<OwnedFd>,
 }
 
 const QUEUE: u64 = 0;
 const COMMANDS: u64 = 1;
+const AGENT: u64 = 2;
 /// Sockets that connect have numbers from here on.
-const CONNECTS: u64 = 2;
+const CONNECTS: u64 = 3;
 /// The work loop shows that it turns at least this often; its supervisor waits several times as long.
 const BEAT_EVERY: Duration = Duration::from_millis(100);
 
@@ -172,6 +174,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             poll,
             counters: NetdCounters::default(),
             beat: None,
+            lifeline: None,
         };
         Ok((netd, handle))
     }
@@ -179,6 +182,19 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     /// Calls `beat` from the loop, ten times a second while it turns.
     pub fn on_beat(&mut self, beat: impl FnMut() + Send + 'static) {
         self.beat = Some(Box::new(beat));
+    }
+
+    /// Watches over whoever carries connections: `lifeline` becomes readable, or is hung up, when it is gone (its
+    /// pidfd, or a channel on which it never writes). The engine then stands aside at once.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be waited for.
+    pub fn watch_agent(&mut self, lifeline: OwnedFd) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(AGENT);
+        epoll::add(&self.poll, &lifeline, data, epoll::EventFlags::IN)?;
+        // The former one, if any, is forgotten with its descriptor.
+        self.lifeline = Some(lifeline);
+        Ok(())
     }
 
     /// Turns until [`Handle::stop`], or until every handle is gone; then lets what waits in the queue go on. Take the
@@ -205,6 +221,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 match event.data.u64() {
                     QUEUE => packets = true,
                     COMMANDS => commanded = true,
+                    AGENT => self.agent_gone(),
                     connect => ready.push(connect),
                 }
             }
@@ -264,6 +281,14 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         self.queue.flush()?;
         self.obey();
         Ok(())
+    }
+
+    fn agent_gone(&mut self) {
+        if self.lifeline.take().is_some() {
+            tracing::warn!("whoever carries connections is gone: new ones flow untouched");
+            self.engine.handle_event(now(), Event::AgentDown);
+            self.obey();
+        }
     }
 
     fn connect_ready(&mut self, number: u64) {

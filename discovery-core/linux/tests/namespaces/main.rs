@@ -13,3 +13,5 @@ mod queue;
 mod rules;
 #[cfg(test)]
 mod sockets;
+#[cfg(test)]
+mod supervised;

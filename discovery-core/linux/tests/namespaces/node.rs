@@ -20,6 +20,7 @@ use discovery_linux::netd::{Agent, Claimed, Handle, Netd, NetdCounters, NetdSett
 use discovery_linux::queue::{NfQueue, QueueSettings};
 use discovery_linux::rules::{Extent, Instance, Listen, Mode, Plan, PlanSpec, Rules};
 use discovery_linux::socket::{Family, TransparentListener, reset};
+use discovery_linux::supervisor::{Control, Heartbeat, WatchSettings, Watched, supervise};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::ground::{self, Ground};
@@ -216,6 +217,8 @@ pub(crate) struct NodeSpec {
     pub(crate) action: Action,
     pub(crate) saved: PathBuf,
     pub(crate) here: Vec<std::net::IpAddr>,
+    /// The listener's port; 0 lets the kernel choose, where the node itself makes the rules.
+    pub(crate) port: u16,
 }
 
 impl NodeSpec {
@@ -229,6 +232,7 @@ impl NodeSpec {
             action: Action::Intercept,
             saved: crate::rules::saved(ground, place),
             here: Vec::new(),
+            port: 0,
         }
     }
 
@@ -237,7 +241,8 @@ impl NodeSpec {
         let (orders, taken) = channel();
         let thread = thread::spawn(move || {
             ground::enter(&self.namespace);
-            let (mut rules, handle, netd) = self.run();
+            let (mut rules, handle, netd) = self.run(None);
+            rules.install().unwrap();
             started.send((handle.clone(), netd)).unwrap();
             obey(&mut rules, &taken);
             rules.remove().unwrap();
@@ -248,26 +253,18 @@ impl NodeSpec {
     }
 
     /// Starts it in the thread's namespace.
-    fn run(self) -> (Rules, Handle, thread::JoinHandle<io::Result<()>>) {
+    fn run(self, heartbeat: Option<Heartbeat>) -> (Rules, Handle, thread::JoinHandle<io::Result<()>>) {
         let (v4, v6) = (
-            TransparentListener::bind(Family::V4, 0).unwrap(),
-            TransparentListener::bind(Family::V6, 0).unwrap(),
+            TransparentListener::bind(Family::V4, self.port).unwrap(),
+            TransparentListener::bind(Family::V6, self.port).unwrap(),
         );
-        let spec = PlanSpec {
-            instance: Instance::new("t").unwrap(),
-            mode: self.mode,
-            queue: 10,
-            listen: Listen { v4: v4.port().unwrap(), v6: Some(v6.port().unwrap()) },
-            route_table: 100,
-            probe_kind: 253,
-            probing: true,
-        };
+        let plan = self.plan(v4.port().unwrap(), v6.port().unwrap());
         let queue = QueueSettings::handshakes(10);
         let agent = TestAgent::default();
         let mut settings = NetdSettings::new((Some(self.link.0), Some(self.link.1)), KeyHint([7; 8]));
         settings.here = self.here;
         let engine = Engine::new(engine::Config::default());
-        let (netd, handle) =
+        let (mut netd, handle) =
             Netd::new(engine, NfQueue::open(queue).unwrap(), agent.clone(), Early::default(), settings)
                 .unwrap();
         assert!(agent.handle.set(handle.clone()).is_ok());
@@ -285,10 +282,29 @@ impl NodeSpec {
                 }
             });
         }
+        if let Some(heartbeat) = heartbeat {
+            let handle = handle.clone();
+            netd.on_beat(move || {
+                if heartbeat.beat() == Watched::Orphan {
+                    handle.stop();
+                }
+            });
+        }
         let netd = thread::spawn(move || netd.run());
-        let mut rules = Rules::new(Plan::new(spec).unwrap(), self.saved);
-        rules.install().unwrap();
-        (rules, handle, netd)
+        (Rules::new(plan, self.saved), handle, netd)
+    }
+
+    fn plan(&self, v4: u16, v6: u16) -> Plan {
+        let spec = PlanSpec {
+            instance: Instance::new("t").unwrap(),
+            mode: self.mode.clone(),
+            queue: 10,
+            listen: Listen { v4, v6: Some(v6) },
+            route_table: 100,
+            probe_kind: 253,
+            probing: true,
+        };
+        Plan::new(spec).unwrap()
     }
 }
 
@@ -353,8 +369,12 @@ pub(crate) struct NodeProcess {
 
 impl NodeProcess {
     pub(crate) fn start(ground: &Ground, place: &str, network: u8, host: u8) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "node::process_of_other_tests", "--nocapture"])
+        Self::start_as("node", ground, place, network, host)
+    }
+
+    /// `supervisor`: a supervisor whose worker is the node.
+    pub(crate) fn start_as(role: &str, ground: &Ground, place: &str, network: u8, host: u8) -> Self {
+        let child = Self::command(role)
             .env("DISCOVERY_LINUX_NODE", format!("{} {network} {host}", ground.name(place)))
             .env("DISCOVERY_LINUX_SAVED", crate::rules::saved(ground, place))
             .stdin(Stdio::piped())
@@ -368,6 +388,28 @@ impl NodeProcess {
         // What it says later is read, too, lest it fail to say it.
         thread::spawn(move || lines.for_each(drop));
         process
+    }
+
+    fn command(role: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "node::process_of_other_tests", "--nocapture"]);
+        command.env("DISCOVERY_LINUX_ROLE", role);
+        command
+    }
+
+    /// The worker of a supervisor, if it has one.
+    pub(crate) fn worker(&self) -> Option<i32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()?;
+        let children =
+            tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let pids: Vec<i32> = children
+            .flat_map(|line| line.split_whitespace().flat_map(str::parse).collect::<Vec<_>>())
+            .collect();
+        // The others are tools that it runs.
+        pids.into_iter().find(|pid| {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            command.is_ok_and(|command| command.contains("process_of_other_tests"))
+        })
     }
 
     pub(crate) fn kill(&mut self) {
@@ -386,7 +428,8 @@ impl Drop for NodeProcess {
 #[test]
 #[ignore = "the process that other tests start"]
 fn process_of_other_tests() {
-    let Ok(node) = std::env::var("DISCOVERY_LINUX_NODE") else { return };
+    let Ok(role) = std::env::var("DISCOVERY_LINUX_ROLE") else { return };
+    let node = std::env::var("DISCOVERY_LINUX_NODE").unwrap();
     let words: Vec<&str> = node.split(' ').collect();
     let [namespace, network, host] = words.as_slice() else { panic!("{node}") };
     ground::enter(namespace);
@@ -398,12 +441,38 @@ fn process_of_other_tests() {
         action: Action::Intercept,
         saved: std::env::var("DISCOVERY_LINUX_SAVED").unwrap().into(),
         here: Vec::new(),
+        port: if role == "node" { 0 } else { 7784 },
     };
-    let (mut rules, handle, netd) = spec.run();
-    println!("READY");
-    // Ends with its parent, or when it is told to.
-    drop(io::stdin().read_to_end(&mut Vec::new()));
-    rules.remove().unwrap();
-    handle.stop();
-    netd.join().unwrap().unwrap();
+    match role.as_str() {
+        "node" => {
+            let (mut rules, handle, netd) = spec.run(None);
+            rules.install().unwrap();
+            println!("READY");
+            // Ends with its parent, or when it is told to.
+            drop(io::stdin().read_to_end(&mut Vec::new()));
+            rules.remove().unwrap();
+            handle.stop();
+            netd.join().unwrap().unwrap();
+        }
+        "supervisor" => {
+            let rules = Rules::new(spec.plan(7784, 7784), spec.saved.clone());
+            let (control, controlled) = Control::new().unwrap();
+            println!("READY");
+            thread::spawn(move || {
+                for line in io::stdin().lines().map_while(Result::ok) {
+                    control.bypass(line == "bypass on");
+                }
+                control.stop();
+            });
+            let settings = WatchSettings::default();
+            supervise(rules, settings, &controlled, || NodeProcess::command("worker")).unwrap();
+        }
+        "worker" => {
+            let (mut rules, _handle, netd) = spec.run(Some(Heartbeat::from_stdin().unwrap()));
+            netd.join().unwrap().unwrap();
+            // Only an orphan comes here.
+            rules.remove().unwrap();
+        }
+        other => panic!("{other}"),
+    }
 }

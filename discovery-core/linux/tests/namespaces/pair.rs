@@ -11,15 +11,15 @@ use crate::ground::{self, Ground, both};
 use crate::node::{Node, NodeProcess, NodeSpec};
 
 /// client – client's node – WAN – server's node – server.
-const PLACES: [&str; 5] = ["c", "cp", "w", "sp", "s"];
+pub(crate) const PLACES: [&str; 5] = ["c", "cp", "w", "sp", "s"];
 
 /// Both server addresses.
-fn servers(port: u16) -> [SocketAddr; 2] {
+pub(crate) fn servers(port: u16) -> [SocketAddr; 2] {
     both(3, 2, port)
 }
 
 /// Says who it thinks it talks to, then echoes.
-fn serve(ground: &Ground) {
+pub(crate) fn serve(ground: &Ground) {
     for at in servers(143) {
         let (ready, is_ready) = std::sync::mpsc::channel();
         ground.spawn("s", move || {
@@ -42,15 +42,15 @@ fn serve(ground: &Ground) {
 
 /// What a client found: its own address, the server's as it sees it, who the server thinks it is, and the time.
 #[derive(Debug)]
-struct Found {
-    local: SocketAddr,
-    remote: SocketAddr,
-    said: String,
-    echoed: bool,
-    connect: Duration,
+pub(crate) struct Found {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) said: String,
+    pub(crate) echoed: bool,
+    pub(crate) connect: Duration,
 }
 
-fn ask(ground: &Ground, server: SocketAddr) -> io::Result<Found> {
+pub(crate) fn ask(ground: &Ground, server: SocketAddr) -> io::Result<Found> {
     ground.inside("c", move || {
         let start = Instant::now();
         let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(8))?;
