@@ -4,11 +4,15 @@
 #[cfg(test)]
 mod ground;
 #[cfg(test)]
+mod modes;
+#[cfg(test)]
 mod node;
 #[cfg(test)]
 mod pair;
 #[cfg(test)]
 mod queue;
+#[cfg(test)]
+mod rate;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]

@@ -339,6 +339,13 @@ impl Node {
         is_done.recv().unwrap();
     }
 
+    /// The loop's thread, as the kernel numbers it.
+    pub(crate) fn netd_thread(&self) -> i32 {
+        let (tell, told) = channel();
+        self.handle.with(move |_, _, _| tell.send(rustix::thread::gettid().as_raw_pid()).unwrap());
+        told.recv().unwrap()
+    }
+
     /// How often each reason was given, where it was, and what the loop counted.
     pub(crate) fn counts(&self) -> (HashMap<&'static str, u64>, NetdCounters) {
         let (tell, told) = channel();
