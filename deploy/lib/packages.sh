@@ -13,7 +13,7 @@ WAYPOST_CYRUS_ROOT=${WAYPOST_CYRUS_ROOT:-/opt/waypost-lab/cyrus}
 
 _packages_base() {
     printf '%s\n' dovecot-imapd isync mutt curl ca-certificates python3 \
-        iproute2 ethtool tcpdump procps util-linux e2fsprogs sasl2-bin libsasl2-modules openssl nftables
+        iproute2 ethtool tcpdump procps util-linux e2fsprogs sasl2-bin libsasl2-modules openssl nftables iptables
 }
 
 _packages_graphical() { printf '%s\n' thunderbird libnss3-tools; }

@@ -1,0 +1,265 @@
+//! The broker across a process boundary: both ends of the channel.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use discovery_core::flow::Flow;
+use rustix::cmsg_space;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+};
+
+use super::wire::{self, REPLY_OCTETS, REQUEST_OCTETS, Wanted};
+use super::{BrokerError, SocketBroker};
+use crate::socket::{Family, Target};
+
+/// The two ends of a channel: one is inherited by, or sent to, the process that asks.
+///
+/// # Errors
+/// When descriptors run out.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Asks another process. One question at a time; an answer takes as long as making a socket.
+#[derive(Debug)]
+pub struct RemoteBroker {
+    channel: Mutex<Channel>,
+}
+
+#[derive(Debug)]
+struct Channel {
+    fd: OwnedFd,
+    next: u32,
+}
+
+impl RemoteBroker {
+    /// Over this end of a channel.
+    ///
+    /// # Errors
+    /// When it is no socket.
+    pub fn new(channel: OwnedFd) -> io::Result<Self> {
+        sockopt::set_socket_timeout(&channel, sockopt::Timeout::Recv, Some(ANSWER_MAX))?;
+        sockopt::set_socket_timeout(&channel, sockopt::Timeout::Send, Some(ANSWER_MAX))?;
+        Ok(Self { channel: Mutex::new(Channel { fd: channel, next: 0 }) })
+    }
+
+    fn ask(&self, wanted: Wanted) -> Result<OwnedFd, BrokerError> {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.next = channel.next.wrapping_add(1);
+        let id = channel.next;
+        send(channel.fd.as_fd(), &wire::request(id, wanted), None).map_err(|_| BrokerError::Closed)?;
+        loop {
+            let mut room = [0; REPLY_OCTETS + 1];
+            let (length, descriptor) =
+                receive(channel.fd.as_fd(), &mut room).map_err(|_| BrokerError::Closed)?;
+            let reply = room.get(..length).and_then(wire::read_reply).ok_or(BrokerError::Closed)?;
+            match (reply, descriptor) {
+                // The answer to a question that was given up.
+                ((other, _), _) if other != id => {}
+                ((_, Ok(())), Some(descriptor)) => return Ok(descriptor),
+                ((_, Ok(())), None) => return Err(BrokerError::Closed),
+                ((_, Err(error)), _) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A process that does not answer for so long is being ended by its supervisor.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+impl SocketBroker for RemoteBroker {
+    fn listener(&self, family: Family) -> Result<OwnedFd, BrokerError> {
+        self.ask(Wanted::Listener(family))
+    }
+
+    fn transparent(&self, local: SocketAddr) -> Result<OwnedFd, BrokerError> {
+        self.ask(Wanted::Transparent(local))
+    }
+
+    fn connect(&self, flow: Flow, target: Target) -> Result<OwnedFd, BrokerError> {
+        self.ask(Wanted::Connect(flow, target))
+    }
+
+    fn claim(&self, flow: Flow) -> Result<OwnedFd, BrokerError> {
+        self.ask(Wanted::Claim(flow))
+    }
+}
+
+/// What [`serve`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// A question, and answered it.
+    Answered,
+    /// Nothing yet.
+    Nothing,
+    /// The asking process is gone.
+    Closed,
+}
+
+/// Answers one question that waits on the channel. Does not block: an asker that does not read its answers is told
+/// nothing more.
+///
+/// # Errors
+/// When the channel is broken: drop it.
+pub fn serve(channel: BorrowedFd<'_>, broker: &impl SocketBroker) -> io::Result<Served> {
+    let mut room = [0; REQUEST_OCTETS + 1];
+    let (length, descriptor) = match receive_with(channel, &mut room, RecvFlags::DONTWAIT) {
+        Ok((0, _)) => return Ok(Served::Closed),
+        Ok(received) => received,
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(Served::Nothing),
+        Err(Errno::CONNRESET) => return Ok(Served::Closed),
+        Err(error) => return Err(error.into()),
+    };
+    // Nobody has to give us any.
+    drop(descriptor);
+    let Some((id, wanted)) = room.get(..length).and_then(wire::read_request) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a question of this version"));
+    };
+    let made = match wanted {
+        Some(Wanted::Listener(family)) => broker.listener(family),
+        Some(Wanted::Transparent(local)) => broker.transparent(local),
+        Some(Wanted::Connect(flow, target)) => broker.connect(flow, target),
+        Some(Wanted::Claim(flow)) => broker.claim(flow),
+        None => Err(BrokerError::System(libc::EINVAL)),
+    };
+    let (outcome, descriptor) = match &made {
+        Ok(descriptor) => (Ok(()), Some(descriptor.as_fd())),
+        Err(error) => (Err(*error), None),
+    };
+    send(channel, &wire::reply(id, outcome), descriptor)?;
+    Ok(Served::Answered)
+}
+
+fn send(channel: BorrowedFd<'_>, octets: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = descriptor.as_slice();
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let flags =
+        if descriptor.is_some() { SendFlags::DONTWAIT | SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL };
+    sendmsg(channel, &[IoSlice::new(octets)], &mut control, flags)?;
+    Ok(())
+}
+
+fn receive(channel: BorrowedFd<'_>, room: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+    match receive_with(channel, room, RecvFlags::empty()) {
+        Ok((0, _)) => Err(Errno::PIPE),
+        other => other,
+    }
+}
+
+fn receive_with(
+    channel: BorrowedFd<'_>,
+    room: &mut [u8],
+    flags: RecvFlags,
+) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut vectors = [IoSliceMut::new(room)];
+    let message = recvmsg(channel, &mut vectors, &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptor = None;
+    for ancillary in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = ancillary {
+            // Only the last is kept; the others are closed here.
+            descriptor = descriptors.last().or(descriptor);
+        }
+    }
+    Ok((message.bytes, descriptor))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use super::*;
+
+    /// Gives one socket, once, to whoever claims the right flow.
+    struct Scripted {
+        flow: Flow,
+        early: super::super::Early,
+    }
+
+    impl SocketBroker for Scripted {
+        fn listener(&self, _: Family) -> Result<OwnedFd, BrokerError> {
+            Err(BrokerError::Unknown)
+        }
+        fn transparent(&self, local: SocketAddr) -> Result<OwnedFd, BrokerError> {
+            assert_eq!(local, self.flow.client);
+            Err(BrokerError::System(libc::EPERM))
+        }
+        fn connect(&self, flow: Flow, target: Target) -> Result<OwnedFd, BrokerError> {
+            assert_eq!((flow, target), (self.flow, Target::Here));
+            Err(BrokerError::System(libc::ECONNREFUSED))
+        }
+        fn claim(&self, flow: Flow) -> Result<OwnedFd, BrokerError> {
+            self.early.take(flow).ok_or(BrokerError::Unknown)
+        }
+    }
+
+    fn flow() -> Flow {
+        Flow { client: "10.1.0.2:40000".parse().unwrap(), server: "10.2.0.2:143".parse().unwrap() }
+    }
+
+    #[test]
+    fn a_connection_goes_from_one_process_to_the_other_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        let early = super::super::Early::default();
+        assert!(early.keep(flow(), near.into()).is_none());
+        let (asks, answers) = pair().unwrap();
+        let server = thread::spawn(move || {
+            let broker = Scripted { flow: flow(), early };
+            let mut answered = 0;
+            loop {
+                match serve(answers.as_fd(), &broker).unwrap() {
+                    Served::Answered => answered += 1,
+                    Served::Nothing => thread::sleep(Duration::from_millis(1)),
+                    Served::Closed => return answered,
+                }
+            }
+        });
+        let broker = RemoteBroker::new(asks).unwrap();
+        let mut claimed = TcpStream::from(broker.claim(flow()).unwrap());
+        claimed.write_all(b"claimed").unwrap();
+        let mut got = [0; 7];
+        far.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"claimed");
+        assert_eq!(broker.claim(flow()).unwrap_err(), BrokerError::Unknown, "it is given once");
+        assert_eq!(broker.listener(Family::V6).unwrap_err(), BrokerError::Unknown);
+        assert_eq!(broker.transparent(flow().client).unwrap_err(), BrokerError::System(libc::EPERM));
+        assert_eq!(
+            broker.connect(flow(), Target::Here).unwrap_err(),
+            BrokerError::System(libc::ECONNREFUSED)
+        );
+        drop(broker);
+        assert_eq!(server.join().unwrap(), 5);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error_at_once() {
+        let (asks, answers) = pair().unwrap();
+        let broker = RemoteBroker::new(asks).unwrap();
+        drop(answers);
+        assert_eq!(broker.claim(flow()).unwrap_err(), BrokerError::Closed);
+    }
+
+    #[test]
+    fn a_question_that_is_none_breaks_the_channel() {
+        let (asks, answers) = pair().unwrap();
+        send(asks.as_fd(), b"nonsense", None).unwrap();
+        let broker = Scripted { flow: flow(), early: super::super::Early::default() };
+        assert!(serve(answers.as_fd(), &broker).is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! The bits of a packet's mark by which rules, routes and sockets recognise each other.
+
+/// Deliver to a local socket: the policy route looks at this bit alone.
+pub const DELIVER: u32 = 0x1;
+/// Hand to the transparent listener. An original SYN that is given to the own stack carries both: see [`INJECTED`].
+pub const TPROXY: u32 = 0x2;
+/// An original SYN on its way to the own stack over the loopback device.
+pub const INJECTED: u32 = DELIVER | TPROXY;
+/// A packet made here in somebody else's name: a SYN-ACK that answers a probe, a reset. Not tracked by conntrack.
+pub const FORGED: u32 = 0x10;
+/// A connection of ours with the client's address. Its SYN is queued on the way out, to get the probe option.
+pub const OWN_CONNECT: u32 = 0x20;
+/// The same to a server on this very machine: bit 0 routes it over the loopback device.
+pub const OWN_CONNECT_HERE: u32 = OWN_CONNECT | DELIVER;
+/// A plain SYN of a connection that was opened early a moment ago; set and read by rules alone.
+pub const YOUNG: u32 = 0x40;
+/// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
+/// machine's own connections would intercept its own link.
+pub const ALONE: u32 = 0x80;

@@ -1,0 +1,356 @@
+//! The loop of the process that has the rights: packets from the queue to the engine, the engine's orders to sockets
+//! and to whoever carries connections.
+//!
+//! ```text
+//!  queue ─packet─> look ─Seen─> Engine ─Verdict──────────────> queue
+//!                                 │ Output: inject, forge ───> raw sockets
+//!                                 │         connect ─────────> early connects ─Event─┐
+//!  Handle ─Event, claim──────────>│         open, abort ... ─> Agent                 │
+//!                                 └<──────────────────────────────────────────────────┘
+//! ```
+//! One thread. Nothing in it waits but for all of these at once; an [`Agent`] must not wait either.
+
+mod connects;
+mod handle;
+mod look;
+mod orders;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use discovery_core::engine::{Claim, Engine, Event, Peer, Reason};
+use discovery_core::flow::Flow;
+use discovery_core::now::{Now, UnixMillis};
+use discovery_core::pmt::PmtRow;
+use discovery_core::probe::{Codec, KeyHint};
+use discovery_core::rule::RuleSet;
+use rustix::event::{Timespec, epoll};
+
+use crate::broker::Early;
+use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters};
+pub use handle::Handle;
+
+use connects::Connects;
+use handle::{Command, Commands};
+use look::Looker;
+use orders::Senders;
+
+/// A connection's far side, for whoever claimed it.
+#[derive(Debug)]
+pub enum Ready {
+    /// The connection to the server.
+    Here(OwnedFd),
+    /// The next node, which takes the stream on.
+    Onward(Peer),
+}
+
+/// The answer to a claim.
+#[derive(Debug)]
+pub enum Claimed {
+    /// It can go on at once.
+    Ready(Ready),
+    /// The server is being asked: [`Agent::claim_ready`] or [`Agent::claim_failed`] follows.
+    Wait,
+    /// No.
+    Refused(Reason),
+}
+
+/// Who carries connections: streams on links, and the two ends of what was intercepted. Called in the loop's thread:
+/// a call hands the order on and returns. Outcomes come back through [`Handle`].
+///
+/// It takes intercepted connections from the transparent listeners itself, by their flow.
+pub trait Agent {
+    /// Open a stream for the flow on the link to `peer`: answer with `Event::Opened` or `Event::Refused`.
+    fn open(&mut self, flow: Flow, peer: Peer);
+    /// The flow is terminated here alone: reach its server from the client's address.
+    fn single(&mut self, flow: Flow);
+    /// Give up what [`Agent::open`] began, and reset the client's connection if it stands.
+    fn abort(&mut self, flow: Flow, why: Reason);
+    /// Give up a connection to a server that was handed out, leaving no trace.
+    fn abandon(&mut self, flow: Flow, why: Reason);
+    /// A claim that had to wait can go on.
+    fn claim_ready(&mut self, flow: Flow, ready: Ready);
+    /// A claim that had to wait failed.
+    fn claim_failed(&mut self, flow: Flow, why: Reason);
+    /// Tell the next node that the flow is given up.
+    fn abort_onward(&mut self, flow: Flow, next: Peer);
+    /// The proxy mapping table has changed.
+    fn learnt(&mut self, row: PmtRow);
+}
+
+/// What the loop is told about this node.
+#[derive(Clone, Debug)]
+pub struct NetdSettings {
+    /// How probes are written.
+    pub codec: Codec,
+    /// Where this node's link listens, for a probe response; of the flow's family when there are both.
+    pub link: (Option<SocketAddr>, Option<SocketAddr>),
+    /// Which node it is.
+    pub key: KeyHint,
+    /// The machine has IPv6.
+    pub v6: bool,
+    /// This machine's own addresses, when it takes connections to its own servers.
+    pub here: Vec<IpAddr>,
+    /// The longest packet that may leave with a query among its options: the smallest MTU of the ways out.
+    pub octets_max: usize,
+    /// Packets that one call takes.
+    pub batch: (usize, u32),
+}
+
+impl NetdSettings {
+    /// For a node whose link listens there, with room for Ethernet's MTU.
+    #[must_use]
+    pub fn new(link: (Option<SocketAddr>, Option<SocketAddr>), key: KeyHint) -> Self {
+        let codec = Codec::default();
+        Self { codec, link, key, v6: true, here: Vec::new(), octets_max: 1500, batch: (64, 2048) }
+    }
+}
+
+/// What the loop did that the engine does not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetdCounters {
+    /// The queue's own.
+    pub queue: QueueCounters,
+    /// Packets that could not be read with certainty; they passed.
+    pub unread: u64,
+    /// Packets made here that could not be sent; their receivers ask again.
+    pub unsent: u64,
+}
+
+/// The loop.
+pub struct Netd<Q, A> {
+    engine: Engine,
+    queue: Q,
+    agent: A,
+    rules: RuleSet,
+    looker: Looker,
+    senders: Senders,
+    connects: Connects,
+    commands: Commands,
+    settings: NetdSettings,
+    poll: OwnedFd,
+    counters: NetdCounters,
+    beat: Option<Box<dyn FnMut() + Send>>,
+    lifeline: Option<OwnedFd>,
+}
+
+const QUEUE: u64 = 0;
+const COMMANDS: u64 = 1;
+const AGENT: u64 = 2;
+/// Sockets that connect have numbers from here on.
+const CONNECTS: u64 = 3;
+/// The work loop shows that it turns at least this often; its supervisor waits several times as long.
+const BEAT_EVERY: Duration = Duration::from_millis(100);
+
+impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
+    /// Makes the loop ready in the thread's network namespace. Early connections are kept in `early`, where a broker
+    /// may find them.
+    ///
+    /// # Errors
+    /// Without CAP_NET_RAW and CAP_NET_ADMIN, or descriptors.
+    pub fn new(
+        engine: Engine,
+        queue: Q,
+        agent: A,
+        early: Early,
+        settings: NetdSettings,
+    ) -> io::Result<(Self, Handle)> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let (handle, commands) = handle::pair()?;
+        epoll::add(&poll, &queue, epoll::EventData::new_u64(QUEUE), epoll::EventFlags::IN)?;
+        epoll::add(&poll, commands.as_fd(), epoll::EventData::new_u64(COMMANDS), epoll::EventFlags::IN)?;
+        let netd = Self {
+            engine,
+            queue,
+            agent,
+            rules: RuleSet::default(),
+            looker: Looker::new(settings.codec, settings.octets_max),
+            senders: Senders::open(&settings)?,
+            connects: Connects::new(early, CONNECTS, settings.here.clone()),
+            commands,
+            settings,
+            poll,
+            counters: NetdCounters::default(),
+            beat: None,
+            lifeline: None,
+        };
+        Ok((netd, handle))
+    }
+
+    /// Calls `beat` from the loop, ten times a second while it turns.
+    pub fn on_beat(&mut self, beat: impl FnMut() + Send + 'static) {
+        self.beat = Some(Box::new(beat));
+    }
+
+    /// Watches over whoever carries connections: `lifeline` becomes readable, or is hung up, when it is gone (its
+    /// pidfd, or a channel on which it never writes). The engine then stands aside at once.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be waited for.
+    pub fn watch_agent(&mut self, lifeline: OwnedFd) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(AGENT);
+        epoll::add(&self.poll, &lifeline, data, epoll::EventFlags::IN)?;
+        // The former one, if any, is forgotten with its descriptor.
+        self.lifeline = Some(lifeline);
+        Ok(())
+    }
+
+    /// Turns until [`Handle::stop`], or until every handle is gone; then lets what waits in the queue go on. Take the
+    /// rules out first.
+    ///
+    /// # Errors
+    /// When the queue is lost. Its packets flow untouched then.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut batch = Batch::new(self.settings.batch.0, self.settings.batch.1);
+        let coalesce = Coalesce::default();
+        let mut events = Vec::with_capacity(256);
+        let mut last_beat = None;
+        loop {
+            let mono = Instant::now();
+            if last_beat.is_none_or(|last| mono.saturating_duration_since(last) >= BEAT_EVERY) {
+                last_beat = Some(mono);
+                if let Some(beat) = &mut self.beat {
+                    beat();
+                }
+            }
+            self.wait(&mut events, mono)?;
+            let (mut packets, mut commanded, mut ready) = (false, false, Vec::new());
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    QUEUE => packets = true,
+                    COMMANDS => commanded = true,
+                    AGENT => self.agent_gone(),
+                    connect => ready.push(connect),
+                }
+            }
+            let mut pause = None;
+            if packets {
+                self.queue.receive(&mut batch)?;
+                self.packets(&batch)?;
+                pause = coalesce.after(batch.len());
+            }
+            for connect in ready {
+                self.connect_ready(connect);
+            }
+            if commanded && !self.command() {
+                return self.queue.close();
+            }
+            let now = now();
+            if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
+                self.engine.handle_timeout(now);
+                self.obey();
+            }
+            if let Some(pause) = pause {
+                std::thread::sleep(pause);
+            }
+        }
+    }
+
+    fn wait(&self, events: &mut Vec<epoll::Event>, mono: Instant) -> io::Result<()> {
+        let due = self.engine.poll_timeout().map_or(BEAT_EVERY, |at| at.saturating_duration_since(mono));
+        let due = due.min(BEAT_EVERY);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: due.subsec_nanos().into() };
+        match epoll::wait(&self.poll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Each packet gets its verdict, and all of them leave in one call before the engine's orders are carried out:
+    /// an answer must not overtake the packet that asked.
+    fn packets(&mut self, batch: &Batch) -> io::Result<()> {
+        let now = now();
+        for packet in batch.packets() {
+            let looked = self.looker.look(&packet);
+            let verdict = match looked {
+                Some(looked) => {
+                    let ruled = self.rules.decide(&looked.facts, packet.payload);
+                    let verdict = self.engine.handle_segment(now, &looked.seen, ruled, packet.payload);
+                    tracing::trace!(src = %looked.seen.src, dst = %looked.seen.dst, ?verdict, "a packet");
+                    self.looker.verdict(&looked, verdict)
+                }
+                None => {
+                    self.counters.unread += 1;
+                    crate::queue::Verdict::Accept
+                }
+            };
+            self.queue.verdict(packet.id, verdict);
+        }
+        self.queue.flush()?;
+        self.obey();
+        Ok(())
+    }
+
+    fn agent_gone(&mut self) {
+        if self.lifeline.take().is_some() {
+            tracing::warn!("whoever carries connections is gone: new ones flow untouched");
+            self.engine.handle_event(now(), Event::AgentDown);
+            self.obey();
+        }
+    }
+
+    fn connect_ready(&mut self, number: u64) {
+        if let Some(event) = self.connects.ready(number) {
+            self.engine.handle_event(now(), event);
+            self.obey();
+        }
+    }
+
+    /// Whether to go on.
+    fn command(&mut self) -> bool {
+        for command in self.commands.take() {
+            match command {
+                Command::Event(event) => self.engine.handle_event(now(), event),
+                Command::Claim { flow, granted, answer } => {
+                    let claimed = self.claim(flow, granted);
+                    answer(claimed);
+                }
+                Command::Rules(rules) => self.rules = rules,
+                Command::With(ask) => {
+                    self.counters.queue = self.queue.counters();
+                    ask(&mut self.engine, now(), self.counters);
+                }
+                Command::Stop => return false,
+            }
+            self.obey();
+        }
+        true
+    }
+
+    fn claim(&mut self, flow: Flow, granted: bool) -> Claimed {
+        match self.engine.claim(now(), flow, granted) {
+            Claim::Early => match self.connects.take(flow) {
+                Some(connection) => Claimed::Ready(Ready::Here(connection)),
+                None => Claimed::Refused(Reason::Closed),
+            },
+            Claim::Onward(peer) => Claimed::Ready(Ready::Onward(peer)),
+            Claim::Wait => Claimed::Wait,
+            Claim::Refused(why) => Claimed::Refused(why),
+        }
+    }
+
+    /// Carries the engine's orders out, and those that follow from them.
+    fn obey(&mut self) {
+        while let Some(output) = self.engine.poll_output() {
+            let outcome = orders::obey(
+                output,
+                &mut self.connects,
+                &self.senders,
+                &mut self.agent,
+                &self.settings,
+                self.poll.as_fd(),
+            );
+            self.counters.unsent += u64::from(outcome.unsent);
+            if let Some(event) = outcome.event {
+                self.engine.handle_event(now(), event);
+            }
+        }
+    }
+}
+
+fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { mono: Instant::now(), wall: UnixMillis(0).plus(wall) }
+}

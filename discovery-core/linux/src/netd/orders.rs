@@ -1,0 +1,132 @@
+//! Carries out what the engine orders, one order at a time.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use discovery_core::engine::{Event, Output, Reason, Unreachable};
+use discovery_core::flow::Flow;
+use discovery_core::packet::forge::{refused, reset, syn_ack, unreachable};
+use discovery_core::packet::{self, Acknowledged, View};
+use discovery_core::probe::{Probe, Response};
+
+use super::connects::Connects;
+use super::{Agent, NetdSettings, Ready};
+use crate::marks;
+use crate::socket::RawSender;
+
+/// Ways for packets made here.
+#[derive(Debug)]
+pub(super) struct Senders {
+    inject: RawSender,
+    forge: RawSender,
+    release: RawSender,
+}
+
+impl Senders {
+    pub(super) fn open(settings: &NetdSettings) -> io::Result<Self> {
+        Ok(Self {
+            inject: RawSender::open(marks::INJECTED, settings.v6)?,
+            forge: RawSender::open(marks::FORGED, settings.v6)?,
+            // Tracked like any packet, and not queued once more where the machine's own SYNs are.
+            release: RawSender::open(marks::ALONE, settings.v6)?,
+        })
+    }
+}
+
+/// What followed at once.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) event: Option<Event>,
+    pub(super) unsent: bool,
+}
+
+impl Outcome {
+    fn sent(result: io::Result<()>, what: &'static str, flow: Flow) -> Self {
+        if let Err(error) = &result {
+            tracing::debug!(%flow, %error, what, "a packet made here was not sent");
+        }
+        Self { event: None, unsent: result.is_err() }
+    }
+}
+
+pub(super) fn obey(
+    output: Output,
+    connects: &mut Connects,
+    senders: &Senders,
+    agent: &mut impl Agent,
+    settings: &NetdSettings,
+    poll: BorrowedFd<'_>,
+) -> Outcome {
+    match output {
+        Output::InjectSyn { flow, packet } => {
+            return Outcome::sent(senders.inject.send(&packet), "original SYN", flow);
+        }
+        Output::ReleaseSyn { flow, packet } => {
+            return Outcome::sent(senders.release.send(&packet), "SYN kept back", flow);
+        }
+        Output::Connect { flow } => return Outcome { event: connects.begin(flow, poll), unsent: false },
+        Output::Abandon { flow, why } => {
+            if !connects.abandon(flow) {
+                agent.abandon(flow, why);
+            }
+        }
+        Output::AnswerProbe { flow, seq, ack, connected } => {
+            return Outcome::sent(answer(senders, settings, flow, (seq, ack), connected), "answer", flow);
+        }
+        Output::Reset { flow, seq, ack } => {
+            // A client that waits for its first answer wants an acknowledgement; one that has it, the right number.
+            let packet = if seq == 0 {
+                refused(&flow, ack.wrapping_sub(1))
+            } else {
+                reset(flow.server, flow.client, seq)
+            };
+            let sent = packet.map_err(io::Error::other).and_then(|packet| senders.forge.send(&packet));
+            return Outcome::sent(sent, "reset", flow);
+        }
+        Output::Unreachable { flow, what, packet } => {
+            let what = match what {
+                Unreachable::Network => packet::Unreachable::Network,
+                Unreachable::Host => packet::Unreachable::Host,
+                Unreachable::Prohibited => packet::Unreachable::Prohibited,
+            };
+            let made = View::parse(&packet)
+                .map_err(io::Error::other)
+                .and_then(|view| unreachable(&view, what, None).map_err(io::Error::other));
+            return Outcome::sent(made.and_then(|made| senders.forge.send(&made)), "ICMP error", flow);
+        }
+        Output::Open { flow, peer } => agent.open(flow, peer),
+        Output::Single { flow } => agent.single(flow),
+        Output::Abort { flow, why } => agent.abort(flow, why),
+        Output::ClaimReady { flow, onward: Some(peer) } => agent.claim_ready(flow, Ready::Onward(peer)),
+        Output::ClaimReady { flow, onward: None } => match connects.take(flow) {
+            Some(connection) => agent.claim_ready(flow, Ready::Here(connection)),
+            None => agent.claim_failed(flow, Reason::Closed),
+        },
+        Output::ClaimFailed { flow, why } => agent.claim_failed(flow, why),
+        Output::AbortOnward { flow, next } => agent.abort_onward(flow, next),
+        Output::SendProbe { server, .. } => {
+            // Nobody is asked yet: the engine hears that nobody answered.
+            return Outcome { event: Some(Event::Probed { server, answer: None }), unsent: false };
+        }
+        Output::Learnt(row) => agent.learnt(row),
+    }
+    Outcome::default()
+}
+
+fn answer(
+    senders: &Senders,
+    settings: &NetdSettings,
+    flow: Flow,
+    (seq, ack): (u32, u32),
+    connected: bool,
+) -> io::Result<()> {
+    let (v4, v6) = settings.link;
+    let link = if flow.client.is_ipv4() { v4.or(v6) } else { v6.or(v4) };
+    let Some(link) = link else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no link to tell of"));
+    };
+    let response = Probe::Response(Response { link, key: settings.key, connected });
+    let option = settings.codec.encode(&response);
+    let packet = syn_ack(&flow, ack, Acknowledged::Isn, seq, option.octets()).map_err(io::Error::other)?;
+    senders.forge.send(&packet)
+}
