@@ -65,6 +65,8 @@ pub enum Output {
     Notice(Notice),
     /// Who could serve in the peer's place.
     Candidates(Vec<Candidate>),
+    /// The lane carries streams from now on.
+    Ready(Lane),
     /// The peer takes no more streams.
     Goaway(Reason),
 }
@@ -278,32 +280,41 @@ impl Endpoint {
     /// # Errors
     /// The stream is gone, or finished.
     pub fn write(&mut self, id: StreamId, octets: &[u8]) -> Result<usize, Gone> {
-        let config = self.config;
-        let lane = self.lanes.get_mut(id.lane());
-        let lane_room = config.lane_held_max.saturating_sub(lane.held);
-        let Some(stream) = lane.streams.get_mut(&id).filter(|stream| stream.is_live()) else {
-            return Err(Gone);
-        };
-        if stream.send.finished {
-            return Err(Gone);
+        let room = self.room_of(id)?;
+        let n = octets.len().min(room);
+        if n == 0 && !octets.is_empty() {
+            self.lanes.get_mut(id.lane()).thirst(id);
+            return Ok(0);
         }
+        let taken = octets.get(..n).unwrap_or_default();
+        self.lanes.get_mut(id.lane()).edit(id, |stream| stream.send.write(taken));
+        self.queue(id);
+        Ok(n)
+    }
+
+    /// How much [`Endpoint::write`] would take; 0 means the same as there.
+    ///
+    /// # Errors
+    /// The stream is gone, or finished.
+    pub fn room(&mut self, id: StreamId) -> Result<usize, Gone> {
+        let room = self.room_of(id)?;
+        if room == 0 {
+            self.lanes.get_mut(id.lane()).thirst(id);
+        }
+        Ok(room)
+    }
+
+    fn room_of(&self, id: StreamId) -> Result<usize, Gone> {
+        let config = &self.config;
+        let lane = self.lanes.get(id.lane());
+        let stream =
+            lane.streams.get(&id).filter(|stream| stream.is_live() && !stream.send.finished).ok_or(Gone)?;
         let room = config
             .unsent_max
             .saturating_sub(stream.send.unsent())
             .min(config.stream_held_max.saturating_sub(stream.send.held()))
-            .min(lane_room);
-        let n = octets.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-        if n == 0 && !octets.is_empty() {
-            if !stream.thirsty {
-                stream.thirsty = true;
-                lane.thirsty.push_back(id);
-            }
-            return Ok(0);
-        }
-        let taken = octets.get(..n).unwrap_or_default();
-        lane.edit(id, |stream| stream.send.write(taken));
-        self.queue(id);
-        Ok(n)
+            .min(config.lane_held_max.saturating_sub(lane.held));
+        Ok(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
     /// Nothing more will be written; the other direction goes on.

@@ -143,8 +143,8 @@ impl Pair {
         let now = self.now();
         let Some(mut line) = self.lines.remove(&conn) else { return };
         line.wires = Default::default();
-        for end in 0..2 {
-            if seen[end] && line.held[end] {
+        for (end, seen) in seen.into_iter().enumerate() {
+            if seen && line.held[end] {
                 self.ends[end].endpoint.detach(now, conn);
                 self.drain(end);
             }
@@ -396,7 +396,7 @@ impl Pair {
                     }
                 }
                 Output::Notice(_) => end.notices += 1,
-                Output::Transmit(_) | Output::Candidates(_) | Output::Goaway(_) => {}
+                Output::Transmit(_) | Output::Ready(_) | Output::Candidates(_) | Output::Goaway(_) => {}
             }
         }
         let counts = end.endpoint.counts();
@@ -442,7 +442,7 @@ pub fn play(script: &[u8], began: Instant) {
         ..Config::default()
     };
     let mut pair = Pair::new(config, began);
-    pair.connect_all(0, script.len() % 2 == 0);
+    pair.connect_all(0, script.len().is_multiple_of(2));
     for step in script.chunks_exact(3).take(STEPS_MAX) {
         let (what, a, b) = (step[0], usize::from(step[1]), usize::from(step[2]));
         let who = a & 1;

@@ -166,6 +166,15 @@ impl LaneState {
         true
     }
 
+    /// The stream's writer waits for room.
+    pub(super) fn thirst(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !std::mem::replace(&mut stream.thirsty, true)
+        {
+            self.thirsty.push_back(id);
+        }
+    }
+
     /// The limit to tell, when it is worth a frame.
     pub(super) fn grant(&mut self, window: u64) -> Option<u64> {
         let limit = (self.consumed + window).max(self.base);

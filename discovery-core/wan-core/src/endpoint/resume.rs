@@ -115,6 +115,7 @@ impl Endpoint {
         self.serve_thirsty(lane);
         self.yield_over(lane);
         self.wake_lane(lane);
+        self.outputs.push_back(Output::Ready(lane));
     }
 
     /// The peer never saw our OPEN.
