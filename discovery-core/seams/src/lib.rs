@@ -26,6 +26,10 @@ pub trait AsyncIo: AsyncRead + AsyncWrite + Send + Unpin {
     /// Gives up memory that only a stream with much to write needs: it will be at rest for hours. Whoever wraps a
     /// stream hands this down.
     fn slim(&mut self) {}
+
+    /// What is at the bottom is to be reset when it is closed next, not ended: the other side of a relay was. Whoever
+    /// wraps a stream hands this down.
+    fn reset_on_close(&mut self) {}
 }
 
 impl AsyncIo for Box<dyn AsyncIo> {
@@ -35,6 +39,10 @@ impl AsyncIo for Box<dyn AsyncIo> {
 
     fn slim(&mut self) {
         (**self).slim();
+    }
+
+    fn reset_on_close(&mut self) {
+        (**self).reset_on_close();
     }
 }
 

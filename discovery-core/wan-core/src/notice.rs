@@ -1,0 +1,37 @@
+//! Short messages beside the streams. Nobody waits for one, none is repeated, and whoever does not know a kind
+//! ignores it.
+
+use bytes::Bytes;
+use discovery_core::{flow::Flow, probe::KeyHint};
+use std::net::SocketAddr;
+
+/// A message that may be ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The young flow of these addresses is given up at the sender; a middle passes it on.
+    Abort(Flow),
+    /// Of a kind that this room does not know: the number and the octets, for whoever does.
+    Other {
+        /// From 1 on; 0 is [`Notice::Abort`].
+        kind: u64,
+        /// At most [`NOTICE_OCTETS_MAX`].
+        octets: Bytes,
+    },
+}
+
+/// Longer notices are not sent and break the rules.
+pub const NOTICE_OCTETS_MAX: usize = 4096;
+
+/// A node that could serve in the sender's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Candidate {
+    /// Where its link listens.
+    pub link: SocketAddr,
+    /// Which node it is.
+    pub key: KeyHint,
+    /// Parts of a thousand of what it can carry that are in use.
+    pub load: u16,
+}
+
+/// Longer lists are cut by the sender and break the rules at the receiver.
+pub const CANDIDATES_MAX: usize = 64;

@@ -1,0 +1,56 @@
+//! What happens when a peer opens a stream.
+
+use crate::prefix::Prefix;
+use bytes::Bytes;
+use discovery_core::id::NodeId;
+use seams::{AsyncIo, BoxFuture};
+use std::fmt;
+use wan_core::{OpenFrame, Reason};
+
+/// Serves what peers ask for.
+pub trait StreamOpener: Send + Sync {
+    /// Connects to what `open` asks for.
+    fn open(&self, peer: NodeId, open: OpenFrame) -> BoxFuture<'_, Result<OpenedStream, Reason>>;
+}
+
+/// The other end of a peer's stream.
+pub struct OpenedStream {
+    /// Its octets.
+    pub io: Box<dyn AsyncIo>,
+    /// What the opener is told; at most 8 KiB.
+    pub info: Bytes,
+}
+
+impl fmt::Debug for OpenedStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenedStream").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// What a peer may open, asked before [`StreamOpener`]. A peer's authority has been asked already.
+pub trait Grants: Send + Sync {
+    /// Whether `peer` may.
+    ///
+    /// # Errors
+    /// Why not, as the peer is told.
+    fn may_open(&self, peer: &NodeId, open: &OpenFrame) -> Result<(), Reason>;
+}
+
+/// Every peer may open everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AllGranted;
+
+impl Grants for AllGranted {
+    fn may_open(&self, _: &NodeId, _: &OpenFrame) -> Result<(), Reason> {
+        Ok(())
+    }
+}
+
+/// What an authority's prefixes say of a server.
+pub(crate) fn within(prefixes: Option<&[Prefix]>, open: &OpenFrame) -> Result<(), Reason> {
+    let server = open.flow.server.ip();
+    match prefixes {
+        Some(prefixes) if !prefixes.iter().any(|prefix| prefix.holds(server)) => Err(Reason::NotGranted),
+        Some(_) | None => Ok(()),
+    }
+}

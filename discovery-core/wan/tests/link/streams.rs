@@ -1,0 +1,125 @@
+use crate::support::{Two, echo, open, pattern, summary, summing, until};
+use discovery_core::value::Class;
+use std::{net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::timeout,
+};
+use wan::splice;
+use wan_core::Reason;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_reaches_the_server_and_each_direction_ends_alone() {
+    let (two, server) = (Two::new().await, summing().await);
+    let mut stream = two.a.open(&two.to_b, open(server, Class::Interactive)).await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.opened().await.unwrap(), "there");
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, summary(b"hello"), "the answer came behind the end of the question");
+    drop(stream);
+    until("nothing is left", || two.a.status()[0].counts.streams + two.b.status()[0].counts.streams == 0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_megabytes_go_both_ways_on_every_lane_and_are_the_same() {
+    let (two, server) = (Two::new().await, echo().await);
+    let mut carried = Vec::new();
+    for (class, size) in
+        [(Class::Bulk, 64 << 20), (Class::Interactive, 3 << 20), (Class::Background, 5 << 20)]
+    {
+        let stream = two.a.open(&two.to_b, open(server, class)).await.unwrap();
+        carried.push(tokio::spawn(async move {
+            let octets = pattern(size, size as u64);
+            let (mut reader, mut writer) = tokio::io::split(stream);
+            let sent = octets.clone();
+            let writing = tokio::spawn(async move {
+                writer.write_all(&sent).await.unwrap();
+                writer.shutdown().await.unwrap();
+            });
+            let mut heard = Vec::new();
+            reader.read_to_end(&mut heard).await.unwrap();
+            writing.await.unwrap();
+            assert!(heard == octets, "{class:?}: {} of {size} octets", heard.len());
+        }));
+    }
+    for carried in carried {
+        timeout(Duration::from_secs(60), carried).await.unwrap().unwrap();
+    }
+    let counts = two.a.status()[0].counts;
+    assert_eq!((counts.sent_octets, counts.received_octets, counts.repeated_octets), (72 << 20, 72 << 20, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_server_is_told_as_such() {
+    let two = Two::new().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut stream = two.a.open(&two.to_b, open(closed, Class::Interactive)).await.unwrap();
+    stream.write_all(b"early").await.unwrap();
+    assert_eq!(stream.opened().await, Err(Reason::ServerRefused));
+    let error = stream.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+    assert_eq!(stream.reason(), Some(Reason::ServerRefused));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_dropped_is_reset_at_the_other_end() {
+    let (two, server) = (Two::new().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let at = server.local_addr().unwrap();
+    let mut stream = two.a.open(&two.to_b, open(at, Class::Interactive)).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    let (mut tcp, _) = server.accept().await.unwrap();
+    assert_eq!(tcp.read_u8().await.unwrap(), b'x');
+    drop(stream);
+    let end = timeout(Duration::from_secs(5), tcp.read(&mut [0; 8])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    until("nothing is left", || two.b.status()[0].counts.streams == 0).await;
+}
+
+/// The client's side as the node uses it: a socket and a stream, spliced.
+pub(crate) async fn front(two: &Two, server: SocketAddr, class: Class) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (links, peer) = (two.a.clone(), two.to_b.clone());
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (links, peer) = (links.clone(), peer.clone());
+            tokio::spawn(async move {
+                let stream = links.open(&peer, open(server, class)).await.unwrap();
+                splice(stream, &mut seams::Stream::bare(tcp)).await
+            });
+        }
+    });
+    at
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_slowly_holds_up_its_server_and_nobody_else() {
+    let (two, server) = (Two::new().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let at = front(&two, server.local_addr().unwrap(), Class::Bulk).await;
+    let slow = tokio::net::TcpStream::connect(at).await.unwrap();
+    let (mut tcp, _) = server.accept().await.unwrap();
+    let filled = async {
+        let mut written = 0;
+        while let Ok(Ok(n)) = timeout(Duration::from_millis(700), tcp.write(&[7; 65536])).await {
+            written += n;
+        }
+        written
+    };
+    let written = filled.await;
+    let held: u64 = [&two.a, &two.b]
+        .map(|links| links.status()[0].counts)
+        .iter()
+        .map(|c| c.held_octets + c.unread_octets)
+        .sum();
+    assert!(held < 6 << 20, "{held} octets are held of {written}");
+    let echo = echo().await;
+    let mut other = tokio::net::TcpStream::connect(front(&two, echo, Class::Bulk).await).await.unwrap();
+    other.write_all(b"quick").await.unwrap();
+    let mut heard = [0; 5];
+    timeout(Duration::from_secs(5), other.read_exact(&mut heard)).await.unwrap().unwrap();
+    drop(slow);
+}
