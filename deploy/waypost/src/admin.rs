@@ -6,6 +6,7 @@
 //! | `GET /api/v1/status` `sessions` `trace?user=` | JSON, on the socket only: it tells who works when |
 //! | `GET /api/v1/store/stats`, `POST /api/v1/store/verify` `gc` | the store, on the socket only |
 //! | `GET /api/v1/sustained`, `POST /api/v1/sustained/end?user=` | sessions whose client has left, on the socket only |
+//! | `POST /api/v1/path/bypass?on=`, `GET /api/v1/path/explain?client=&server=` | interception, on the socket only |
 //! | `GET /api/v1/report/preload` | what was fetched ahead, and what came of it, on the socket only |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /livez` `/readyz` | whether it runs; whether it takes clients |
@@ -30,7 +31,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use discovery_core::id::{ServerId, UserKey, UserKeying};
+use discovery_core::{
+    flow::Flow,
+    id::{ServerId, UserKey, UserKeying},
+};
 use epc::{handler::metrics::Ended, origin::ParkCounts};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -89,6 +93,8 @@ impl Admin {
             .route("/api/v1/sustained", get(sustained))
             .route("/api/v1/sustained/end", post(sustained_end))
             .route("/api/v1/report/preload", get(report_preload))
+            .route("/api/v1/path/bypass", post(path_bypass))
+            .route("/api/v1/path/explain", get(path_explain))
             .route("/api/v1/store/stats", get(store_stats))
             .route("/api/v1/store/verify", post(store_verify))
             .route("/api/v1/store/gc", post(store_gc));
@@ -154,7 +160,45 @@ async fn readyz(State(asked): State<Asked>) -> Response {
 }
 
 async fn status(State(asked): State<Asked>) -> Response {
-    blocking(move || describe(&asked.node, stats(&asked.node))).await
+    let path = match asked.node.path() {
+        Some(path) => Some(path.status().await),
+        None => None,
+    };
+    blocking(move || Status { path, ..describe(&asked.node, stats(&asked.node)) }).await
+}
+
+#[derive(Deserialize)]
+struct Bypass {
+    on: bool,
+}
+
+async fn path_bypass(State(asked): State<Asked>, Query(wanted): Query<Bypass>) -> Response {
+    let Some(path) = asked.node.path() else {
+        return trouble(StatusCode::NOT_FOUND, "this node does not stand on a path".to_owned());
+    };
+    match path.bypass(wanted.on).await {
+        Ok(true) => Json(wanted.on).into_response(),
+        Ok(false) => trouble(StatusCode::NOT_FOUND, "this node does not stand on a path".to_owned()),
+        Err(failure) => trouble(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()),
+    }
+}
+
+#[derive(Deserialize)]
+struct Connection {
+    client: SocketAddr,
+    server: SocketAddr,
+}
+
+async fn path_explain(State(asked): State<Asked>, Query(meant): Query<Connection>) -> Response {
+    let Connection { client, server } = meant;
+    let explained = match asked.node.path() {
+        Some(path) => path.explain(Flow { client, server }).await,
+        None => None,
+    };
+    match explained {
+        Some(explained) => Json(explained).into_response(),
+        None => trouble(StatusCode::NOT_FOUND, "nobody stands on a path here, or its loop hangs".to_owned()),
+    }
 }
 
 async fn store_stats(State(asked): State<Asked>) -> Response {

@@ -30,6 +30,9 @@ pub(crate) struct Status {
     pub(crate) filled_octets: u64,
     pub(crate) fills_abandoned: u64,
     pub(crate) store: StoreStatus,
+    /// Where the node stands on a path or speaks to others.
+    #[serde(default)]
+    pub(crate) path: Option<PathStatus>,
 }
 
 /// Connections kept ready for clients to come.
@@ -230,4 +233,71 @@ pub(crate) struct Readiness {
     pub(crate) ready: bool,
     /// Why not.
     pub(crate) reasons: Vec<String>,
+}
+
+/// The node on the path, in the status.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct PathStatus {
+    /// `taking`, `bypassed`, `hanging`, or `link-only`.
+    pub(crate) state: String,
+    pub(crate) peers: Vec<PeerStatus>,
+    /// The proxy mapping table.
+    pub(crate) table: Vec<TableStatus>,
+    /// Connections that the node has something to do with; at most a thousand.
+    pub(crate) flows: Vec<FlowStatus>,
+    /// How often each reason was given, where not zero.
+    pub(crate) reasons: Vec<Named>,
+    /// Connections carried now, for clients here and for peers.
+    pub(crate) carried: u64,
+}
+
+/// Another node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct PeerStatus {
+    pub(crate) node: String,
+    pub(crate) lanes: Vec<LaneStatus>,
+    pub(crate) streams: u64,
+    pub(crate) sent_octets: u64,
+    pub(crate) received_octets: u64,
+    /// How often streams went on over another connection.
+    pub(crate) resumes: u64,
+    /// Why the last attempt or connection ended.
+    pub(crate) last: Option<String>,
+}
+
+/// One of the connections of a link.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct LaneStatus {
+    pub(crate) lane: String,
+    pub(crate) remote: String,
+    pub(crate) rtt_us: Option<u64>,
+    pub(crate) congestion_control: String,
+}
+
+/// An entry of the proxy mapping table.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct TableStatus {
+    pub(crate) server: String,
+    /// `peer`, `static`, `no-proxy`, `option-dropped`, `asymmetric`.
+    pub(crate) known: String,
+    pub(crate) peer: Option<String>,
+    pub(crate) ttl_s: u64,
+    pub(crate) flaps: u32,
+}
+
+/// A connection.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct FlowStatus {
+    pub(crate) client: String,
+    pub(crate) server: String,
+    pub(crate) reason: String,
+    pub(crate) peer: Option<String>,
+}
+
+/// `GET /api/v1/path/explain?client=&server=`
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Explained {
+    pub(crate) rule: String,
+    pub(crate) verdict: String,
+    pub(crate) reason: String,
 }

@@ -18,6 +18,7 @@ mod keying;
 mod logging;
 mod node;
 mod notify;
+mod path;
 mod prefetch;
 mod report;
 mod run;

@@ -8,6 +8,7 @@ use crate::{
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
+    path::Path,
     prefetch::Prefetch,
     storage,
 };
@@ -28,13 +29,13 @@ use std::{
     fs,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
-    path::Path,
+    path::Path as FilePath,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 /// How long sessions get to come to rest when the node ends.
@@ -54,6 +55,7 @@ pub(crate) struct Node {
     drain: watch::Sender<Drain>,
     started: Instant,
     served: Mutex<Served>,
+    path: Option<Arc<Path>>,
 }
 
 /// What a reload exchanges.
@@ -76,7 +78,7 @@ pub(crate) struct DoorFacts {
 
 impl Node {
     /// Opens everything that `config` names; nothing is served before all of it is there. Inside a tokio runtime.
-    pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
+    pub(crate) async fn start(config: &Config) -> Result<Self, Failure> {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
         let origins = Arc::new(Origins::new(parking(config)?));
@@ -133,7 +135,9 @@ impl Node {
         for listener in &config.listeners {
             served.open(config, listener, &handler, draining.clone())?;
         }
+        let path = Path::start(config).await?.map(Arc::new);
         Ok(Self {
+            path,
             handler,
             store,
             house,
@@ -196,18 +200,41 @@ impl Node {
     /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`.
     pub(crate) async fn drain(&self, by: Instant) {
         self.drain.send_replace(Drain::By(by));
-        tokio::join!(self.empty(by), async {
-            let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
-        });
+        tokio::join!(
+            self.empty(by),
+            async {
+                let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
+            },
+            self.leave_path(by)
+        );
     }
 
     /// Ends all sessions now.
     pub(crate) async fn hurry(&self) {
         self.drain.send_replace(Drain::Now);
         let by = Instant::now();
-        tokio::join!(self.empty(by), async {
-            let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
-        });
+        tokio::join!(
+            self.empty(by),
+            async {
+                let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
+            },
+            self.leave_path(by)
+        );
+    }
+
+    /// Takes no new connections; those that are carried have until `by`.
+    async fn leave_path(&self, by: Instant) {
+        let Some(path) = &self.path else { return };
+        path.leave().await;
+        while path.carried() > 0 && Instant::now() < by {
+            sleep(Duration::from_millis(50)).await;
+        }
+        path.stop().await;
+    }
+
+    /// The node on the path, and its links.
+    pub(crate) fn path(&self) -> Option<&Arc<Path>> {
+        self.path.as_ref()
     }
 
     /// Every door and session holds a receiver, and nobody else does.
@@ -384,6 +411,8 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
         ("[prefetch]", old.prefetch != new.prefetch),
         ("[store]", Config::store_needs_restart(old, new)),
         ("[log] format", old.log.format != new.log.format),
+        ("[interception], [[rule]]", old.interception != new.interception),
+        ("[link], [[peer]]", old.link != new.link),
     ];
     for (part, changed) in parts {
         if changed {
@@ -407,7 +436,7 @@ impl Config {
 }
 
 /// The state directory holds keys: for its owner alone.
-pub(crate) fn make_dir(dir: &Path) -> Result<(), Failure> {
+pub(crate) fn make_dir(dir: &FilePath) -> Result<(), Failure> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -37,7 +37,7 @@ pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure
         .build()
         .map_err(|error| Failure::io("the system gives no threads", error))?;
     let done = runtime.block_on(async {
-        let node = Arc::new(Node::start(config)?);
+        let node = Arc::new(Node::start(config).await?);
         let admin = Admin::start(&config.admin, Arc::clone(&node)).await?;
         let done = serve(&node, &admin, path, &level).await;
         admin.stop();

@@ -75,7 +75,7 @@ pub trait Agent {
     /// A claim that had to wait failed.
     fn claim_failed(&mut self, flow: Flow, why: Reason);
     /// Tell the next node that the flow is given up.
-    fn abort_onward(&mut self, flow: Flow, next: Peer);
+    fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32);
     /// The proxy mapping table has changed.
     fn learnt(&mut self, row: PmtRow);
 }

@@ -57,6 +57,18 @@ impl Prefix {
         Ok(Self { network, length })
     }
 
+    /// Its first address.
+    #[must_use]
+    pub fn network(&self) -> IpAddr {
+        self.network
+    }
+
+    /// How many bits its addresses share.
+    #[must_use]
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Whether the address lies in it. Addresses of the other family never do.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -295,10 +295,11 @@ fn put_notice(out: &mut BytesMut, notice: &Notice) {
     out.put_u8(kind::NOTICE);
     varint::put(out, 0);
     match notice {
-        Notice::Abort(Flow { client, server }) => {
+        Notice::Abort { flow: Flow { client, server }, isn } => {
             varint::put(out, NOTICE_ABORT);
             put_address(out, *client);
             put_address(out, *server);
+            varint::put(out, u64::from(*isn));
         }
         Notice::Other { kind, octets } => {
             varint::put(out, (*kind).max(1));

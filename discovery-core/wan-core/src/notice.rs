@@ -9,7 +9,12 @@ use std::net::SocketAddr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// The young flow of these addresses is given up at the sender; a middle passes it on.
-    Abort(Flow),
+    Abort {
+        /// Whose.
+        flow: Flow,
+        /// The sequence number of the SYN that is meant: which attempt between these addresses.
+        isn: u32,
+    },
     /// Of a kind that this room does not know: the number and the octets, for whoever does.
     Other {
         /// From 1 on; 0 is [`Notice::Abort`].

@@ -39,6 +39,12 @@ impl LinkStream {
         poll_fn(|cx| self.link.poll_opened(cx, self.id)).await
     }
 
+    /// The same, apart from the stream, which may be in use meanwhile.
+    pub fn answer(&self) -> impl Future<Output = Result<Bytes, Reason>> + Send + 'static {
+        let (link, id) = (self.link.clone(), self.id);
+        poll_fn(move |cx| link.poll_opened(cx, id))
+    }
+
     /// Why it ended, if it ended before its time.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {

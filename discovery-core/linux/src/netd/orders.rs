@@ -75,10 +75,9 @@ pub(super) fn obey(
         }
         Output::Reset { flow, seq, ack } => {
             // A client that waits for its first answer wants an acknowledgement; one that has it, the right number.
-            let packet = if seq == 0 {
-                refused(&flow, ack.wrapping_sub(1))
-            } else {
-                reset(flow.server, flow.client, seq)
+            let packet = match ack {
+                Some(ack) if seq == 0 => refused(&flow, ack.wrapping_sub(1)),
+                _ => reset(flow.server, flow.client, seq),
             };
             let sent = packet.map_err(io::Error::other).and_then(|packet| senders.forge.send(&packet));
             return Outcome::sent(sent, "reset", flow);
@@ -103,7 +102,7 @@ pub(super) fn obey(
             None => agent.claim_failed(flow, Reason::Closed),
         },
         Output::ClaimFailed { flow, why } => agent.claim_failed(flow, why),
-        Output::AbortOnward { flow, next } => agent.abort_onward(flow, next),
+        Output::AbortOnward { flow, next, isn } => agent.abort_onward(flow, next, isn),
         Output::SendProbe { server, .. } => {
             // Nobody is asked yet: the engine hears that nobody answered.
             return Outcome { event: Some(Event::Probed { server, answer: None }), unsent: false };

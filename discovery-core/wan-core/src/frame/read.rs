@@ -141,7 +141,11 @@ impl Body {
             return Err(Violation::BadValue);
         }
         Ok(Frame::Notice(match self.number()? {
-            NOTICE_ABORT => Notice::Abort(Flow { client: self.address()?, server: self.address()? }),
+            NOTICE_ABORT => {
+                let flow = Flow { client: self.address()?, server: self.address()? };
+                let isn = u32::try_from(self.number()?).map_err(|_| Violation::BadValue)?;
+                Notice::Abort { flow, isn }
+            }
             kind => Notice::Other { kind, octets: self.rest(NOTICE_OCTETS_MAX)? },
         }))
     }

@@ -195,7 +195,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(Frame::Ping),
         any::<u64>().prop_map(Frame::Pong),
         prop::sample::select(Reason::ALL.to_vec()).prop_map(Frame::Goaway),
-        flow().prop_map(|flow| Frame::Notice(Notice::Abort(flow))),
+        (flow(), any::<u32>()).prop_map(|(flow, isn)| Frame::Notice(Notice::Abort { flow, isn })),
         (1..varint::MAX, octets(300))
             .prop_map(|(kind, octets)| Frame::Notice(Notice::Other { kind, octets })),
         vec(candidate, 0..CANDIDATES_MAX).prop_map(Frame::Candidates),

@@ -1,0 +1,281 @@
+//! The node on the path between clients and servers: the packet loop, the links to other nodes, and what carries
+//! connections between the two.
+//!
+//! ```text
+//!  client ──SYN──► netd (thread) ──open, single──► Carrier ◄──stream── Links ◄── other nodes
+//!     └──accepted by the transparent listener────────► │  ──claim──► netd: the connection opened early
+//!                                                      └──splice: client ⇄ stream, stream ⇄ server
+//! ```
+//! Mail is terminated where this node serves it; everything else is carried as octets.
+
+mod agent;
+mod carrier;
+mod facts;
+mod identity;
+mod opener;
+mod plan;
+mod tcp;
+mod view;
+
+use crate::{
+    api::{Explained, PathStatus},
+    config::{Config, network},
+    exit::{Exit, Failure},
+};
+use agent::PathAgent;
+use carrier::Carrier;
+use discovery_core::{
+    engine,
+    engine::Engine,
+    flow::{Flow, Ingress},
+    rule::RuleSet,
+    seam::sink::Nowhere,
+};
+use discovery_linux::{
+    broker::Early,
+    marks::ALONE,
+    netd::{Handle, Netd, NetdSettings},
+    queue::{NfQueue, QueueSettings},
+    rules::{Extent, Rules, RulesError},
+    socket::{Family, TransparentListener},
+};
+use opener::{Asked, Opener};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+use tokio::{io::unix::AsyncFd, net::TcpListener};
+use wan::{AllGranted, Links};
+
+/// See the module's documentation.
+pub(crate) struct Path {
+    handle: Option<Handle>,
+    links: Links,
+    carrier: Arc<Carrier>,
+    rules: Mutex<Option<Rules>>,
+    /// As they are in force, for `explain`.
+    ruled: RuleSet,
+    first_interface: Option<Ingress>,
+    bypassed: AtomicBool,
+    loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
+}
+
+impl Path {
+    /// Opens what `config` names; none when the node neither stands on a path nor speaks to others. Inside a tokio
+    /// runtime. The rules come last: nothing is taken that could not be carried.
+    pub(crate) async fn start(config: &Config) -> Result<Option<Self>, Failure> {
+        let Some(link) = &config.link else { return Ok(None) };
+        let known = identity::load(config, link)?;
+        let carrier = Arc::new(Carrier::default());
+        let opener = Arc::new(Opener::new(Arc::clone(&carrier), link, config.interception.is_some()));
+        let links = Links::new(
+            &known.settings,
+            opener,
+            Arc::new(AllGranted),
+            Arc::new(Asked(Arc::clone(&carrier))),
+            Arc::new(Nowhere),
+            Some(Arc::new(facts::Kernel)),
+        )
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+        carrier.links(links.clone());
+        carrier.named(plan::names(link));
+        let listener = listen(link.listen).await?;
+        tracing::info!(address = %link.listen, node = %config.node.id, "the link listens");
+        let serving = links.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serving.serve(listener).await {
+                tracing::error!(%error, "the link takes no more connections; restart the node");
+            }
+        });
+        let mut path = Self {
+            handle: None,
+            links,
+            carrier,
+            rules: Mutex::default(),
+            ruled: RuleSet::default(),
+            first_interface: None,
+            bypassed: AtomicBool::new(false),
+            loop_ended: Mutex::default(),
+        };
+        if let Some(interception) = &config.interception {
+            path.stand(config, interception, link, known.key).await?;
+        }
+        Ok(Some(path))
+    }
+
+    async fn stand(
+        &mut self,
+        config: &Config,
+        interception: &network::Interception,
+        link: &network::Link,
+        key: discovery_core::probe::KeyHint,
+    ) -> Result<(), Failure> {
+        let needs = |what: &'static str| move |error| plan::needs_rights(what, error);
+        let v4 = TransparentListener::bind(Family::V4, 0).map_err(needs("the transparent listener"))?;
+        // A machine without IPv6 has none of its traffic either.
+        let v6 = TransparentListener::bind(Family::V6, 0).ok();
+        let port =
+            |listener: &TransparentListener| listener.port().map_err(needs("the transparent listener"));
+        let v6_port = v6.as_ref().map(port).transpose()?;
+        let plan = plan::plan(interception, port(&v4)?, v6_port)?;
+        let addresses = plan::addresses(interception, link).await?;
+        let mut settings = NetdSettings::new(addresses, key);
+        settings.v6 = v6.is_some();
+        settings.codec = plan::codec(interception);
+        let queue = NfQueue::open(QueueSettings::handshakes(interception.queue))
+            .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))?;
+        let engine = Engine::new(plan::engine(interception, link));
+        let agent = PathAgent::new(Arc::clone(&self.carrier), tokio::runtime::Handle::current());
+        let (netd, handle) =
+            Netd::new(engine, queue, agent, Early::default(), settings).map_err(needs("raw sockets"))?;
+        self.ruled = plan::rules(interception).await?;
+        self.first_interface = interception.interfaces.first().and_then(plan::number);
+        handle.rules(self.ruled.clone());
+        self.carrier.handle(handle.clone());
+        let ended = thread::Builder::new()
+            .name("netd".to_owned())
+            .spawn(move || netd.run())
+            .map_err(|error| Failure::io("the system gives no threads", error))?;
+        for listener in [Some(v4), v6].into_iter().flatten() {
+            let accepting =
+                AsyncFd::register(OwnedFd::from(listener)).map_err(needs("the transparent listener"))?;
+            let own = accepting.get_ref().try_clone().map_err(needs("the transparent listener"))?;
+            let listener = TransparentListener::from_fd(own);
+            tokio::spawn(accept(Arc::clone(&self.carrier), listener, accepting));
+        }
+        handle.tell(engine::Event::AgentUp);
+        tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
+        let saved = plan::saved(config, interception.queue);
+        let mut rules = Rules::new(plan, saved);
+        let installed = tokio::task::spawn_blocking(move || rules.install().map(|backend| (rules, backend)))
+            .await
+            .map_err(|error| Failure::say(Exit::Bug, error))?;
+        let (rules, backend) = installed.map_err(|error| {
+            handle.stop();
+            Failure::new(Exit::Unavailable, error)
+        })?;
+        tracing::info!(?backend, rules = interception.rules.len(), "on the path");
+        *lock(&self.rules) = Some(rules);
+        *lock(&self.loop_ended) = Some(ended);
+        self.handle = Some(handle);
+        Ok(())
+    }
+
+    /// What can be asked of it.
+    pub(crate) async fn status(&self) -> PathStatus {
+        let bypassed = self.bypassed.load(Ordering::Relaxed);
+        view::look(self.handle.as_ref(), bypassed, &self.links, &self.carrier).await
+    }
+
+    /// What would become of a connection; none when nobody stands on the path, or the loop hangs.
+    pub(crate) async fn explain(&self, flow: Flow) -> Option<Explained> {
+        let handle = self.handle.as_ref()?;
+        let ingress = self.first_interface.unwrap_or(Ingress(0));
+        view::explain(handle, self.ruled.clone(), flow, ingress).await
+    }
+
+    /// Takes the rules out of the kernel, or puts them in again: at once, whatever the loop does. What is carried goes on.
+    /// `false` where there are none.
+    pub(crate) async fn bypass(self: &Arc<Self>, on: bool) -> Result<bool, Failure> {
+        let Some(handle) = &self.handle else { return Ok(false) };
+        let path = Arc::clone(self);
+        let extent = if on { Extent::Drain } else { Extent::Full };
+        let set = tokio::task::spawn_blocking(move || match lock(&path.rules).as_mut() {
+            Some(rules) => rules.set(extent).map(|()| true),
+            None => Ok(false),
+        });
+        let set = set.await.map_err(|error| Failure::say(Exit::Bug, error))?;
+        let set = set.map_err(|error| Failure::new(Exit::Unavailable, error))?;
+        handle.tell(engine::Event::Bypass { on });
+        self.bypassed.store(on, Ordering::Relaxed);
+        tracing::warn!(on, "bypass");
+        Ok(set)
+    }
+
+    /// Takes no new connections; those that are carried go on.
+    pub(crate) async fn leave(&self) {
+        self.change_rules(|rules| rules.set(Extent::Drain)).await;
+        self.links.leave();
+    }
+
+    async fn change_rules(
+        &self,
+        change: impl FnOnce(&mut Rules) -> Result<(), RulesError> + Send + 'static,
+    ) {
+        let Some(mut rules) = lock(&self.rules).take() else { return };
+        let changed = tokio::task::spawn_blocking(move || {
+            let changed = change(&mut rules);
+            (rules, changed)
+        });
+        let Ok((rules, changed)) = changed.await else { return };
+        if let Err(error) = changed {
+            tracing::error!(%error, "rules are left behind; the next start removes them");
+        }
+        *lock(&self.rules) = Some(rules);
+    }
+
+    /// Ends what is carried.
+    pub(crate) async fn stop(&self) {
+        self.change_rules(Rules::remove).await;
+        self.links.stop();
+        if let Some(handle) = &self.handle {
+            handle.stop();
+        }
+        let ended = lock(&self.loop_ended).take();
+        if let Some(ended) = ended {
+            let ended = tokio::task::spawn_blocking(move || ended.join()).await;
+            if let Ok(Ok(Err(error))) = ended {
+                tracing::error!(%error, "the packet queue was lost");
+            }
+        }
+    }
+
+    /// How many connections are carried.
+    pub(crate) fn carried(&self) -> usize {
+        self.carrier.carried()
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::io(
+            format!("the link cannot listen on {address}; [link] listen names another address"),
+            error,
+        )
+    })
+}
+
+async fn accept(carrier: Arc<Carrier>, listener: TransparentListener, readable: AsyncFd<OwnedFd>) {
+    loop {
+        let Ok(mut ready) = readable.readable().await else { return };
+        loop {
+            match listener.accept() {
+                Ok(Some(intercepted)) => carrier.accepted(intercepted.flow, client(intercepted.socket)),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "an intercepted client could not be accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    break;
+                }
+            }
+        }
+        ready.clear_ready();
+    }
+}
+
+fn client(socket: OwnedFd) -> std::net::TcpStream {
+    socket.into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The mark of connections that no rule may touch.
+pub(crate) const UNTOUCHED: u32 = ALONE;

@@ -1,0 +1,61 @@
+//! What the packet loop orders, handed on without waiting.
+
+use super::carrier::Carrier;
+use discovery_core::{
+    engine::{Peer, Reason},
+    flow::Flow,
+    pmt::{Known, PmtRow},
+};
+use discovery_linux::netd::{Agent, Ready};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+pub(super) struct PathAgent {
+    carrier: Arc<Carrier>,
+    runtime: Handle,
+}
+
+impl PathAgent {
+    pub(super) fn new(carrier: Arc<Carrier>, runtime: Handle) -> Self {
+        Self { carrier, runtime }
+    }
+}
+
+impl Agent for PathAgent {
+    fn open(&mut self, flow: Flow, peer: Peer) {
+        self.runtime.spawn(Arc::clone(&self.carrier).open(flow, peer));
+    }
+
+    fn single(&mut self, flow: Flow) {
+        self.runtime.spawn(Arc::clone(&self.carrier).single(flow));
+    }
+
+    fn abort(&mut self, flow: Flow, why: Reason) {
+        tracing::debug!(%flow, why = why.word(), "given up");
+        self.carrier.abort(flow);
+    }
+
+    fn abandon(&mut self, flow: Flow, why: Reason) {
+        tracing::debug!(%flow, why = why.word(), "the server's side is given up");
+        self.carrier.abort(flow);
+    }
+
+    fn claim_ready(&mut self, flow: Flow, ready: Ready) {
+        self.carrier.claimed(flow, Ok(ready));
+    }
+
+    fn claim_failed(&mut self, flow: Flow, why: Reason) {
+        self.carrier.claimed(flow, Err(why));
+    }
+
+    fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32) {
+        self.carrier.abort_onward(flow, next, isn);
+    }
+
+    fn learnt(&mut self, row: PmtRow) {
+        tracing::debug!(?row, "learnt");
+        if let Known::Peer(peer) | Known::Static(peer) = row.known {
+            self.runtime.spawn(Arc::clone(&self.carrier).meet(peer));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What peers ask of this node.
+
+use super::{carrier::Carrier, tcp::Tcp};
+use crate::config::network::Link;
+use bytes::Bytes;
+use discovery_core::{
+    engine::{Event, Reason},
+    id::NodeId,
+    rule::Prefix,
+    seam::sink::{Put, Sink},
+};
+use discovery_linux::netd::Ready;
+use seams::BoxFuture;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{net::TcpStream, time::timeout};
+use wan::{OpenedStream, StreamOpener};
+use wan_core::{Kind, Notice, OpenFrame, Reason as Why};
+
+/// Opens the servers' ends of peers' streams.
+pub(super) struct Opener {
+    carrier: Arc<Carrier>,
+    /// What each may ask for without a SYN that was seen here.
+    may_open: HashMap<NodeId, Vec<Prefix>>,
+    /// Without a place on the path there are no SYNs to be seen, and servers see this node.
+    stands: bool,
+}
+
+impl Opener {
+    pub(super) fn new(carrier: Arc<Carrier>, link: &Link, stands: bool) -> Self {
+        let may_open = link.peers.iter().map(|peer| (peer.id.clone(), peer.may_open.clone())).collect();
+        Self { carrier, may_open, stands }
+    }
+
+    fn granted(&self, peer: &NodeId, open: &OpenFrame) -> bool {
+        let server = open.flow.server.ip();
+        let prefixes = self.may_open.get(peer);
+        prefixes.is_some_and(|prefixes| prefixes.iter().any(|prefix| prefix.contains(server)))
+    }
+
+    async fn carry(&self, peer: NodeId, open: OpenFrame) -> Result<OpenedStream, Why> {
+        let flow = open.flow;
+        let granted = open.kind == Kind::Carry && self.granted(&peer, &open);
+        if !self.stands {
+            return if granted { dial(&open).await } else { Err(Why::NotGranted) };
+        }
+        let ready = self.carrier.claim(flow, granted).await.map_err(|why| {
+            tracing::debug!(%flow, %peer, why = why.word(), "a peer's stream is refused");
+            refused(why)
+        })?;
+        let io: Box<dyn seams::AsyncIo> = match ready {
+            Ready::Here(connection) => {
+                Box::new(self.carrier.serve(flow, connection).map_err(|_| Why::ConnectionReset)?)
+            }
+            Ready::Onward(next) => Box::new(self.carrier.onward(flow, next).await?),
+        };
+        Ok(OpenedStream { io, info: Bytes::new() })
+    }
+}
+
+impl StreamOpener for Opener {
+    fn open(&self, peer: NodeId, open: OpenFrame) -> BoxFuture<'_, Result<OpenedStream, Why>> {
+        Box::pin(async move {
+            match open.kind {
+                Kind::Carry | Kind::Claim => self.carry(peer, open).await,
+                Kind::Origin | Kind::Adopt => Err(Why::Unsupported),
+            }
+        })
+    }
+}
+
+async fn dial(open: &OpenFrame) -> Result<OpenedStream, Why> {
+    let dialled = timeout(DIAL_MAX, TcpStream::connect(open.flow.server)).await;
+    let stream = match dialled {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            return Err(Why::ServerRefused);
+        }
+        Ok(Err(_)) => return Err(Why::ServerUnreachable),
+        Err(_) => return Err(Why::ServerTimedOut),
+    };
+    let io = stream.into_std().and_then(Tcp::new).map_err(|_| Why::ConnectionReset)?;
+    Ok(OpenedStream { io: Box::new(io), info: Bytes::new() })
+}
+
+const DIAL_MAX: Duration = Duration::from_secs(10);
+
+/// What the peer is told, and through it the client.
+fn refused(why: Reason) -> Why {
+    const WORDS: &[(Reason, Why)] = &[
+        (Reason::ServerRefused, Why::ServerRefused),
+        (Reason::ServerUnreachable, Why::ServerUnreachable),
+        (Reason::ServerSilent, Why::ServerTimedOut),
+        (Reason::NotGranted, Why::NotGranted),
+        (Reason::AgentDown, Why::ShuttingDown),
+        (Reason::TableFull, Why::Busy),
+        (Reason::LocalFailure, Why::Busy),
+    ];
+    WORDS.iter().find(|(reason, _)| *reason == why).map_or(Why::UnknownFlow, |(_, why)| *why)
+}
+
+/// Hears what peers say beside their streams.
+pub(super) struct Asked(pub(super) Arc<Carrier>);
+
+impl Sink<(NodeId, Notice)> for Asked {
+    fn put(&self, (_, notice): (NodeId, Notice)) -> Put {
+        match notice {
+            Notice::Abort { flow, isn } => self.0.tell(Event::Aborted { flow, isn }),
+            Notice::Other { .. } => {}
+        }
+        Put::Taken
+    }
+}
