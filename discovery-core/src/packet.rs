@@ -12,6 +12,7 @@ mod rewrite;
 mod splice;
 mod strip;
 mod syn_facts;
+mod tcp;
 mod view;
 
 pub use forge::{Acknowledged, ForgeError, Unreachable};
@@ -19,7 +20,8 @@ pub use options::{Item, Options, TcpOption};
 pub use splice::{LONGEST_MAX, Unprobed, room, splice};
 pub use strip::strip;
 pub use syn_facts::{SynFacts, Timestamps};
-pub use view::{Kind, Protocol, Refused, Tcp, View};
+pub use tcp::{Kind, Tcp};
+pub use view::{Protocol, Refused, View};
 
 /// The octets that TCP options can take: a data offset of 15 words less the 20 octets that every header has.
 pub const OPTIONS_OCTETS_MAX: usize = 40;

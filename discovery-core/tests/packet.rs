@@ -124,6 +124,32 @@ fn a_damaged_packet_stays_damaged() {
     assert!(!checksums_hold(&spliced(&packet).unwrap()));
 }
 
+/// No single bit of a packet can change unseen, but for those that the way changes of IPv6 and what a zero stands for.
+#[test]
+fn checksums_cover_every_bit() {
+    let (from, to) = ("10.1.0.2:5353".parse().unwrap(), "10.2.0.2:53".parse().unwrap());
+    let v6 = Packet { ip: Ip::V6 { extensions: vec![] }, data: vec![9; 3], ..Packet::syn() }.octets();
+    let packets = [
+        (Packet { data: vec![9; 3], options: LINUX_SYN.to_vec(), ..Packet::syn() }.octets(), 0),
+        (v6, 8),
+        (forge::datagram(from, to, b"odd").unwrap(), 0),
+    ];
+    for (packet, from) in packets {
+        assert!(View::parse(&packet).unwrap().checksums_hold());
+        for at in from..packet.len() {
+            for bit in 0..8 {
+                let mut changed = packet.clone();
+                changed[at] ^= 1 << bit;
+                let holds = View::parse(&changed).is_ok_and(|view| view.checksums_hold());
+                assert!(!holds, "octet {at}, bit {bit}");
+            }
+        }
+    }
+    let mut without = forge::datagram(from, to, b"odd").unwrap();
+    without[26..28].copy_from_slice(&[0, 0]);
+    assert!(View::parse(&without).unwrap().checksums_hold(), "UDP without one");
+}
+
 #[test]
 fn what_is_no_packet_for_us() {
     let good = Packet::syn().octets();
@@ -452,6 +478,7 @@ fn meaning(area: &[u8]) -> Vec<u8> {
 fn assert_sound(octets: &[u8]) {
     assert!(checksums_hold(octets), "{octets:x?}");
     let view = View::parse(octets).unwrap();
+    assert!(view.checksums_hold());
     let sliced = SlicedPacket::from_ip(octets).unwrap();
     let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("no TCP: {octets:x?}") };
     let ours = view.tcp().unwrap();

@@ -3,6 +3,8 @@
 //! A packet that is altered gets an altered checksum, not a new one: a packet that came damaged stays damaged, so
 //! that its receiver still refuses it.
 
+use std::net::IpAddr;
+
 /// A sum of big-endian words in ones' complement, folded at the end only: 2^48 words fit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sum(u64);
@@ -26,6 +28,18 @@ impl Sum {
     pub(super) fn and_word(mut self, word: u16) -> Self {
         self.0 += u64::from(word);
         self
+    }
+
+    /// Adds what TCP, UDP and ICMPv6 cover besides themselves (RFC 9293 §3.1, RFC 8200 §8.1): as words the two families'
+    /// pseudo-headers sum alike.
+    #[must_use]
+    pub(super) fn and_pseudo_header(self, from: IpAddr, to: IpAddr, protocol: u8, octets: usize) -> Self {
+        let with = |sum: Self, address: IpAddr| match address {
+            IpAddr::V4(address) => sum.and(&address.octets()),
+            IpAddr::V6(address) => sum.and(&address.octets()),
+        };
+        let octets = u16::try_from(octets).unwrap_or(u16::MAX);
+        with(with(self, from), to).and_word(u16::from(protocol)).and_word(octets)
     }
 
     /// Takes these octets away again.

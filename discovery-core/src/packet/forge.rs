@@ -7,7 +7,8 @@ use super::{
     OPTIONS_OCTETS_MAX, View,
     checksum::Sum,
     rewrite::Area,
-    view::{ACK, RST, SYN, SYN_ACK, TCP, UDP},
+    tcp::{ACK, RST, SYN, SYN_ACK},
+    view::{TCP, UDP},
 };
 use crate::flow::Flow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -110,7 +111,7 @@ pub fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<Vec<
         (from.port().to_be_bytes(), to.port().to_be_bytes(), octets.to_be_bytes());
     let sum = Sum::default().and(&[s0, s1, d0, d1, l0, l1]).and(payload);
     // 0 would say that there is none (RFC 768); the other zero of ones' complement says the same sum.
-    let checksum = match pseudo_header(sum, from.ip(), to.ip(), UDP, usize::from(octets)).checksum() {
+    let checksum = match sum.and_pseudo_header(from.ip(), to.ip(), UDP, usize::from(octets)).checksum() {
         0 => u16::MAX,
         other => other,
     };
@@ -145,7 +146,8 @@ pub fn unreachable(view: &View<'_>, why: Unreachable, router: Option<IpAddr>) ->
     let protocol = if v4 { ICMP } else { ICMP_V6 };
     let mut out = ip_header(from, to, protocol, 8 + quoted.len())?;
     let checksum = Sum::default().and(&[kind, code]).and(quoted);
-    let checksum = if v4 { checksum } else { pseudo_header(checksum, from, to, protocol, 8 + quoted.len()) };
+    let checksum =
+        if v4 { checksum } else { checksum.and_pseudo_header(from, to, protocol, 8 + quoted.len()) };
     let [c0, c1] = checksum.checksum().to_be_bytes();
     out.extend_from_slice(&[kind, code, c0, c1, 0, 0, 0, 0]);
     out.extend_from_slice(quoted);
@@ -175,7 +177,7 @@ fn segment(
     head.extend_from_slice(&ack.to_be_bytes());
     head.extend_from_slice(&[words << 4, flags]);
     head.extend_from_slice(&window.to_be_bytes());
-    let sum = pseudo_header(Sum::default().and(&head).and(options), from.ip(), to.ip(), TCP, octets);
+    let sum = Sum::default().and(&head).and(options).and_pseudo_header(from.ip(), to.ip(), TCP, octets);
     out.extend_from_slice(&head);
     out.extend_from_slice(&sum.checksum().to_be_bytes());
     out.extend_from_slice(&[0, 0]);
@@ -215,15 +217,6 @@ fn v4_header(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, total: u16, checksum: u
     let ([t0, t1], [c0, c1]) = (total.to_be_bytes(), checksum.to_be_bytes());
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (from.octets(), to.octets());
     [0x45, 0, t0, t1, 0, 0, 0x40, 0, HOPS, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3]
-}
-
-/// RFC 9293 §3.1, RFC 8200 §8.1. As words the two families' pseudo-headers sum alike.
-fn pseudo_header(sum: Sum, from: IpAddr, to: IpAddr, protocol: u8, octets: usize) -> Sum {
-    let of = |sum: Sum, address: IpAddr| match address {
-        IpAddr::V4(address) => sum.and(&address.octets()),
-        IpAddr::V6(address) => sum.and(&address.octets()),
-    };
-    of(of(sum, from), to).and_word(u16::from(protocol)).and_word(u16::try_from(octets).unwrap_or(u16::MAX))
 }
 
 /// For a client that takes a forged SYN-ACK after all: its data goes to the server, which resets it at once; with a

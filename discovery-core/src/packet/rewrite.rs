@@ -7,7 +7,7 @@ use super::{
     OPTIONS_OCTETS_MAX, View,
     checksum::Sum,
     options::END,
-    view::{HEADER_OCTETS, Tcp},
+    tcp::{HEADER_OCTETS, Tcp},
 };
 
 /// Options being put together, and their filling.

@@ -10,7 +10,7 @@ use crate::mutants;
 use super::{
     Item, Kind, View,
     rewrite::{Area, with_options},
-    view::Tcp,
+    tcp::Tcp,
 };
 
 /// Why a SYN leaves without our option.

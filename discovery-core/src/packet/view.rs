@@ -1,7 +1,7 @@
 //! What one IP packet says, checked once: addresses, ports, the TCP header. Whatever cannot be read with certainty is
 //! refused with the reason, and then passes untouched.
 
-use super::{Options, SynFacts};
+use super::{checksum::Sum, tcp::Tcp};
 use crate::{flow::Flow, mutants};
 use std::{
     fmt,
@@ -25,14 +25,6 @@ enum Transport<'a> {
     Udp(&'a [u8]),
 }
 
-/// The TCP header of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Tcp<'a> {
-    header: &'a [u8; HEADER_OCTETS],
-    options: &'a [u8],
-    payload: &'a [u8],
-}
-
 /// What rules can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -40,19 +32,6 @@ pub enum Protocol {
     Tcp,
     /// UDP: recognised and ruled on, never intercepted.
     Udp,
-}
-
-/// What a segment is for a connection's beginning and end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// SYN without ACK.
-    Syn,
-    /// SYN with ACK.
-    SynAck,
-    /// RST, with or without ACK.
-    Rst,
-    /// FIN, data, acknowledgements, and combinations that no stack sends.
-    Other,
 }
 
 /// Why a packet is not read. It passes as it is.
@@ -257,83 +236,35 @@ impl<'a> View<'a> {
         self.octets
     }
 
+    /// Whether its checksums hold. Who answers a packet, or drops it for what it says, is its receiver, and receivers
+    /// check; who passes it need not.
+    #[must_use]
+    pub fn checksums_hold(&self) -> bool {
+        let (ip, transport) = self.octets.split_at_checked(self.transport_at).unwrap_or_default();
+        // IPv6 has none. UDP over IPv4 may do without, and says 0 (RFC 768).
+        let v4 = self.src.is_ipv4();
+        let header = !v4 || Sum::default().and(ip).folded() == u16::MAX;
+        let protocol = match self.transport {
+            Transport::Udp(_) if v4 && transport.get(6..8) == Some(&[0, 0]) => return header,
+            Transport::Udp(_) => UDP,
+            Transport::Tcp(_) => TCP,
+        };
+        let covered = match self.transport {
+            Transport::Udp(payload) => transport.get(..8 + payload.len()).unwrap_or(transport),
+            Transport::Tcp(_) => transport,
+        };
+        let sum = Sum::default().and(covered).and_pseudo_header(
+            self.src.ip(),
+            self.dst.ip(),
+            protocol,
+            covered.len(),
+        );
+        header && sum.folded() == u16::MAX
+    }
+
     /// Where the transport header begins.
     pub(super) fn transport_at(&self) -> usize {
         self.transport_at
-    }
-}
-
-impl<'a> Tcp<'a> {
-    fn parse(octets: &'a [u8]) -> Option<Self> {
-        let header = octets.first_chunk::<HEADER_OCTETS>()?;
-        let [_, _, _, _, _, _, _, _, _, _, _, _, offset, ..] = *header;
-        let header_octets = usize::from(offset >> 4) * 4;
-        let options = octets.get(HEADER_OCTETS..header_octets)?;
-        let payload = octets.get(header_octets..)?;
-        Some(Self { header, options, payload })
-    }
-
-    /// The sequence number; of a SYN the client's initial one.
-    #[must_use]
-    pub fn seq(&self) -> u32 {
-        let [_, _, _, _, a, b, c, d, ..] = *self.header;
-        u32::from_be_bytes([a, b, c, d])
-    }
-
-    /// The acknowledgement number, meaningful with ACK only.
-    #[must_use]
-    pub fn ack(&self) -> u32 {
-        let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = *self.header;
-        u32::from_be_bytes([a, b, c, d])
-    }
-
-    /// FIN, SYN, RST, PSH, ACK, URG, ECE, CWR from the lowest bit up.
-    #[must_use]
-    pub fn flags(&self) -> u8 {
-        let [_, _, _, _, _, _, _, _, _, _, _, _, _, flags, ..] = *self.header;
-        flags
-    }
-
-    /// The window as it stands there, not scaled.
-    #[must_use]
-    pub fn window(&self) -> u16 {
-        let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, a, b, ..] = *self.header;
-        u16::from_be_bytes([a, b])
-    }
-
-    /// What it is for a connection's beginning and end.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match (self.flags() & RST != 0, self.flags() & (SYN | ACK | FIN)) {
-            (true, _) => Kind::Rst,
-            (false, SYN) => Kind::Syn,
-            (false, SYN_ACK) => Kind::SynAck,
-            (false, _) => Kind::Other,
-        }
-    }
-
-    /// Its options.
-    #[must_use]
-    pub fn options(&self) -> Options<'a> {
-        Options::new(self.options)
-    }
-
-    /// The octets of its options, filling too: a multiple of four, at most 40.
-    #[must_use]
-    pub fn options_octets(&self) -> &'a [u8] {
-        self.options
-    }
-
-    /// What a SYN or SYN-ACK says about the connection.
-    #[must_use]
-    pub fn syn_facts(&self) -> SynFacts {
-        SynFacts::of(self.options())
-    }
-
-    /// What it carries; a SYN too may (RFC 7413).
-    #[must_use]
-    pub fn payload(&self) -> &'a [u8] {
-        self.payload
     }
 }
 
@@ -368,8 +299,6 @@ fn source_route_pending(mut options: &[u8]) -> bool {
     false
 }
 
-/// The fixed part of a TCP header.
-pub(super) const HEADER_OCTETS: usize = 20;
 /// RFC 8200 §4.1 names four that come before TCP, one of them twice; each at most once or twice in practice.
 const EXTENSIONS_MAX: usize = 8;
 
@@ -380,9 +309,3 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
-
-const FIN: u8 = 1;
-pub(super) const SYN: u8 = 2;
-pub(super) const RST: u8 = 4;
-pub(super) const ACK: u8 = 16;
-pub(super) const SYN_ACK: u8 = SYN | ACK;

@@ -20,6 +20,7 @@ pub fn run(data: &[u8]) {
                 payload: tcp.payload(),
             });
             assert_eq!(tcp, plain.tcp, "{data:02x?}");
+            assert_eq!(view.checksums_hold(), holds(&plain, data[0] >> 4 == 4), "{data:02x?}");
             if let Some(tcp) = view.tcp() {
                 assert!(tcp.options().count() <= 40);
                 assert!(tcp.syn_facts().window_scale.is_none_or(|shift| shift <= 14));
@@ -37,6 +38,7 @@ struct Read<'a> {
     dst: SocketAddr,
     tcp: Option<Plain<'a>>,
     datagram: Option<&'a [u8]>,
+    transport_at: usize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -99,7 +101,31 @@ fn read(data: &[u8]) -> Option<Read<'_>> {
         }
         _ => return None,
     };
-    Some(Read { octets, src: (src, port(0)?).into(), dst: (dst, port(2)?).into(), tcp, datagram })
+    Some(Read {
+        octets,
+        src: (src, port(0)?).into(),
+        dst: (dst, port(2)?).into(),
+        tcp,
+        datagram,
+        transport_at: at,
+    })
+}
+
+/// Whether the checksums do, by a sum modulo 65535.
+fn holds(plain: &Read<'_>, v4: bool) -> bool {
+    let sum = |octets: &[u8]| {
+        let word = |pair: &[u8]| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u64::from(low));
+        octets.chunks(2).map(word).sum::<u64>() % 0xFFFF
+    };
+    let (ip, transport) = plain.octets.split_at(plain.transport_at);
+    let (protocol, covered) = match plain.datagram {
+        Some(datagram) => (17, &transport[..8 + datagram.len()]),
+        None => (6, transport),
+    };
+    let addresses = if v4 { &ip[12..20] } else { &ip[8..40] };
+    let length = u16::try_from(covered.len()).unwrap().to_be_bytes();
+    let none = v4 && protocol == 17 && covered[6..8] == [0, 0];
+    (!v4 || sum(ip) == 0) && (none || sum(&[addresses, &[0, protocol], &length, covered].concat()) == 0)
 }
 
 /// Loose or strict source route with stages to go.
