@@ -159,6 +159,7 @@ impl Engine {
                     .table
                     .flows(|e| matches!(e.state, State::Opening { peer: asked, .. } if asked == peer));
                 for flow in waiting {
+                    self.outputs.push_back(Output::Abort { flow, why: Reason::PeerDown });
                     self.go_past(now, flow, Reason::PeerDown);
                 }
             }

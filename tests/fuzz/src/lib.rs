@@ -14,6 +14,7 @@
 
 pub mod capability;
 pub mod command;
+pub mod engine;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
@@ -38,6 +39,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("capability", capability::run),
     ("command", command::run),
+    ("engine", engine::run),
     ("fetch_response", fetch_response::run),
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),
