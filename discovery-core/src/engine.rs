@@ -18,6 +18,7 @@
 
 mod client;
 mod config;
+mod existing;
 mod journal;
 mod limits;
 mod server;
@@ -26,6 +27,7 @@ mod words;
 
 pub use crate::reason::Reason;
 pub use config::{AckVariant, Config, Embodiment};
+pub use existing::{Existing, Midstream};
 pub use journal::Decided;
 pub use table::FlowRow;
 pub use words::{
@@ -63,6 +65,9 @@ pub struct Engine {
     tried: Lru<Flow, (u32, u8)>,
     /// Peers to which an authenticated link stands.
     up: BTreeSet<Peer>,
+    /// Connections from before that were reset, and how often.
+    resets: Lru<Flow, u8>,
+    pace: existing::Pace,
     journal: Journal,
     outputs: VecDeque<Output>,
     agent: bool,
@@ -90,6 +95,8 @@ impl Engine {
             places: Places::new(config.networks_max, config.unclaimed_network_max, config.orphan_penance),
             seen: Lru::new(config.seen_entries_max),
             tried: Lru::new(config.tried_entries_max),
+            resets: Lru::new(config.tried_entries_max),
+            pace: existing::Pace::new(),
             up: BTreeSet::new(),
             journal: Journal::new(config.recent_max),
             outputs: VecDeque::new(),

@@ -138,6 +138,13 @@ pub enum Output {
         /// nothing to a client that is still connecting (RFC 9293 §3.10.7.3).
         ack: Option<u32>,
     },
+    /// Forge a reset without ACK from the client to the server.
+    ResetServer {
+        /// Whose.
+        flow: Flow,
+        /// The sequence number to forge.
+        seq: u32,
+    },
     /// Tell the client that the server cannot be reached (ICMP), as the network told this node.
     Unreachable {
         /// Whose.

@@ -346,6 +346,7 @@ impl Shell {
                     assert!(self.waiting.remove(&flow), "nobody waits for {flow}")
                 }
                 Output::Reset { .. }
+                | Output::ResetServer { .. }
                 | Output::AbortOnward { .. }
                 | Output::SendProbe { .. }
                 | Output::Learnt(_) => {}
