@@ -6,6 +6,7 @@
 //! and [`rule`] are its words.
 
 pub mod candidates;
+pub mod datagram;
 pub mod deflector;
 pub mod engine;
 pub mod flow;

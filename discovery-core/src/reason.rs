@@ -169,6 +169,11 @@ reasons! {
     ExistingReset = "existing-reset",
     /// A connection from before this node is reset later: not too many at once.
     ExistingLater = "existing-later",
+    // Datagrams.
+    /// The first packet of a UDP flow.
+    DatagramBegins = "datagram-begins",
+    /// Another packet of a UDP flow.
+    DatagramGoesOn = "datagram-goes-on",
     // Claims.
     /// The peer claimed the connection.
     Claimed = "claimed",
