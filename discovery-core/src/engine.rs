@@ -39,7 +39,7 @@ use crate::{
     lru::Lru,
     now::Now,
     pmt::{Lookup, Pmt, PmtRow, Prefix},
-    probe::Probe,
+    probe::{KeyHint, Probe},
     rule::{Action, Ruled},
 };
 use journal::Journal;
@@ -63,8 +63,8 @@ pub struct Engine {
     /// SYNs whose queries nobody answered: their numbers, and how many. A client that doubles its timer repeats its SYN
     /// long after its entry in the table is gone, and must not lose every one to a firewall that drops options.
     tried: Lru<Flow, (u32, u8)>,
-    /// Peers to which an authenticated link stands.
-    up: BTreeSet<Peer>,
+    /// Peers to which an authenticated link stands, by key: one node may be reached at several addresses.
+    up: BTreeSet<KeyHint>,
     /// Connections from before that were reset, and how often.
     resets: Lru<Flow, u8>,
     pace: existing::Pace,
@@ -157,14 +157,14 @@ impl Engine {
             }
             Event::PeerUp { peer } => {
                 if self.up.len() < self.config.peers_max {
-                    self.up.insert(peer);
+                    self.up.insert(peer.key);
                 }
             }
             Event::PeerDown { peer } => {
-                self.up.remove(&peer);
-                let waiting = self
-                    .table
-                    .flows(|e| matches!(e.state, State::Opening { peer: asked, .. } if asked == peer));
+                self.up.remove(&peer.key);
+                let waiting = self.table.flows(
+                    |e| matches!(e.state, State::Opening { peer: asked, .. } if asked.key == peer.key),
+                );
                 for flow in waiting {
                     self.outputs.push_back(Output::Abort { flow, why: Reason::PeerDown });
                     self.go_past(now, flow, Reason::PeerDown);

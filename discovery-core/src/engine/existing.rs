@@ -101,7 +101,7 @@ impl Engine {
         let mut unknown = None;
         let flow =
             [upwards, downwards].into_iter().find(|flow| match self.pmt.lookup(now.mono, flow.server) {
-                Lookup::Known(Known::Peer(peer) | Known::Static(peer)) => self.up.contains(&peer),
+                Lookup::Known(Known::Peer(peer) | Known::Static(peer)) => self.up.contains(&peer.key),
                 Lookup::Known(Known::NoProxy | Known::OptionDropped | Known::Asymmetric)
                 | Lookup::Probing => false,
                 Lookup::Unknown => {

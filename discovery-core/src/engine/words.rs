@@ -8,7 +8,7 @@ use crate::{
 };
 use std::net::SocketAddr;
 
-/// Another node as the engine knows it: where its link listens, and which of several nodes behind that address.
+/// Another node as the engine knows it: where its link listens, and which of several nodes behind that address. The key is who it is; the address is only where to dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer {
     /// Where its link listens.
