@@ -58,6 +58,9 @@ pub struct Engine {
     places: Places,
     /// SYNs with a query that were seen, until when they entitle a peer, and whether their connection went past us.
     seen: Lru<Flow, SeenSyn>,
+    /// SYNs whose queries nobody answered: their numbers, and how many. A client that doubles its timer repeats its SYN
+    /// long after its entry in the table is gone, and must not lose every one to a firewall that drops options.
+    tried: Lru<Flow, (u32, u8)>,
     /// Peers to which an authenticated link stands.
     up: BTreeSet<Peer>,
     journal: Journal,
@@ -86,6 +89,7 @@ impl Engine {
             table: Table::new(config.flows_max, config.kept_octets_max),
             places: Places::new(config.networks_max, config.unclaimed_network_max, config.orphan_penance),
             seen: Lru::new(config.seen_entries_max),
+            tried: Lru::new(config.tried_entries_max),
             up: BTreeSet::new(),
             journal: Journal::new(config.recent_max),
             outputs: VecDeque::new(),
@@ -139,15 +143,8 @@ impl Engine {
             Event::ConnectFailed { flow, why } => self.connect_failed(now, flow, why),
             Event::Opened { flow } => self.opened(now, flow),
             Event::Refused { flow, why } => self.refused(now, flow, why),
-            Event::Aborted { flow } => self.aborted(now, flow),
-            Event::Closed { flow } => {
-                if let Some(entry) = self.table.remove(&flow) {
-                    if matches!(entry.state, State::Connecting(_)) {
-                        self.outputs.push_back(Output::Abandon { flow, why: Reason::Closed });
-                    }
-                    self.journal.note(now.wall, flow, Reason::Closed);
-                }
-            }
+            Event::Aborted { flow, isn } => self.aborted(now, flow, isn),
+            Event::Closed { flow } => self.closed(now, flow),
             Event::Probed { server, answer } => {
                 self.probed(now, server, answer.map(Peer::from), Reason::ProbeNegative);
             }
@@ -264,6 +261,15 @@ impl Engine {
                 State::Probing { .. } if refused_answer => {
                     self.answer_went_round(now, from_client, Reason::ClientReset)
                 }
+                // It refuses the server's answer to this node's own SYN, which should have come here.
+                State::Connecting(c)
+                    if c.own_isn.is_some_and(|own| seen.seq == own.wrapping_add(1)) && !c.claimed =>
+                {
+                    let row = self.pmt.asymmetric(now, from_client.server);
+                    self.outputs.push_back(Output::Learnt(row));
+                    self.give_up(now, from_client, Reason::Asymmetric);
+                    Reason::ClientReset
+                }
                 State::Early { .. } | State::Middle { .. } if refused_answer => {
                     self.give_up(now, from_client, Reason::ClientRejected);
                     Reason::ClientRejected
@@ -280,8 +286,12 @@ impl Engine {
         let reason = match self.table.get(&from_server) {
             Some(entry) if entry.isn.is_some_and(|isn| seen.ack == isn.wrapping_add(1)) => {
                 match entry.state {
-                    State::Probing { .. } | State::Direct { .. } => {
+                    State::Probing { .. } => {
                         self.table.remove(&from_server);
+                        Reason::ServerReset
+                    }
+                    State::Direct { withheld } => {
+                        self.withheld_answered(now, from_server, withheld);
                         Reason::ServerReset
                     }
                     State::Held { .. } | State::Opening { .. } | State::Carried { .. } => Reason::Stray,
@@ -300,14 +310,20 @@ impl Engine {
         let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
         match state {
             State::Probing { probes, .. } => {
-                self.table.remove(&flow);
+                if let Some(isn) = self.table.remove(&flow).and_then(|entry| entry.isn) {
+                    self.tried.insert(flow, (isn, probes));
+                }
                 self.journal.note(now.wall, flow, Reason::ProbeSilent);
                 if probes == 1 {
                     let row = self.pmt.silent(now, flow.server);
                     self.outputs.extend(row.map(Output::Learnt));
                 }
             }
-            State::Direct { .. } => drop(self.table.remove(&flow)),
+            State::Direct { .. } => {
+                if let Some(isn) = self.table.remove(&flow).and_then(|entry| entry.isn) {
+                    self.tried.insert(flow, (isn, self.config.probes_max));
+                }
+            }
             State::Held { .. } => {
                 // For all that wait for the same probe.
                 self.probed(now, flow.server, None, Reason::ProbeTimedOut);
@@ -323,11 +339,32 @@ impl Engine {
                 self.forget(now, flow, Reason::OpenTimedOut);
             }
             State::Connecting(_) => {
+                // A server that is not there, or whose answers go round this node: past it is right for both.
+                let row = self.pmt.silent(now, flow.server);
+                self.outputs.extend(row.map(Output::Learnt));
                 self.outputs.push_back(Output::Abandon { flow, why: Reason::ServerSilent });
                 self.connect_failed(now, flow, ConnectFailure::TimedOut);
             }
             State::Early { .. } | State::Middle { .. } => self.orphaned(now, flow),
             State::Claimed { .. } => {}
+        }
+    }
+
+    /// The agent is done with a connection that it had.
+    fn closed(&mut self, now: Now, flow: Flow) {
+        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
+        match state {
+            // Not the agent's: what it closed was here before.
+            State::Probing { .. } | State::Direct { .. } | State::Held { .. } => {}
+            State::Opening { .. } => self.go_past(now, flow, Reason::PeerDown),
+            State::Connecting(connecting) => {
+                if connecting.claimed {
+                    self.give_up(now, flow, Reason::Closed);
+                }
+            }
+            State::Carried { .. } | State::Early { .. } | State::Middle { .. } | State::Claimed { .. } => {
+                self.forget(now, flow, Reason::Closed);
+            }
         }
     }
 
@@ -348,7 +385,7 @@ impl Engine {
                 State::Connecting(_) | State::Early { .. } | State::Middle { .. } if state.unclaimed() => {
                     let packet = self.table.take_packet(&flow);
                     self.give_up(now, flow, why);
-                    self.went_past(flow);
+                    self.went_past(now, flow);
                     // Its client was told nothing yet.
                     self.outputs.extend(packet.map(|packet| Output::ReleaseSyn { flow, packet }));
                 }

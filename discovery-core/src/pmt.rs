@@ -107,6 +107,8 @@ pub struct PmtConfig {
     pub network_v6_bits: u8,
     /// So many probes in a row that ended in silence mark the network as asymmetric.
     pub silent_max: u8,
+    /// So many own connects in a row that lost the SYN with the query, and no other, mark the server.
+    pub suspects_max: u8,
     /// How stale entries become fresh.
     pub refresh: Refresh,
 }
@@ -125,6 +127,7 @@ impl Default for PmtConfig {
             network_v4_bits: 24,
             network_v6_bits: 64,
             silent_max: 3,
+            suspects_max: 2,
             refresh: Refresh::NextSyn,
         }
     }
@@ -159,6 +162,7 @@ struct Entry {
     ttl: Duration,
     flaps: u32,
     silent: u8,
+    suspects: u8,
     used: bool,
     probing_until: Option<Instant>,
 }
@@ -218,6 +222,14 @@ impl Pmt {
     /// SYNs with the query do not reach the server; without it they do.
     pub fn option_dropped(&mut self, now: Now, server: SocketAddr) -> PmtRow {
         self.learn(now, server, Known::OptionDropped, self.config.obstacle_ttl, self.config.obstacle_ttl)
+    }
+
+    /// A SYN with the query was lost and one without it was not. Once may be chance.
+    pub fn option_suspect(&mut self, now: Now, server: SocketAddr) -> Option<PmtRow> {
+        let suspects_max = self.config.suspects_max.max(1);
+        let entry = self.entry(now.mono, server);
+        entry.suspects = entry.suspects.saturating_add(1);
+        (entry.suspects >= suspects_max).then(|| self.option_dropped(now, server))
     }
 
     /// Answers from the server do not pass here: nor do those of its neighbours.
@@ -365,7 +377,8 @@ impl Pmt {
             }
             None => ttl_min,
         };
-        (entry.known, entry.silent, entry.used, entry.probing_until) = (Some(known), 0, false, None);
+        (entry.known, entry.used, entry.probing_until) = (Some(known), false, None);
+        (entry.silent, entry.suspects) = (0, 0);
         entry.until = now.mono + entry.ttl;
         let (until, ttl, flaps) = (entry.until, entry.ttl, entry.flaps);
         self.watch(server, known, until);
@@ -391,6 +404,7 @@ impl Pmt {
                 ttl: Duration::ZERO,
                 flaps: 0,
                 silent: 0,
+                suspects: 0,
                 used: false,
                 probing_until: None,
             };

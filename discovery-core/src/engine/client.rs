@@ -67,7 +67,7 @@ impl Engine {
             Action::Pass => return (Verdict::Pass, Reason::RulePass),
             Action::Drop => return (Verdict::Drop, Reason::RuleDrop),
             Action::Deny => {
-                let ack = seen.seq.wrapping_add(1);
+                let ack = Some(seen.seq.wrapping_add(1));
                 self.outputs.push_back(Output::Reset { flow, seq: 0, ack });
                 return (Verdict::Drop, Reason::RuleDeny);
             }
@@ -78,6 +78,9 @@ impl Engine {
         }
         if seen.room == Room::Untouchable || packet.len() > self.config.packet_octets_max {
             return without(Reason::Untouchable);
+        }
+        if self.goes_past(now, flow) {
+            return without(Reason::Direct);
         }
         if !self.table.has_room(packet.len()) {
             return without(Reason::TableFull);
@@ -113,8 +116,18 @@ impl Engine {
         match embodiment {
             Embodiment::OnSyn if seen.room == Room::Full => (Verdict::Pass, Reason::OptionsFull),
             Embodiment::OnSyn => {
-                let state = State::Probing { probes: 1, last: now.mono };
+                let before = self
+                    .tried
+                    .peek(&flow)
+                    .filter(|(isn, _)| *isn == seen.seq)
+                    .map_or(0, |(_, probes)| *probes);
                 let deadline = Some(now.mono + self.config.probe_max);
+                if before >= self.config.probes_max {
+                    let state = State::Direct { withheld: true };
+                    self.table.insert(flow, table::Entry::new(state, isn, Some(ingress)), deadline, &[]);
+                    return (Verdict::Pass, Reason::ProbesUnanswered);
+                }
+                let state = State::Probing { probes: before + 1, last: now.mono };
                 self.table.insert(flow, table::Entry::new(state, isn, Some(ingress)), deadline, packet);
                 (Verdict::PassWithQuery, Reason::Probing)
             }
@@ -260,11 +273,7 @@ impl Engine {
                 (Verdict::Pass, Reason::ServerAnswered)
             }
             State::Direct { withheld } => {
-                if proven && withheld {
-                    let row = self.pmt.option_dropped(now, flow.server);
-                    self.outputs.push_back(Output::Learnt(row));
-                    self.table.set_state(&flow, State::Direct { withheld: false });
-                }
+                self.withheld_answered(now, flow, proven && withheld);
                 (Verdict::Pass, Reason::Direct)
             }
             // The answer to an own SYN is for an own socket.
@@ -276,6 +285,15 @@ impl Engine {
             State::Held { .. } | State::Opening { .. } | State::Carried { .. } => {
                 (Verdict::Drop, Reason::Carried)
             }
+        }
+    }
+
+    /// The server answered a SYN without the query after it had answered none with it.
+    pub(super) fn withheld_answered(&mut self, now: Now, flow: Flow, withheld: bool) {
+        if withheld {
+            let row = self.pmt.option_dropped(now, flow.server);
+            self.outputs.push_back(Output::Learnt(row));
+            self.table.set_state(&flow, State::Direct { withheld: false });
         }
     }
 
@@ -313,7 +331,7 @@ impl Engine {
         match state {
             State::Opening { .. } => match why {
                 Refusal::ServerRefused => {
-                    self.outputs.push_back(Output::Reset { flow, seq: 0, ack: isn.wrapping_add(1) });
+                    self.outputs.push_back(Output::Reset { flow, seq: 0, ack: Some(isn.wrapping_add(1)) });
                     self.forget(now, flow, Reason::ServerRefused);
                 }
                 Refusal::ServerUnreachable(what) => {

@@ -39,6 +39,9 @@ pub struct Config {
     /// How many SYNs of one connection carry the query before the next goes without: a firewall may drop options, and
     /// then the first SYN and one repeated one are lost.
     pub probes_max: u8,
+    /// The same for an own connect. Fewer, because the client's own timer runs meanwhile: a firewall behind a server's
+    /// node must not use up the client's patience a second time.
+    pub own_probes_max: u8,
     /// Two SYNs closer than this are one, doubled by the network.
     pub duplicate_max: Duration,
     /// A SYN repeated sooner than this was repeated because its sender refused an answer: timers start at a second.
@@ -52,13 +55,16 @@ pub struct Config {
     pub open_max: Duration,
     /// How long an early connection waits to be claimed; none: 1.5 s, or 150 ms with [`AckVariant::IsnPlusOne`].
     pub orphan: Option<Duration>,
-    /// How long an early connect waits for the server: a server that is not there must not take the places of others.
-    /// Shorter than the time in which a client's SYNs begin to go without the query.
+    /// How long an early connect waits for the server: long enough for a late one whose first SYN was lost, short
+    /// enough that a server that is not there does not take the places of others for long.
     pub early_connect_max: Duration,
     /// How long the connect of a claimed connection may take.
     pub connect_max: Duration,
     /// How long a SYN that was seen entitles a peer to ask for its connection.
     pub seen_max: Duration,
+    /// How long after its last SYN a connection that went past still does: longer than the fifth timer of a client that
+    /// doubles it (32 s).
+    pub past_max: Duration,
     /// Connections known at once. What is new beyond it is not touched.
     pub flows_max: usize,
     /// Octets of kept SYNs at once.
@@ -81,6 +87,8 @@ pub struct Config {
     pub network_v6_bits: u8,
     /// SYNs remembered for claims at once.
     pub seen_entries_max: usize,
+    /// SYNs remembered whose queries nobody answered.
+    pub tried_entries_max: usize,
     /// Peers remembered at once.
     pub peers_max: usize,
     /// Decisions remembered for `status`.
@@ -97,15 +105,17 @@ impl Default for Config {
             cookie: 0x5a5a_5a5a,
             probe_port: 7_783,
             probes_max: 2,
+            own_probes_max: 1,
             duplicate_max: Duration::from_millis(3),
             quick_max: Duration::from_millis(500),
             probe_max: Duration::from_secs(5),
             stall_max: Duration::from_millis(500),
             open_max: Duration::from_secs(2),
             orphan: None,
-            early_connect_max: Duration::from_secs(3),
+            early_connect_max: Duration::from_secs(6),
             connect_max: Duration::from_secs(30),
             seen_max: Duration::from_secs(10),
+            past_max: Duration::from_secs(40),
             flows_max: 65_536,
             kept_octets_max: 16 << 20,
             packet_octets_max: 2_048,
@@ -117,6 +127,7 @@ impl Default for Config {
             network_v4_bits: 24,
             network_v6_bits: 56,
             seen_entries_max: 16_384,
+            tried_entries_max: 4_096,
             peers_max: 256,
             recent_max: 1_024,
             pmt: PmtConfig::default(),

@@ -71,13 +71,19 @@ impl Engine {
             self.answer(flow, seen.seq, false);
             return (Verdict::Drop, Reason::AnsweredSeparate);
         }
+        if self.pmt.lookup(now.mono, flow.server) == Lookup::Known(Known::Asymmetric) {
+            return (Verdict::Pass, Reason::Asymmetric);
+        }
         if !self.table.has_room(packet.len()) {
             return (Verdict::Pass, Reason::TableFull);
+        }
+        if self.goes_past(now, flow) {
+            return (Verdict::Pass, Reason::Direct);
         }
         self.seen.insert(flow, SeenSyn { until: now.mono + self.config.seen_max, past: false });
         let network = self.client_network(&flow);
         if self.table.unclaimed() >= self.config.unclaimed_max || !self.places.take(now.mono, network) {
-            self.went_past(flow);
+            self.went_past(now, flow);
             return (Verdict::Pass, Reason::ProbeLimit);
         }
         self.connect(now, flow, Some(seen.seq), Some(ingress), false, packet);
@@ -95,7 +101,7 @@ impl Engine {
         // the query was on cannot be asked of a node behind a middle, whose query bore the middle's number; an
         // unclaimed connection is worth nothing, so the addresses and ports are enough.
         self.give_up(now, flow, Reason::Cured);
-        self.went_past(flow);
+        self.went_past(now, flow);
         (Verdict::Pass, Reason::Cured)
     }
 
@@ -111,7 +117,7 @@ impl Engine {
             Lookup::Known(Known::Peer(_) | Known::Static(_)) | Lookup::Probing | Lookup::Unknown => true,
         };
         let with =
-            worth && self.agent && seen.room == Room::Fits && connecting.syns <= self.config.probes_max;
+            worth && self.agent && seen.room == Room::Fits && connecting.syns <= self.config.own_probes_max;
         if with {
             connecting.probes = connecting.probes.saturating_add(1);
         }
@@ -132,10 +138,12 @@ impl Engine {
         };
         let (state, isn) = (entry.state, entry.isn);
         let State::Connecting(connecting) = state else { return };
-        if connecting.syns > 0 && connecting.probes == connecting.syns {
-            let row = self.pmt.learn_none(now, flow.server);
-            self.outputs.push_back(Output::Learnt(row));
-        }
+        let row = match connecting {
+            Connecting { probes: 0, .. } => None,
+            Connecting { probes, syns, .. } if probes == syns => Some(self.pmt.learn_none(now, flow.server)),
+            Connecting { .. } => self.pmt.option_suspect(now, flow.server),
+        };
+        self.outputs.extend(row.map(Output::Learnt));
         drop(self.table.take_packet(&flow));
         let own_isn = connecting.own_isn;
         if connecting.claimed {
@@ -172,7 +180,7 @@ impl Engine {
             match (why, packet) {
                 (ConnectFailure::Refused, _) => {
                     self.places.give_back(network);
-                    self.outputs.push_back(Output::Reset { flow, seq: 0, ack: isn.wrapping_add(1) });
+                    self.outputs.push_back(Output::Reset { flow, seq: 0, ack: Some(isn.wrapping_add(1)) });
                 }
                 (ConnectFailure::Unreachable(what), Some(packet)) => {
                     self.outputs.push_back(Output::Unreachable { flow, what, packet });
@@ -181,9 +189,11 @@ impl Engine {
                 (ConnectFailure::Local, Some(packet)) => {
                     self.places.give_back(network);
                     self.outputs.push_back(Output::ReleaseSyn { flow, packet });
-                    self.went_past(flow);
+                    self.went_past(now, flow);
                 }
-                (ConnectFailure::TimedOut | ConnectFailure::Unreachable(_) | ConnectFailure::Local, _) => {}
+                // Another try would fare no better; the client's own SYN may.
+                (ConnectFailure::TimedOut, _) => self.went_past(now, flow),
+                (ConnectFailure::Unreachable(_) | ConnectFailure::Local, None) => {}
             }
         }
         self.forget(now, flow, reason);
@@ -270,9 +280,8 @@ impl Engine {
     }
 
     /// The downstream node gives up what this one answered.
-    pub(super) fn aborted(&mut self, now: Now, flow: Flow) {
-        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
-        if state.unclaimed() {
+    pub(super) fn aborted(&mut self, now: Now, flow: Flow, isn: u32) {
+        if self.table.get(&flow).is_some_and(|entry| entry.state.unclaimed() && entry.isn == Some(isn)) {
             self.give_up(now, flow, Reason::AbortedByPeer);
         }
     }
@@ -283,9 +292,10 @@ impl Engine {
         let isn = entry.isn;
         self.give_up(now, flow, Reason::Orphan);
         if let (AckVariant::IsnPlusOne, Some(isn)) = (self.config.ack, isn) {
-            // A client that believed the answer waits for a server that knows nothing of it.
+            // A client that believed the answer waits for a server that knows nothing of it. One that never got it
+            // is connecting still and must not take this for a refusal.
             let seq = self.forged_seq(isn).wrapping_add(1);
-            self.outputs.push_back(Output::Reset { flow, seq, ack: isn.wrapping_add(1) });
+            self.outputs.push_back(Output::Reset { flow, seq, ack: None });
         }
     }
 
@@ -294,7 +304,7 @@ impl Engine {
         let state = self.table.get(&flow).map(|entry| entry.state);
         self.outputs.push_back(match state {
             // A middle has no socket; the next node has.
-            Some(State::Middle { next, .. }) => Output::AbortOnward { flow, next },
+            Some(State::Middle { next, own_isn: Some(isn), .. }) => Output::AbortOnward { flow, next, isn },
             Some(_) | None => Output::Abandon { flow, why },
         });
         self.forget(now, flow, why);
@@ -328,9 +338,18 @@ impl Engine {
         isn ^ self.config.cookie
     }
 
-    pub(super) fn went_past(&mut self, flow: Flow) {
-        if let Some(seen) = self.seen.touch(&flow) {
-            seen.past = true;
+    /// The connection goes past this node, and so do its repeated SYNs: another own connect would meet the client's
+    /// own SYN at the server.
+    pub(super) fn went_past(&mut self, now: Now, flow: Flow) {
+        self.seen.insert(flow, SeenSyn { until: now.mono + self.config.past_max, past: true });
+    }
+
+    /// Whether it does.
+    pub(super) fn goes_past(&mut self, now: Now, flow: Flow) -> bool {
+        let past = self.seen.peek(&flow).is_some_and(|seen| seen.past && seen.until > now.mono);
+        if past {
+            self.went_past(now, flow);
         }
+        past
     }
 }

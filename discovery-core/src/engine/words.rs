@@ -128,14 +128,15 @@ pub enum Output {
         /// What the response says: the server has accepted already.
         connected: bool,
     },
-    /// Forge a reset with ACK from the server to the client.
+    /// Forge a reset from the server to the client.
     Reset {
         /// Whose.
         flow: Flow,
         /// The sequence number to forge.
         seq: u32,
-        /// The acknowledgement number to forge.
-        ack: u32,
+        /// The acknowledgement number to forge; none: without ACK, which ends an established connection and is
+        /// nothing to a client that is still connecting (RFC 9293 §3.10.7.3).
+        ack: Option<u32>,
     },
     /// Tell the client that the server cannot be reached (ICMP), as the network told this node.
     Unreachable {
@@ -186,6 +187,8 @@ pub enum Output {
         flow: Flow,
         /// Whom to tell.
         next: Peer,
+        /// The sequence number of this node's own SYN: which attempt is meant.
+        isn: u32,
     },
     /// Send a probe of this node's own to the server's address, on the port for separate probes. The outcome comes
     /// back as [`Event::Probed`].
@@ -269,8 +272,10 @@ pub enum Event {
     Aborted {
         /// Whose.
         flow: Flow,
+        /// The number on the SYN that is meant, as [`Output::AbortOnward`] gave it.
+        isn: u32,
     },
-    /// The agent is done with the flow, in whichever role.
+    /// The agent is done with the flow, in whichever role. Not to be said of one that was aborted, nor is anything else.
     Closed {
         /// Whose.
         flow: Flow,
