@@ -9,6 +9,7 @@ pub mod engine;
 pub mod flow;
 pub mod id;
 mod lru;
+pub mod mutants;
 pub mod now;
 pub mod packet;
 pub mod pmt;

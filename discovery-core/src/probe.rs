@@ -4,8 +4,10 @@
 //! Nothing here is believed: it is a hint where to open a link, and mutual TLS decides who answers there.
 
 mod codec;
+mod datagram;
 
 pub use codec::{Codec, Encoded, Found, KindTaken};
+pub use datagram::Answer;
 
 use std::net::SocketAddr;
 

@@ -7,7 +7,7 @@ use super::{
     OPTIONS_OCTETS_MAX, View,
     checksum::Sum,
     rewrite::Area,
-    view::{ACK, RST, SYN, SYN_ACK, TCP},
+    view::{ACK, RST, SYN, SYN_ACK, TCP, UDP},
 };
 use crate::flow::Flow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -43,6 +43,9 @@ pub enum ForgeError {
     /// One end is IPv4, the other IPv6.
     #[error("{0} and {1} are of two families")]
     Families(IpAddr, IpAddr),
+    /// More than one packet carries without asking how large it may be.
+    #[error("{0} octets in a datagram, and {DATAGRAM_OCTETS_MAX} fit")]
+    Datagram(usize),
     /// More options than a TCP header takes.
     #[error("{0} octets of options, and 40 fit")]
     Options(usize),
@@ -91,6 +94,30 @@ pub fn refused(flow: &Flow, isn: u32) -> Result<Vec<u8>, ForgeError> {
 /// [`ForgeError`].
 pub fn reset(from: SocketAddr, to: SocketAddr, seq: u32) -> Result<Vec<u8>, ForgeError> {
     segment(from, to, [seq, 0], RST, 0, &[])
+}
+
+/// A datagram.
+///
+/// # Errors
+/// [`ForgeError`].
+pub fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<Vec<u8>, ForgeError> {
+    let octets = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
+    if payload.len() > DATAGRAM_OCTETS_MAX {
+        return Err(ForgeError::Datagram(payload.len()));
+    }
+    let mut out = ip_header(from.ip(), to.ip(), UDP, usize::from(octets))?;
+    let ([s0, s1], [d0, d1], [l0, l1]) =
+        (from.port().to_be_bytes(), to.port().to_be_bytes(), octets.to_be_bytes());
+    let sum = Sum::default().and(&[s0, s1, d0, d1, l0, l1]).and(payload);
+    // 0 would say that there is none (RFC 768); the other zero of ones' complement says the same sum.
+    let checksum = match pseudo_header(sum, from.ip(), to.ip(), UDP, usize::from(octets)).checksum() {
+        0 => u16::MAX,
+        other => other,
+    };
+    let [c0, c1] = checksum.to_be_bytes();
+    out.extend_from_slice(&[s0, s1, d0, d1, l0, l1, c0, c1]);
+    out.extend_from_slice(payload);
+    Ok(out)
 }
 
 /// An ICMP message to the sender of this packet. It comes from `router`, or without one from the destination itself,
@@ -202,6 +229,8 @@ fn pseudo_header(sum: Sum, from: IpAddr, to: IpAddr, protocol: u8, octets: usize
 /// For a client that takes a forged SYN-ACK after all: its data goes to the server, which resets it at once; with a
 /// window of 0 it would wait.
 const WINDOW: u16 = 65_535;
+/// Less than the smallest that every IPv6 link carries (RFC 8200 §5).
+const DATAGRAM_OCTETS_MAX: usize = 1200;
 const HOPS: u8 = 64;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;

@@ -1,6 +1,8 @@
 //! Other TCP options in the octets of a packet. Everything that does not follow from their length and their octets
 //! stays as it came.
 
+use crate::mutants;
+
 use super::{
     OPTIONS_OCTETS_MAX, View,
     checksum::Sum,
@@ -27,6 +29,13 @@ impl Area {
         place.copy_from_slice(octets);
         self.len = end;
         true
+    }
+
+    /// Adds so many octets of filling, as far as there is room.
+    pub(super) fn fill(&mut self, filling: u8, octets: usize) {
+        for _ in 0..octets {
+            self.push(&[filling]);
+        }
     }
 
     /// All of it, filled up to whole words with 'end of option list' (RFC 9293 §3.1), which needs no squeezing when
@@ -81,7 +90,7 @@ pub(super) fn with_options(view: &View<'_>, tcp: &Tcp<'_>, options: &[u8], out: 
             .less_word(old_segment)
             .and(&[*offset, *flags])
             .and(options)
-            .and_word(new_segment);
+            .and_word(if mutants::on("splice-pseudo-header") { old_segment } else { new_segment });
         [*c0, *c1] = changed.checksum().to_be_bytes();
     }
     true

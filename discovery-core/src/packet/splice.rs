@@ -5,6 +5,8 @@
 //! grows, by the option, and a SYN without data is far from any MTU; one with data (RFC 7413) is measured against
 //! `octets_max`.
 
+use crate::mutants;
+
 use super::{
     Item, Kind, View,
     rewrite::{Area, with_options},
@@ -33,6 +35,21 @@ pub enum Unprobed {
     /// It would be longer than the caller, or a length field, allows.
     #[error("would be too long")]
     TooLong,
+}
+
+impl Unprobed {
+    /// As a log and a metric's label say it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NotSyn => "not-syn",
+            Self::Signed => "signed",
+            Self::Malformed => "malformed",
+            Self::Present => "present",
+            Self::Full => "full",
+            Self::TooLong => "too-long",
+        }
+    }
 }
 
 /// As [`splice`], without doing it.
@@ -66,7 +83,9 @@ fn plan<'a>(view: &View<'a>, option: &[u8], octets_max: usize) -> Result<(Tcp<'a
             Item::Nop => meant += 1,
             Item::End => break,
             Item::Malformed => return Err(Unprobed::Malformed),
-            Item::Option(found) if found.kind == MD5 || found.kind == AO => return Err(Unprobed::Signed),
+            Item::Option(found) if SIGNED.contains(&found.kind) && !mutants::on("splice-signed") => {
+                return Err(Unprobed::Signed);
+            }
             Item::Option(found) if found.same_experiment(option) => return Err(Unprobed::Present),
             Item::Option(found) => {
                 meant += found.octets.len();
@@ -91,5 +110,5 @@ fn plan<'a>(view: &View<'a>, option: &[u8], octets_max: usize) -> Result<(Tcp<'a
 
 /// The longest packet that the IP headers can tell of.
 pub const LONGEST_MAX: usize = 65_535;
-const MD5: u8 = 19;
-const AO: u8 = 29;
+/// TCP-MD5 and TCP-AO.
+const SIGNED: [u8; 2] = [19, 29];

@@ -2,6 +2,7 @@
 //! refused with the reason, and then passes untouched.
 
 use super::{Options, SynFacts};
+use crate::{flow::Flow, mutants};
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,7 +15,14 @@ pub struct View<'a> {
     transport_at: usize,
     src: SocketAddr,
     dst: SocketAddr,
-    tcp: Option<Tcp<'a>>,
+    transport: Transport<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Transport<'a> {
+    Tcp(Tcp<'a>),
+    /// What the datagram carries.
+    Udp(&'a [u8]),
 }
 
 /// The TCP header of a packet.
@@ -80,6 +88,24 @@ pub enum Refused {
     TransportLength,
 }
 
+impl Refused {
+    /// As a log and a metric's label say it; which other protocol it is, they do not.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Version => "no-ip",
+            Self::Truncated => "truncated",
+            Self::IpLength => "ip-length",
+            Self::Fragment => "fragment",
+            Self::SourceRoute => "source-route",
+            Self::Authenticated => "authenticated",
+            Self::Extensions => "extensions",
+            Self::Protocol(_) => "protocol",
+            Self::TransportLength => "transport-length",
+        }
+    }
+}
+
 impl<'a> View<'a> {
     /// Reads one packet. Octets behind its end, such as a link's filling, are left out.
     ///
@@ -103,7 +129,7 @@ impl<'a> View<'a> {
         }
         let octets = octets.get(..total).ok_or(Refused::Truncated)?;
         // More fragments, or an offset.
-        if u16::from_be_bytes([f0, f1]) & 0x3FFF != 0 {
+        if u16::from_be_bytes([f0, f1]) & 0x3FFF != 0 && !mutants::on("packet-fragment-read") {
             return Err(Refused::Fragment);
         }
         if source_route_pending(octets.get(20..header_octets).unwrap_or_default()) {
@@ -156,20 +182,21 @@ impl<'a> View<'a> {
         dst: IpAddr,
     ) -> Result<Self, Refused> {
         let transport = octets.get(transport_at..).unwrap_or_default();
-        let tcp = match protocol {
-            TCP => Some(Tcp::parse(transport).ok_or(Refused::TransportLength)?),
-            UDP if transport.len() >= 8 => None,
-            UDP => return Err(Refused::TransportLength),
+        let parsed = match protocol {
+            TCP => Tcp::parse(transport).map(Transport::Tcp),
+            UDP => udp_payload(transport).map(Transport::Udp),
             AUTHENTICATION => return Err(Refused::Authenticated),
             _ => return Err(Refused::Protocol(protocol)),
         };
-        let [s0, s1, d0, d1] = *transport.first_chunk::<4>().ok_or(Refused::TransportLength)?;
+        let (Some(parsed), Some([s0, s1, d0, d1])) = (parsed, transport.first_chunk::<4>().copied()) else {
+            return Err(Refused::TransportLength);
+        };
         Ok(Self {
             octets,
             transport_at,
             src: SocketAddr::new(src, u16::from_be_bytes([s0, s1])),
             dst: SocketAddr::new(dst, u16::from_be_bytes([d0, d1])),
-            tcp,
+            transport: parsed,
         })
     }
 
@@ -188,13 +215,40 @@ impl<'a> View<'a> {
     /// TCP or UDP.
     #[must_use]
     pub fn protocol(&self) -> Protocol {
-        if self.tcp.is_some() { Protocol::Tcp } else { Protocol::Udp }
+        match self.transport {
+            Transport::Tcp(_) => Protocol::Tcp,
+            Transport::Udp(_) => Protocol::Udp,
+        }
     }
 
     /// Its TCP header, when it is TCP.
     #[must_use]
     pub fn tcp(&self) -> Option<Tcp<'a>> {
-        self.tcp
+        match self.transport {
+            Transport::Tcp(tcp) => Some(tcp),
+            Transport::Udp(_) => None,
+        }
+    }
+
+    /// What it carries, when it is UDP.
+    #[must_use]
+    pub fn datagram(&self) -> Option<&'a [u8]> {
+        match self.transport {
+            Transport::Tcp(_) => None,
+            Transport::Udp(payload) => Some(payload),
+        }
+    }
+
+    /// Its connection, when the client sent it.
+    #[must_use]
+    pub fn from_client(&self) -> Flow {
+        Flow { client: self.src, server: self.dst }
+    }
+
+    /// Its connection, when the server sent it.
+    #[must_use]
+    pub fn from_server(&self) -> Flow {
+        Flow { client: self.dst, server: self.src }
     }
 
     /// The whole packet, without what followed its end.
@@ -292,6 +346,12 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// What stands behind a UDP header, as far as its length says (RFC 768).
+fn udp_payload(octets: &[u8]) -> Option<&[u8]> {
+    let [_, _, _, _, l0, l1, _, _] = *octets.first_chunk::<8>()?;
+    octets.get(8..usize::from(u16::from_be_bytes([l0, l1])))
+}
+
 /// Whether IPv4 options say that the packet has stages to go (RFC 791 §3.1, loose and strict source route).
 fn source_route_pending(mut options: &[u8]) -> bool {
     while let Some((&kind, behind)) = options.split_first() {
@@ -314,7 +374,7 @@ pub(super) const HEADER_OCTETS: usize = 20;
 const EXTENSIONS_MAX: usize = 8;
 
 pub(super) const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(super) const UDP: u8 = 17;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;

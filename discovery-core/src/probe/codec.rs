@@ -5,6 +5,9 @@
 //!        kind   length  ExID   version | type     flags  port  key     address
 //!                              4 bits    4 bits   ------ only in a response ---------
 //! ```
+//! A destination, by which a deflector tells a proxy whom the client meant, is a response without the key: 12 or 24
+//! octets. The longer one does not fit into most SYNs, and then the deflector tells it some other way.
+//!
 //! A query is the first six octets: it fits into the SYN of a client that opens fast (RFC 7413) with a cookie of eight
 //! octets, where nothing longer does. A response is 20 octets or, with an IPv6 address, 32: a SYN-ACK that we make
 //! has all 40 free. Which family it is, its length says.
@@ -13,7 +16,10 @@
 //! mean anything by the rest, so it is not read at all.
 
 use super::{KeyHint, Probe, Query, Response};
-use crate::packet::{Item, Options, TcpOption};
+use crate::{
+    mutants,
+    packet::{Item, Options, TcpOption},
+};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Reads and writes probes under one option kind and one experiment identifier (RFC 6994).
@@ -35,6 +41,9 @@ pub enum Found {
     Nothing,
     /// A probe.
     Probe(Probe),
+    /// Whom the client meant, on a SYN that was sent elsewhere. Anybody can write it, and who believes anybody connects
+    /// strangers to what they name: it counts from a deflector that the operator has named, and from nobody else.
+    Destination(SocketAddr),
     /// One of a version (or of a type within ours) that we do not speak, by that octet. As if nothing had been said.
     Unknown(u8),
     /// Ours by kind and identifier, and of a length or with an address that cannot be. As if nothing had been said.
@@ -63,6 +72,10 @@ impl Codec {
         self.kind
     }
 
+    pub(super) fn experiment(&self) -> u16 {
+        self.experiment
+    }
+
     /// Whether an option is ours, whatever it says.
     #[must_use]
     pub fn owns(&self, option: &TcpOption<'_>) -> bool {
@@ -86,25 +99,35 @@ impl Codec {
     /// As an option.
     #[must_use]
     pub fn encode(&self, probe: &Probe) -> Encoded {
-        let mut encoded = Encoded { octets: [0; RESPONSE_V6_OCTETS], len: 0 };
-        let [e0, e1] = self.experiment.to_be_bytes();
         match probe {
-            Probe::Query(Query) => encoded.put(&[self.kind, 0, e0, e1, VERSION | TYPE_QUERY, 0]),
+            Probe::Query(Query) => self.begin(TYPE_QUERY, 0).end(),
             Probe::Response(response) => {
                 let flags = if response.connected { FLAG_CONNECTED } else { 0 };
-                encoded.put(&[self.kind, 0, e0, e1, VERSION | TYPE_RESPONSE, flags]);
-                encoded.put(&response.link.port().to_be_bytes());
-                encoded.put(&response.key.0);
-                match response.link.ip() {
-                    IpAddr::V4(address) => encoded.put(&address.octets()),
-                    IpAddr::V6(address) => encoded.put(&address.octets()),
-                }
+                self.begin(TYPE_RESPONSE, flags)
+                    .and(&response.link.port().to_be_bytes())
+                    .and(&response.key.0)
+                    .and_address(response.link.ip())
+                    .end()
             }
         }
-        let len = u8::try_from(encoded.len).unwrap_or(u8::MAX);
-        let [_, length, ..] = &mut encoded.octets;
-        *length = len;
-        encoded
+    }
+
+    /// Whom the client meant, as an option of the SYN that a deflector sends on.
+    #[must_use]
+    pub fn encode_destination(&self, server: SocketAddr) -> Encoded {
+        self.begin(TYPE_DESTINATION, 0).and(&server.port().to_be_bytes()).and_address(server.ip()).end()
+    }
+
+    fn begin(&self, of_type: u8, flags: u8) -> Encoded {
+        let [e0, e1] = self.experiment.to_be_bytes();
+        Encoded { octets: [0; RESPONSE_V6_OCTETS], len: 0 }.and(&[
+            self.kind,
+            0,
+            e0,
+            e1,
+            VERSION | of_type,
+            flags,
+        ])
     }
 }
 
@@ -122,18 +145,33 @@ impl Encoded {
         self.octets.get(..self.len).unwrap_or(&self.octets)
     }
 
-    fn put(&mut self, octets: &[u8]) {
+    fn and(mut self, octets: &[u8]) -> Self {
         if let Some(place) = self.octets.get_mut(self.len..self.len + octets.len()) {
             place.copy_from_slice(octets);
             self.len += octets.len();
         }
+        self
+    }
+
+    fn and_address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.and(&address.octets()),
+            IpAddr::V6(address) => self.and(&address.octets()),
+        }
+    }
+
+    /// Its length, now that it is known.
+    fn end(mut self) -> Self {
+        let [_, length, ..] = &mut self.octets;
+        *length = u8::try_from(self.len).unwrap_or(u8::MAX);
+        self
     }
 }
 
 /// What follows the identifier.
 fn decode(octets: &[u8]) -> Found {
     let Some((&version_and_type, rest)) = octets.split_first() else { return Found::Malformed };
-    if version_and_type & VERSION_BITS != VERSION {
+    if version_and_type & VERSION_BITS != VERSION && !mutants::on("probe-any-version") {
         return Found::Unknown(version_and_type);
     }
     match version_and_type & TYPE_BITS {
@@ -142,6 +180,7 @@ fn decode(octets: &[u8]) -> Found {
             _ => Found::Malformed,
         },
         TYPE_RESPONSE => decode_response(rest).map_or(Found::Malformed, |r| Found::Probe(Probe::Response(r))),
+        TYPE_DESTINATION => decode_destination(rest).map_or(Found::Malformed, Found::Destination),
         _ => Found::Unknown(version_and_type),
     }
 }
@@ -149,31 +188,36 @@ fn decode(octets: &[u8]) -> Found {
 fn decode_response(octets: &[u8]) -> Option<Response> {
     let (&[flags, p0, p1], rest) = octets.split_first_chunk::<3>()?;
     let (&key, address) = rest.split_first_chunk::<8>()?;
-    let address = match address.len() {
+    let link = endpoint([p0, p1], address)?;
+    Some(Response { link, key: KeyHint(key), connected: flags & FLAG_CONNECTED != 0 })
+}
+
+fn decode_destination(octets: &[u8]) -> Option<SocketAddr> {
+    let (&[_flags, p0, p1], address) = octets.split_first_chunk::<3>()?;
+    endpoint([p0, p1], address)
+}
+
+/// None where nobody can listen.
+pub(super) fn endpoint(port: [u8; 2], address: &[u8]) -> Option<SocketAddr> {
+    let address: IpAddr = match address.len() {
         4 => Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).into(),
         16 => Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into(),
         _ => return None,
     };
-    let port = u16::from_be_bytes([p0, p1]);
+    let port = u16::from_be_bytes(port);
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    // Nobody can listen there.
-    if port == 0 || address.is_unspecified() || address.is_multicast() || broadcast {
-        return None;
-    }
-    Some(Response {
-        link: SocketAddr::new(address, port),
-        key: KeyHint(key),
-        connected: flags & FLAG_CONNECTED != 0,
-    })
+    let nobody = port == 0 || address.is_unspecified() || address.is_multicast() || broadcast;
+    (!nobody).then_some(SocketAddr::new(address, port))
 }
 
 const RESPONSE_V6_OCTETS: usize = 32;
-const VERSION_BITS: u8 = 0xF0;
-const VERSION: u8 = 0x10;
-const TYPE_BITS: u8 = 0x0F;
+pub(super) const VERSION_BITS: u8 = 0xF0;
+pub(super) const VERSION: u8 = 0x10;
+pub(super) const TYPE_BITS: u8 = 0x0F;
 const TYPE_QUERY: u8 = 1;
-const TYPE_RESPONSE: u8 = 2;
-const FLAG_CONNECTED: u8 = 1;
+pub(super) const TYPE_RESPONSE: u8 = 2;
+const TYPE_DESTINATION: u8 = 3;
+pub(super) const FLAG_CONNECTED: u8 = 1;
 /// IANA's registry as far as anything in use answers to it: to the filling, MSS, window scale, SACK, echoes,
 /// timestamps, MD5, user time-out, AO, multipath, fast open, tcpcrypt's negotiation, accurate ECN.
 const TAKEN: &[u8] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 19, 28, 29, 30, 34, 69, 172, 174];
@@ -218,11 +262,23 @@ mod tests {
             (&[253, 7, 0x57, 0x50, 0x11, 0, 0], Found::Malformed),
             (&[253, 6, 0x57, 0x50, 0x21, 0], unknown(0x21)),
             (&[253, 9, 0x57, 0x50, 0x01, 0, 1, 2, 3], unknown(0x01)),
-            (&[253, 6, 0x57, 0x50, 0x13, 0], unknown(0x13)),
+            (&[253, 6, 0x57, 0x50, 0x14, 0], unknown(0x14)),
+            (&[253, 6, 0x57, 0x50, 0x13, 0], Found::Malformed),
             (&[1, 1, 253, 6, 0x57, 0x50, 0x11, 0xFE], Found::Probe(Probe::Query(Query))),
         ];
         for (octets, found) in rows {
             assert_eq!(Codec::default().find(Options::new(octets)), *found, "{octets:?}");
+        }
+    }
+
+    #[test]
+    fn a_destination_is_read() {
+        for (server, octets) in [("10.2.0.2:143", 12), ("[fd02::2]:993", 24)] {
+            let server = server.parse().unwrap();
+            let encoded = Codec::default().encode_destination(server);
+            assert_eq!(encoded.octets().len(), octets);
+            let found = Codec::default().find(Options::new(encoded.octets()));
+            assert_eq!(found, Found::Destination(server));
         }
     }
 

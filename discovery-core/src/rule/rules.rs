@@ -3,7 +3,8 @@
 use super::{Action, Ports, Prefix, Program, Ruled};
 use crate::{
     flow::{Flow, Ingress},
-    packet::Protocol,
+    mutants,
+    packet::{Protocol, View},
 };
 
 /// What is known of a packet besides its octets. For UDP the flow's client is who sent the datagram.
@@ -69,6 +70,14 @@ pub enum RuleError {
     /// More rules than have a number.
     #[error("{0} rules, and at most {RULES_MAX} are allowed")]
     TooMany(usize),
+}
+
+impl Facts {
+    /// Of a packet that the client sent.
+    #[must_use]
+    pub fn of(view: &View<'_>, ingress: Option<Ingress>, vlan: Option<VlanId>) -> Self {
+        Self { flow: view.from_client(), protocol: view.protocol(), ingress, vlan }
+    }
 }
 
 impl VlanId {
@@ -168,13 +177,18 @@ impl Rule {
             && any_or_none(&self.server_ports, |ports| ports.contains(flow.server.port()))
             && any_or_none(&self.client_ports, |ports| ports.contains(flow.client.port()))
             && any_or_none(&self.vlan, |named| Some(*named) == *vlan)
-            && self
-                .ingress
-                .as_ref()
-                .is_none_or(|named| ingress.is_some_and(|ingress| named.contains(&ingress)))
+            && self.fits_ingress(*ingress)
             && any_or_none(&self.server, |prefix| prefix.contains(flow.server.ip()))
             && any_or_none(&self.client, |prefix| prefix.contains(flow.client.ip()))
             && self.program.as_ref().is_none_or(|program| program.matches(packet))
+    }
+
+    fn fits_ingress(&self, ingress: Option<Ingress>) -> bool {
+        let Some(named) = &self.ingress else { return true };
+        if named.is_empty() && mutants::on("rule-missing-interface-is-any") {
+            return true;
+        }
+        ingress.is_some_and(|ingress| named.contains(&ingress))
     }
 
     fn check(&self, rule: usize) -> Result<(), RuleError> {

@@ -13,17 +13,21 @@
 )]
 
 pub mod capability;
+pub mod cbpf;
 pub mod command;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
 mod mutator;
+pub mod packet_view;
+pub mod probe;
 pub mod response;
 pub mod sasl;
 pub mod search_criteria;
 pub mod sequence_set;
 pub mod session;
 pub mod slicer;
+pub mod splice;
 mod tokens;
 pub mod views;
 
@@ -37,17 +41,21 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const TARGETS: &[Target] = &[
     ("capability", capability::run),
+    ("cbpf", cbpf::run),
     ("command", command::run),
     ("fetch_response", fetch_response::run),
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),
     ("guard", guard::run),
+    ("packet_view", packet_view::run),
+    ("probe", probe::run),
     ("response", response::run),
     ("sasl", sasl::run),
     ("search_criteria", search_criteria::run),
     ("sequence_set", sequence_set::run),
     ("session", session::run),
     ("slicer", slicer::run),
+    ("splice", splice::run),
     ("views", views::run),
 ];
 
