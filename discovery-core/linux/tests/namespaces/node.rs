@@ -43,6 +43,7 @@ struct Waiting {
 struct TestAgent {
     waiting: Arc<Mutex<Waiting>>,
     handle: Arc<OnceLock<Handle>>,
+    granted: bool,
 }
 
 impl TestAgent {
@@ -91,7 +92,7 @@ impl TestAgent {
         let flow = Flow { client, server };
         let (answer, answered) = channel();
         let waiting = Arc::clone(&self.waiting);
-        self.handle().claim(flow, false, move |claimed| match claimed {
+        self.handle().claim(flow, self.granted, move |claimed| match claimed {
             Claimed::Ready(ready) => drop(answer.send(Some(ready))),
             Claimed::Wait => drop(waiting.lock().unwrap().claims.insert(flow, answer)),
             Claimed::Refused(_) => drop(answer.send(None)),
@@ -192,7 +193,7 @@ impl Agent for TestAgent {
         }
     }
 
-    fn abort_onward(&mut self, _: Flow, _: Peer) {}
+    fn abort_onward(&mut self, _: Flow, _: Peer, _: u32) {}
 
     fn learnt(&mut self, _: PmtRow) {}
 }
@@ -217,6 +218,8 @@ pub(crate) struct NodeSpec {
     pub(crate) action: Action,
     pub(crate) saved: PathBuf,
     pub(crate) here: Vec<std::net::IpAddr>,
+    /// Peers may ask for connections whose SYN was not seen here.
+    pub(crate) granted: bool,
     /// The listener's port; 0 lets the kernel choose, where the node itself makes the rules.
     pub(crate) port: u16,
 }
@@ -232,6 +235,7 @@ impl NodeSpec {
             action: Action::Intercept,
             saved: crate::rules::saved(ground, place),
             here: Vec::new(),
+            granted: false,
             port: 0,
         }
     }
@@ -260,7 +264,7 @@ impl NodeSpec {
         );
         let plan = self.plan(v4.port().unwrap(), v6.port().unwrap());
         let queue = QueueSettings::handshakes(10);
-        let agent = TestAgent::default();
+        let agent = TestAgent { granted: self.granted, ..TestAgent::default() };
         let mut settings = NetdSettings::new((Some(self.link.0), Some(self.link.1)), KeyHint([7; 8]));
         settings.here = self.here;
         let engine = Engine::new(engine::Config::default());
@@ -302,6 +306,7 @@ impl NodeSpec {
             listen: Listen { v4, v6: Some(v6) },
             route_table: 100,
             probe_kind: 253,
+            probe_port: 7783,
             probing: true,
         };
         Plan::new(spec).unwrap()
@@ -448,6 +453,7 @@ fn process_of_other_tests() {
         action: Action::Intercept,
         saved: std::env::var("DISCOVERY_LINUX_SAVED").unwrap().into(),
         here: Vec::new(),
+        granted: false,
         port: if role == "node" { 0 } else { 7784 },
     };
     match role.as_str() {
