@@ -14,7 +14,7 @@ use discovery_core::engine::{self, Engine, Event, Peer, Reason, Refusal};
 use discovery_core::flow::Flow;
 use discovery_core::pmt::PmtRow;
 use discovery_core::probe::KeyHint;
-use discovery_core::rule::{Action, Rule, RuleSet};
+use discovery_core::rule::{Action, Ports, Rule, RuleSet};
 use discovery_linux::broker::Early;
 use discovery_linux::netd::{Agent, Claimed, Handle, Netd, NetdCounters, NetdSettings, Ready};
 use discovery_linux::queue::{NfQueue, QueueSettings};
@@ -27,6 +27,8 @@ use crate::ground::{self, Ground};
 
 /// Ports that the tests' nodes take.
 pub(crate) const TAKEN: [u16; 2] = [143, 9];
+/// And these: as many servers that no node knows yet.
+pub(crate) const MANY: [u16; 2] = [20_000, 20_099];
 const LINK_PORT: u16 = 7777;
 
 #[derive(Default)]
@@ -273,6 +275,7 @@ impl NodeSpec {
                 .unwrap();
         assert!(agent.handle.set(handle.clone()).is_ok());
         let ports = TAKEN.into_iter().fold(Rule::new(self.action), |rule, port| rule.server_ports(port));
+        let ports = ports.server_ports(Ports::range(MANY[0], MANY[1]).unwrap());
         handle.rules(RuleSet::new(vec![ports]).unwrap());
         handle.tell(Event::AgentUp);
         for listener in [v4, v6] {

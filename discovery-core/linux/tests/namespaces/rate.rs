@@ -2,18 +2,20 @@
 //! --nocapture rate::`; the figure belongs to the machine, so no bound is asserted but that none is lost.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use discovery_core::engine::{Event, Peer};
 use discovery_core::flow::Flow;
 use discovery_core::packet::forge::syn;
+use discovery_core::probe::KeyHint;
 use discovery_linux::marks::ALONE;
 use discovery_linux::queue::{NfQueue, PacketQueue, QueueSettings, Verdict};
 use discovery_linux::rules::Extent;
 use discovery_linux::socket::RawSender;
 
-use crate::ground::{self, Ground, v4};
-use crate::node::{NodeProcess, NodeSpec};
+use crate::ground::{self, Ground, v4, v6};
+use crate::node::{MANY, NodeProcess, NodeSpec};
 use crate::pair::{PLACES, serve, servers};
 
 /// A Linux client's options: MSS, SACK, timestamps, window scale.
@@ -139,30 +141,48 @@ fn a_connect_at_40_ms() {
     let ground = Ground::row(&PLACES);
     serve(&ground);
     delay(&ground, "w", EACH_WAY);
-    let cp = NodeSpec::routed(&ground, "cp", 1, 1).start();
     let to = servers(143)[0];
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    // Servers that the node does not know yet: each connection is a first one.
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    ground.spawn("s", move || {
+        let at = |port| SocketAddr::new(to.ip(), port);
+        let servers: Vec<_> = (MANY[0]..=MANY[1]).map(|port| TcpListener::bind(at(port)).unwrap()).collect();
+        ready.send(()).unwrap();
+        // The backlog accepts.
+        std::thread::park();
+        drop(servers);
+    });
+    is_ready.recv().unwrap();
     for with_peer in [false, true] {
-        let sp = with_peer.then(|| NodeSpec::routed(&ground, "sp", 2, 2).start());
-        // The node finds out about its peer, or that there is none.
+        let sp_spec = NodeSpec::routed(&ground, "sp", 2, 2);
+        let peer = Peer { link: sp_spec.link.0, key: KeyHint([7; 8]) };
+        let sp = with_peer.then(|| sp_spec.start());
+        let mut spec = NodeSpec::routed(&ground, "cp", 1, 1);
+        spec.link = (v4(1, 1, 7770 + u16::from(with_peer)), v6(1, 1, 7770 + u16::from(with_peer)));
+        let cp = spec.start();
+        // As if a link stood: then the client is answered as soon as the peer says that the server has accepted.
+        cp.handle.tell(Event::PeerUp { peer });
         let (mut direct, mut through, mut added) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..60 {
+        for port in MANY[0]..=MANY[1] {
+            let to = SocketAddr::new(to.ip(), port);
+            let with = ms(connect(&ground, to));
             cp.set(Extent::Drain);
             let without = ms(connect(&ground, to));
             cp.set(Extent::Full);
-            let with = ms(connect(&ground, to));
             direct.push(without);
             through.push(with);
             added.push(with - without);
         }
         println!(
-            "peer {with_peer}: direct {:.2?}, through {:.2?}, added {:.2?} (median, p95 of 60 pairs, ms)",
+            "peer {with_peer}: direct {:.2?}, through {:.2?}, added {:.2?} (median, p95 of {} pairs, ms)",
             spread(direct),
             spread(through),
-            spread(added)
+            spread(added.clone()),
+            added.len()
         );
         println!("{:?}", cp.counts().0);
-        drop(sp);
+        drop((cp, sp));
     }
 }
 
