@@ -296,7 +296,13 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                         self.rules.decide(&looked.facts, packet.payload)
                     };
                     let verdict = self.engine.handle_segment(now, &looked.seen, ruled, packet.payload);
-                    tracing::trace!(src = %looked.seen.src, dst = %looked.seen.dst, ?verdict, "a packet");
+                    tracing::debug!(
+                        src = %looked.seen.src,
+                        dst = %looked.seen.dst,
+                        ?verdict,
+                        reason = self.engine.last_reason().word(),
+                        "decided"
+                    );
                     self.looker.verdict(&looked, verdict)
                 }
                 None => {

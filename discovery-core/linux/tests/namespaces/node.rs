@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -220,6 +221,8 @@ pub(crate) struct NodeSpec {
     pub(crate) action: Action,
     pub(crate) saved: PathBuf,
     pub(crate) here: Vec<std::net::IpAddr>,
+    /// What is hung up when whoever carries connections is gone.
+    pub(crate) lifeline: Option<OwnedFd>,
     /// Peers may ask for connections whose SYN was not seen here.
     pub(crate) granted: bool,
     /// The listener's port; 0 lets the kernel choose, where the node itself makes the rules.
@@ -238,6 +241,7 @@ impl NodeSpec {
             saved: crate::rules::saved(ground, place),
             here: Vec::new(),
             granted: false,
+            lifeline: None,
             port: 0,
         }
     }
@@ -288,6 +292,9 @@ impl NodeSpec {
                     agent.spawn(move |agent| agent.serve(stream));
                 }
             });
+        }
+        if let Some(lifeline) = self.lifeline {
+            netd.watch_agent(lifeline).unwrap();
         }
         if let Some(heartbeat) = heartbeat {
             let handle = handle.clone();
@@ -457,6 +464,7 @@ fn process_of_other_tests() {
         saved: std::env::var("DISCOVERY_LINUX_SAVED").unwrap().into(),
         here: Vec::new(),
         granted: false,
+        lifeline: None,
         port: if role == "node" { 0 } else { 7784 },
     };
     match role.as_str() {
