@@ -18,6 +18,7 @@
 
 mod client;
 mod config;
+mod existing;
 mod journal;
 mod limits;
 mod server;
@@ -26,6 +27,7 @@ mod words;
 
 pub use crate::reason::Reason;
 pub use config::{AckVariant, Config, Embodiment};
+pub use existing::{Existing, Midstream};
 pub use journal::Decided;
 pub use table::FlowRow;
 pub use words::{
@@ -37,7 +39,7 @@ use crate::{
     lru::Lru,
     now::Now,
     pmt::{Lookup, Pmt, PmtRow, Prefix},
-    probe::Probe,
+    probe::{KeyHint, Probe},
     rule::{Action, Ruled},
 };
 use journal::Journal;
@@ -61,8 +63,11 @@ pub struct Engine {
     /// SYNs whose queries nobody answered: their numbers, and how many. A client that doubles its timer repeats its SYN
     /// long after its entry in the table is gone, and must not lose every one to a firewall that drops options.
     tried: Lru<Flow, (u32, u8)>,
-    /// Peers to which an authenticated link stands.
-    up: BTreeSet<Peer>,
+    /// Peers to which an authenticated link stands, by key: one node may be reached at several addresses.
+    up: BTreeSet<KeyHint>,
+    /// Connections from before that were reset, and how often.
+    resets: Lru<Flow, u8>,
+    pace: existing::Pace,
     journal: Journal,
     outputs: VecDeque<Output>,
     agent: bool,
@@ -90,6 +95,8 @@ impl Engine {
             places: Places::new(config.networks_max, config.unclaimed_network_max, config.orphan_penance),
             seen: Lru::new(config.seen_entries_max),
             tried: Lru::new(config.tried_entries_max),
+            resets: Lru::new(config.tried_entries_max),
+            pace: existing::Pace::new(),
             up: BTreeSet::new(),
             journal: Journal::new(config.recent_max),
             outputs: VecDeque::new(),
@@ -150,15 +157,16 @@ impl Engine {
             }
             Event::PeerUp { peer } => {
                 if self.up.len() < self.config.peers_max {
-                    self.up.insert(peer);
+                    self.up.insert(peer.key);
                 }
             }
             Event::PeerDown { peer } => {
-                self.up.remove(&peer);
-                let waiting = self
-                    .table
-                    .flows(|e| matches!(e.state, State::Opening { peer: asked, .. } if asked == peer));
+                self.up.remove(&peer.key);
+                let waiting = self.table.flows(
+                    |e| matches!(e.state, State::Opening { peer: asked, .. } if asked.key == peer.key),
+                );
                 for flow in waiting {
+                    self.outputs.push_back(Output::Abort { flow, why: Reason::PeerDown });
                     self.go_past(now, flow, Reason::PeerDown);
                 }
             }

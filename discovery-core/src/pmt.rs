@@ -105,7 +105,7 @@ pub struct PmtConfig {
     pub network_v4_bits: u8,
     /// How many bits make a network, IPv6.
     pub network_v6_bits: u8,
-    /// So many probes in a row that ended in silence mark the network as asymmetric.
+    /// So many probes in a row that ended in silence mark the server's port as asymmetric.
     pub silent_max: u8,
     /// So many own connects in a row that lost the SYN with the query, and no other, mark the server.
     pub suspects_max: u8,
@@ -247,7 +247,8 @@ impl Pmt {
         }
     }
 
-    /// A query on a SYN ended in silence: no answer, no second SYN. Often enough, that is an asymmetric path.
+    /// A query on a SYN ended in silence: no answer, no second SYN. Often enough, that is an asymmetric path, or a port
+    /// where nobody listens: it is believed of this port alone.
     pub fn silent(&mut self, now: Now, server: SocketAddr) -> Option<PmtRow> {
         let silent_max = self.config.silent_max.max(1);
         let entry = self.entry(now.mono, server);
@@ -255,8 +256,8 @@ impl Pmt {
         if entry.silent < silent_max {
             return None;
         }
-        entry.silent = 0;
-        Some(self.asymmetric(now, server))
+        let ttl = self.config.obstacle_ttl;
+        Some(self.learn(now, server, Known::Asymmetric, ttl, ttl))
     }
 
     /// A separate probe went out and may be answered until then.
@@ -333,7 +334,10 @@ impl Pmt {
                 (Place::Network(network, None), Known::Asymmetric) => {
                     self.networks.insert(network, now.mono + left.min(self.config.obstacle_ttl));
                 }
-                (Place::Server(server), Known::Peer(_) | Known::NoProxy | Known::OptionDropped) => {
+                (
+                    Place::Server(server),
+                    Known::Peer(_) | Known::NoProxy | Known::OptionDropped | Known::Asymmetric,
+                ) => {
                     let ttl = row.ttl.min(self.ttl_max(row.known)).max(Duration::from_millis(1));
                     let entry = self.entry(now.mono, server);
                     (entry.known, entry.ttl, entry.flaps) = (Some(row.known), ttl, row.flaps);

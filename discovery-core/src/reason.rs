@@ -162,6 +162,18 @@ reasons! {
     OwnSynPlain = "own-syn-plain",
     /// A further node answered: this one is in the middle.
     Middle = "middle",
+    // Connections from before.
+    /// A connection from before this node is left as it is.
+    ExistingLeft = "existing-left",
+    /// A connection from before this node is reset at both ends.
+    ExistingReset = "existing-reset",
+    /// A connection from before this node is reset later: not too many at once.
+    ExistingLater = "existing-later",
+    // Datagrams.
+    /// The first packet of a UDP flow.
+    DatagramBegins = "datagram-begins",
+    /// Another packet of a UDP flow.
+    DatagramGoesOn = "datagram-goes-on",
     // Claims.
     /// The peer claimed the connection.
     Claimed = "claimed",

@@ -99,11 +99,11 @@ impl Engine {
             Lookup::Unknown => (None, false),
         };
         match known {
-            Some(Known::Static(peer)) if self.up.contains(&peer) => {
+            Some(Known::Static(peer)) if self.up.contains(&peer.key) => {
                 return self.hit(now, flow, isn, ingress, peer, strict, packet, Reason::StaticHit);
             }
             Some(Known::Static(_)) => return without(Reason::StaticPeerDown),
-            Some(Known::Peer(peer)) if self.up.contains(&peer) => {
+            Some(Known::Peer(peer)) if self.up.contains(&peer.key) => {
                 return self.hit(now, flow, isn, ingress, peer, strict, packet, Reason::TableHit);
             }
             Some(Known::NoProxy) => return without(Reason::NoProxy),
@@ -248,7 +248,7 @@ impl Engine {
         let peer = Peer::from(response);
         self.outputs.push_back(Output::Open { flow, peer });
         let deadline = Some(now.mono + self.config.open_max);
-        if response.connected && self.up.contains(&peer) {
+        if response.connected && self.up.contains(&peer.key) {
             // The server has accepted and the way to the peer is proven: the client need not wait for the peer's word.
             self.inject(flow, Some(peer), false);
         } else {

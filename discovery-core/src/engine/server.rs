@@ -212,7 +212,7 @@ impl Engine {
             return;
         }
         // Downstream may only rely on what can be kept: the server has accepted, and the way to the next node stands.
-        let connected = response.connected && self.up.contains(&next);
+        let connected = response.connected && self.up.contains(&next.key);
         self.table.set_state(&flow, State::Middle { next, connected, own_isn });
         self.table.set_deadline(&flow, Some(now.mono + self.config.orphan_after()));
         if let Some(isn) = self.table.get(&flow).and_then(|entry| entry.isn) {

@@ -1,6 +1,7 @@
 //! One engine under a script of packets and events.
 
 mod client;
+mod existing;
 mod grid;
 mod server;
 

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::net::SocketAddr;
 
-/// Another node as the engine knows it: where its link listens, and which of several nodes behind that address.
+/// Another node as the engine knows it: where its link listens, and which of several nodes behind that address. The key is who it is; the address is only where to dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer {
     /// Where its link listens.
@@ -137,6 +137,13 @@ pub enum Output {
         /// The acknowledgement number to forge; none: without ACK, which ends an established connection and is
         /// nothing to a client that is still connecting (RFC 9293 §3.10.7.3).
         ack: Option<u32>,
+    },
+    /// Forge a reset without ACK from the client to the server.
+    ResetServer {
+        /// Whose.
+        flow: Flow,
+        /// The sequence number to forge.
+        seq: u32,
     },
     /// Tell the client that the server cannot be reached (ICMP), as the network told this node.
     Unreachable {

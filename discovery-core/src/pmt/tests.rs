@@ -64,17 +64,20 @@ fn ports_are_apart_and_static_entries_come_first_and_never_age() {
 }
 
 #[test]
-fn three_silent_probes_are_an_asymmetric_path_unless_somebody_answers_between() {
+fn three_silent_probes_speak_against_a_port_unless_somebody_answers_between() {
     let (mut pmt, t) = (Pmt::new(PmtConfig::default()), start());
     assert_eq!((pmt.silent(t, server(1)), pmt.silent(t, server(1))), (None, None));
     pmt.learn_none(t, server(1));
     assert_eq!((pmt.silent(t, server(1)), pmt.silent(t, server(1))), (None, None));
     let row = pmt.silent(t, server(1)).unwrap();
+    assert_eq!((row.place, row.known), (Place::Server(server(1)), Known::Asymmetric));
     assert_eq!(
-        (row.place, row.known),
-        (Place::Network(Prefix::new(server(0).ip(), 24), None), Known::Asymmetric)
+        pmt.lookup(t.mono, server(7)),
+        Lookup::Unknown,
+        "it may be a closed port: nothing about its neighbours"
     );
-    assert_eq!(pmt.lookup(t.mono, server(7)), Lookup::Known(Known::Asymmetric), "its neighbours too");
+    pmt.asymmetric(t, server(1));
+    assert_eq!(pmt.lookup(t.mono, server(7)), Lookup::Known(Known::Asymmetric), "a refused answer is proof");
 }
 
 #[test]

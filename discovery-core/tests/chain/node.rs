@@ -371,6 +371,7 @@ impl World {
             Output::Reset { flow, seq, ack } => {
                 self.send(at, false, Packet::new(flow, What::Rst, seq, ack.unwrap_or(0)))
             }
+            Output::ResetServer { flow, seq } => self.send(at, true, Packet::new(flow, What::Rst, seq, 0)),
             Output::Unreachable { flow, .. } => {
                 self.send(at, false, Packet::new(flow, What::Unreachable, 0, 0))
             }

@@ -15,6 +15,7 @@
 pub mod capability;
 pub mod cbpf;
 pub mod command;
+pub mod engine;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
@@ -43,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     ("capability", capability::run),
     ("cbpf", cbpf::run),
     ("command", command::run),
+    ("engine", engine::run),
     ("fetch_response", fetch_response::run),
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),

@@ -306,3 +306,18 @@ fn paired() -> Rig {
     rig.outputs();
     rig
 }
+
+#[test]
+fn a_peer_is_its_key_whatever_address_its_link_has() {
+    let mut rig = Rig::new();
+    let elsewhere = Peer { link: SocketAddr::from(([0xfd08, 0, 0, 0, 0, 0, 0, 1], 7777)), key: peer(1).key };
+    rig.tell(Event::PeerUp { peer: elsewhere });
+    rig.see(&syn(flow(), ISN));
+    rig.see(&response(flow(), ISN, peer(1), true));
+    assert_eq!(rig.outputs(), [open(1), inject()]);
+    rig.see(&syn(flow_of(1), ISN));
+    rig.see(&response(flow_of(1), ISN, peer(1), false));
+    rig.outputs();
+    rig.tell(Event::PeerDown { peer: elsewhere });
+    assert_eq!(rig.outputs().len(), 2, "what waits for it goes past");
+}

@@ -189,6 +189,7 @@ fn short(output: &Output) -> String {
         Output::Abandon { why, .. } => format!("abandon({why})"),
         Output::AnswerProbe { connected, .. } => format!("answer({connected})"),
         Output::Reset { .. } => "reset".to_owned(),
+        Output::ResetServer { .. } => "reset-server".to_owned(),
         Output::Unreachable { .. } => "unreachable".to_owned(),
         Output::Open { .. } => "open".to_owned(),
         Output::Single { .. } => "serve-single".to_owned(),
