@@ -84,6 +84,10 @@ pub(super) fn obey(
             let sent = packet.map_err(io::Error::other).and_then(|packet| senders.forge.send(&packet));
             return Outcome::sent(sent, "reset", flow);
         }
+        Output::ResetServer { flow, seq } => {
+            let packet = reset(flow.client, flow.server, seq).map_err(io::Error::other);
+            return Outcome::sent(packet.and_then(|packet| senders.forge.send(&packet)), "reset", flow);
+        }
         Output::Unreachable { flow, what, packet } => {
             let what = match what {
                 Unreachable::Network => packet::Unreachable::Network,
