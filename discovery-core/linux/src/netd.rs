@@ -14,6 +14,7 @@ mod connects;
 mod handle;
 mod look;
 mod orders;
+mod probes;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,8 +25,8 @@ use discovery_core::engine::{Claim, Engine, Event, Peer, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::now::{Now, UnixMillis};
 use discovery_core::pmt::PmtRow;
-use discovery_core::probe::{Codec, KeyHint};
-use discovery_core::rule::RuleSet;
+use discovery_core::probe::{Codec, KeyHint, Probe};
+use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
 use crate::broker::Early;
@@ -36,6 +37,7 @@ use connects::Connects;
 use handle::{Command, Commands};
 use look::Looker;
 use orders::Senders;
+use probes::Probes;
 
 /// A connection's far side, for whoever claimed it.
 #[derive(Debug)]
@@ -74,7 +76,7 @@ pub trait Agent {
     fn claim_ready(&mut self, flow: Flow, ready: Ready);
     /// A claim that had to wait failed.
     fn claim_failed(&mut self, flow: Flow, why: Reason);
-    /// Tell the next node that the flow is given up.
+    /// Tell the next node that the flow is given up: the attempt whose SYN had this number.
     fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32);
     /// The proxy mapping table has changed.
     fn learnt(&mut self, row: PmtRow);
@@ -93,6 +95,8 @@ pub struct NetdSettings {
     pub v6: bool,
     /// This machine's own addresses, when it takes connections to its own servers.
     pub here: Vec<IpAddr>,
+    /// The port of separate probes, as the engine knows it. No rule of the operator's has to name it.
+    pub probe_port: u16,
     /// The longest packet that may leave with a query among its options: the smallest MTU of the ways out.
     pub octets_max: usize,
     /// Packets that one call takes.
@@ -104,7 +108,16 @@ impl NetdSettings {
     #[must_use]
     pub fn new(link: (Option<SocketAddr>, Option<SocketAddr>), key: KeyHint) -> Self {
         let codec = Codec::default();
-        Self { codec, link, key, v6: true, here: Vec::new(), octets_max: 1500, batch: (64, 2048) }
+        Self {
+            codec,
+            link,
+            key,
+            v6: true,
+            here: Vec::new(),
+            probe_port: 7783,
+            octets_max: 1500,
+            batch: (64, 2048),
+        }
     }
 }
 
@@ -128,6 +141,7 @@ pub struct Netd<Q, A> {
     looker: Looker,
     senders: Senders,
     connects: Connects,
+    probes: Probes,
     commands: Commands,
     settings: NetdSettings,
     poll: OwnedFd,
@@ -169,6 +183,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             looker: Looker::new(settings.codec, settings.octets_max),
             senders: Senders::open(&settings)?,
             connects: Connects::new(early, CONNECTS, settings.here.clone()),
+            probes: Probes::default(),
             commands,
             settings,
             poll,
@@ -264,11 +279,30 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         let now = now();
         for packet in batch.packets() {
             let looked = self.looker.look(&packet);
+            if let Some((verdict, event)) =
+                looked.as_ref().and_then(|looked| self.probes.answered(&looked.seen))
+            {
+                self.queue.verdict(packet.id, verdict);
+                self.engine.handle_event(now, event);
+                continue;
+            }
             let verdict = match looked {
                 Some(looked) => {
-                    let ruled = self.rules.decide(&looked.facts, packet.payload);
+                    let seen = &looked.seen;
+                    let asked = matches!(seen.probe, Some(Probe::Query(_)));
+                    let ruled = if asked && seen.dst.port() == self.settings.probe_port {
+                        Ruled { action: Action::Intercept, rule: None }
+                    } else {
+                        self.rules.decide(&looked.facts, packet.payload)
+                    };
                     let verdict = self.engine.handle_segment(now, &looked.seen, ruled, packet.payload);
-                    tracing::trace!(src = %looked.seen.src, dst = %looked.seen.dst, ?verdict, "a packet");
+                    tracing::debug!(
+                        src = %looked.seen.src,
+                        dst = %looked.seen.dst,
+                        ?verdict,
+                        reason = self.engine.last_reason().word(),
+                        "decided"
+                    );
                     self.looker.verdict(&looked, verdict)
                 }
                 None => {
@@ -337,6 +371,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             let outcome = orders::obey(
                 output,
                 &mut self.connects,
+                &mut self.probes,
                 &self.senders,
                 &mut self.agent,
                 &self.settings,

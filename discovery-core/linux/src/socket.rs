@@ -10,10 +10,21 @@ pub use listen::{Family, Intercepted, TransparentListener};
 pub use raw::{RawSender, destination};
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
+
+use crate::marks;
+
+/// Marks a socket of this node's own, its link's above all: on a machine whose own connections are taken
+/// ([`crate::rules::Mode::Host`]) nothing else keeps it from being intercepted. Before it connects.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN.
+pub fn leave_alone(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_mark(marks::ALONE)
+}
 
 /// Ends a connection with a reset instead of a FIN.
 ///

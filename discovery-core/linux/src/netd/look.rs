@@ -55,7 +55,7 @@ impl Looker {
         };
         let probe = match self.codec.find(tcp.options()) {
             Found::Probe(probe) => Some(probe),
-            Found::Nothing | Found::Unknown(_) | Found::Malformed | Found::Destination(_) => None,
+            Found::Nothing | Found::Destination(_) | Found::Unknown(_) | Found::Malformed => None,
         };
         let room = match room(&view, self.query.octets(), self.octets_max) {
             Ok(()) => Room::Fits,

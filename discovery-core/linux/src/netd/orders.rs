@@ -10,6 +10,7 @@ use discovery_core::packet::{self, Acknowledged, View};
 use discovery_core::probe::{Probe, Response};
 
 use super::connects::Connects;
+use super::probes::Probes;
 use super::{Agent, NetdSettings, Ready};
 use crate::marks;
 use crate::socket::RawSender;
@@ -52,6 +53,7 @@ impl Outcome {
 pub(super) fn obey(
     output: Output,
     connects: &mut Connects,
+    probes: &mut Probes,
     senders: &Senders,
     agent: &mut impl Agent,
     settings: &NetdSettings,
@@ -74,13 +76,17 @@ pub(super) fn obey(
             return Outcome::sent(answer(senders, settings, flow, (seq, ack), connected), "answer", flow);
         }
         Output::Reset { flow, seq, ack } => {
-            // A client that waits for its first answer wants an acknowledgement; one that has it, the right number.
             let packet = match ack {
-                Some(ack) if seq == 0 => refused(&flow, ack.wrapping_sub(1)),
-                _ => reset(flow.server, flow.client, seq),
+                // The answer to a SYN: its sequence number is 0 (RFC 9293 §3.10.7.1).
+                Some(ack) => refused(&flow, ack.wrapping_sub(1)),
+                None => reset(flow.server, flow.client, seq),
             };
             let sent = packet.map_err(io::Error::other).and_then(|packet| senders.forge.send(&packet));
             return Outcome::sent(sent, "reset", flow);
+        }
+        Output::ResetServer { flow, seq } => {
+            let packet = reset(flow.client, flow.server, seq).map_err(io::Error::other);
+            return Outcome::sent(packet.and_then(|packet| senders.forge.send(&packet)), "reset", flow);
         }
         Output::Unreachable { flow, what, packet } => {
             let what = match what {
@@ -103,9 +109,13 @@ pub(super) fn obey(
         },
         Output::ClaimFailed { flow, why } => agent.claim_failed(flow, why),
         Output::AbortOnward { flow, next, isn } => agent.abort_onward(flow, next, isn),
-        Output::SendProbe { server, .. } => {
-            // Nobody is asked yet: the engine hears that nobody answered.
-            return Outcome { event: Some(Event::Probed { server, answer: None }), unsent: false };
+        Output::SendProbe { server, to } => {
+            let sent = probes
+                .make(server, to, &settings.codec)
+                .and_then(|(flow, packet)| senders.release.send(&packet).map(|()| flow));
+            // Without a way to ask, nobody is there; else an answer comes, or the engine waits in vain.
+            let event = sent.is_err().then_some(Event::Probed { server, answer: None });
+            return Outcome { event, unsent: sent.is_err() };
         }
         Output::Learnt(row) => agent.learnt(row),
     }

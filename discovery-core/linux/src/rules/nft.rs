@@ -107,6 +107,8 @@ const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 const SYN_ACK: &str = "tcp flags & (fin | syn | rst | ack) == (syn | ack)";
 /// A reset that acknowledges nothing: how a client answers a SYN-ACK that it did not ask for.
 const RST: &str = "tcp flags & (fin | syn | rst | ack) == rst";
+/// What comes back to a probe of our own: an answer, or the refusal of a port where nobody listens.
+const BACK: &str = "tcp flags & (syn | rst) != 0 fib daddr type local";
 
 fn queue_in(plan: &Plan) -> Vec<String> {
     let queue = format!("queue flags bypass to {}", plan.spec.queue);
@@ -118,6 +120,9 @@ fn queue_in(plan: &Plan) -> Vec<String> {
     };
     let from = format!("iifname {from}");
     let mut rules = Vec::new();
+    if plan.spec.probing {
+        rules.push(format!("{from} tcp sport {} {BACK} {queue}", plan.spec.probe_port));
+    }
     if routed {
         let away = "fib daddr type != local";
         rules.push(format!("{from} {SYN} {away} {queue}"));
@@ -249,6 +254,7 @@ table inet waypost_a {
   }
   chain queue_in {
     type filter hook prerouting priority -300; policy accept;
+    iifname { "lan0", "wan0" } tcp sport 7783 tcp flags & (syn | rst) != 0 fib daddr type local queue flags bypass to 10
     iifname { "lan0", "wan0" } tcp flags & (fin | syn | rst | ack) == syn fib daddr type != local queue flags bypass to 10
     iifname { "lan0", "wan0" } tcp flags & (fin | syn | rst | ack) == (syn | ack) fib daddr type != local queue flags bypass to 10
     iifname { "lan0", "wan0" } tcp flags & (fin | syn | rst | ack) == rst fib daddr type != local queue flags bypass to 10
@@ -286,6 +292,7 @@ table inet waypost_a {
         assert!(!text.contains("queue"), "{text}");
         let queued = install(&bridge(), facts, Extent::Full, true);
         assert!(queued.contains(r#"iifname "br0" tcp flags"#), "{queued}");
+        assert!(queued.contains(r#"iifname "br0" tcp sport 7783"#), "{queued}");
     }
 
     #[test]

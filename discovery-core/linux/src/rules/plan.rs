@@ -138,6 +138,8 @@ pub struct PlanSpec {
     pub route_table: u32,
     /// The TCP option kind of the probe.
     pub probe_kind: u8,
+    /// The port of separate probes, as the engine knows it: answers to ours come back from it.
+    pub probe_port: u16,
     /// Talk to other nodes. Without it only SYNs from clients are queued, which is enough to terminate alone.
     pub probing: bool,
 }
@@ -237,8 +239,16 @@ pub(super) mod tests_support {
     fn plan(mode: Mode) -> Plan {
         let listen = Listen { v4: 12345, v6: Some(12346) };
         let instance = Instance::new("a").unwrap();
-        let spec =
-            PlanSpec { instance, mode, queue: 10, listen, route_table: 100, probe_kind: 253, probing: true };
+        let spec = PlanSpec {
+            instance,
+            mode,
+            queue: 10,
+            listen,
+            route_table: 100,
+            probe_kind: 253,
+            probe_port: 7783,
+            probing: true,
+        };
         Plan::new(spec).unwrap()
     }
 
@@ -290,6 +300,7 @@ mod tests {
             listen: Listen { v4: 12345, v6: None },
             route_table: 100,
             probe_kind: 253,
+            probe_port: 7783,
             probing: true,
         };
         assert!(Plan::new(spec.clone()).is_ok());

@@ -81,6 +81,13 @@ fn rules_in(plan: &Plan) -> Vec<String> {
         }
     };
     for from in from {
+        if plan.spec.probing {
+            let back = format!("-p tcp -m tcp --sport {}", plan.spec.probe_port);
+            // An answer to a probe of our own, or the refusal of a port where nobody listens.
+            for flags in ["SYN,ACK SYN,ACK", "RST RST"] {
+                rules.push(format!("{from} {back} --tcp-flags {flags} -m addrtype --dst-type LOCAL {queue}"));
+            }
+        }
         match plan.spec.mode {
             Mode::Routed { .. } | Mode::Bridge { .. } => {
                 rules.push(format!("{from} {SYN} {away} {queue}"));
@@ -136,9 +143,13 @@ mod tests {
 *raw
 :WAYPOST_a_IN - [0:0]
 :WAYPOST_a_OUT - [0:0]
+-A WAYPOST_a_IN -i lan0 -p tcp -m tcp --sport 7783 --tcp-flags SYN,ACK SYN,ACK -m addrtype --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
+-A WAYPOST_a_IN -i lan0 -p tcp -m tcp --sport 7783 --tcp-flags RST RST -m addrtype --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i lan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i lan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN,ACK -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i lan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK RST -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
+-A WAYPOST_a_IN -i wan0 -p tcp -m tcp --sport 7783 --tcp-flags SYN,ACK SYN,ACK -m addrtype --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
+-A WAYPOST_a_IN -i wan0 -p tcp -m tcp --sport 7783 --tcp-flags RST RST -m addrtype --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN,ACK -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK RST -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
@@ -181,7 +192,7 @@ COMMIT
     fn host_rules() {
         let text = install(&host(Host::Server), BARE);
         assert!(text.contains("SYN --tcp-option 253 -j") && text.contains("--mark 0x40/0x40"), "{text}");
-        assert!(!text.contains("LOCAL") && !text.contains("--mark 0x0 "), "{text}");
+        assert!(!text.contains("! --dst-type LOCAL") && !text.contains("--mark 0x0 "), "{text}");
         let text = install(&host(Host::Client), BARE);
         assert!(text.contains("--mark 0x0 -j") && !text.contains("--tcp-option"), "{text}");
     }

@@ -156,3 +156,27 @@ fn alone_a_node_terminates_and_reaches_the_server_as_the_client() {
     }
     assert!(count(&cp, "single") >= 2, "{:?}", cp.counts());
 }
+
+#[test]
+fn a_node_that_must_find_a_peer_first_asks_by_itself() {
+    if !ground::possible() {
+        return;
+    }
+    let ground = Ground::row(&PLACES);
+    serve(&ground);
+    let mut spec = NodeSpec::routed(&ground, "cp", 1, 1);
+    spec.action = Action::DropIfNoPeer;
+    let cp = spec.start();
+    // Nobody is there: the SYN does not leave, and is dropped or refused.
+    assert!(ask(&ground, servers(143)[1]).is_err(), "{:?}", cp.counts());
+    assert!(count(&cp, "probe-negative") >= 1, "{:?}", cp.counts());
+    // A peer that is asked for a connection whose SYN it never saw must allow that.
+    let mut spec = NodeSpec::routed(&ground, "sp", 2, 2);
+    spec.granted = true;
+    let sp = spec.start();
+    let found = ask(&ground, servers(143)[0]);
+    let found = found.unwrap_or_else(|error| panic!("{error}: {:?} {:?}", cp.counts(), sp.counts()));
+    assert_eq!((found.said, found.echoed), (found.local.to_string(), true));
+    assert!(count(&cp, "probe-positive") >= 1, "{:?}", cp.counts());
+    assert!(count(&sp, "claimed") >= 1, "{:?}", sp.counts());
+}

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,7 +15,7 @@ use discovery_core::engine::{self, Engine, Event, Peer, Reason, Refusal};
 use discovery_core::flow::Flow;
 use discovery_core::pmt::PmtRow;
 use discovery_core::probe::KeyHint;
-use discovery_core::rule::{Action, Rule, RuleSet};
+use discovery_core::rule::{Action, Ports, Rule, RuleSet};
 use discovery_linux::broker::Early;
 use discovery_linux::netd::{Agent, Claimed, Handle, Netd, NetdCounters, NetdSettings, Ready};
 use discovery_linux::queue::{NfQueue, QueueSettings};
@@ -27,6 +28,8 @@ use crate::ground::{self, Ground};
 
 /// Ports that the tests' nodes take.
 pub(crate) const TAKEN: [u16; 2] = [143, 9];
+/// And these: as many servers that no node knows yet.
+pub(crate) const MANY: [u16; 2] = [20_000, 20_099];
 const LINK_PORT: u16 = 7777;
 
 #[derive(Default)]
@@ -43,6 +46,7 @@ struct Waiting {
 struct TestAgent {
     waiting: Arc<Mutex<Waiting>>,
     handle: Arc<OnceLock<Handle>>,
+    granted: bool,
 }
 
 impl TestAgent {
@@ -91,7 +95,7 @@ impl TestAgent {
         let flow = Flow { client, server };
         let (answer, answered) = channel();
         let waiting = Arc::clone(&self.waiting);
-        self.handle().claim(flow, false, move |claimed| match claimed {
+        self.handle().claim(flow, self.granted, move |claimed| match claimed {
             Claimed::Ready(ready) => drop(answer.send(Some(ready))),
             Claimed::Wait => drop(waiting.lock().unwrap().claims.insert(flow, answer)),
             Claimed::Refused(_) => drop(answer.send(None)),
@@ -192,7 +196,7 @@ impl Agent for TestAgent {
         }
     }
 
-    fn abort_onward(&mut self, _: Flow, _: Peer) {}
+    fn abort_onward(&mut self, _: Flow, _: Peer, _: u32) {}
 
     fn learnt(&mut self, _: PmtRow) {}
 }
@@ -217,6 +221,10 @@ pub(crate) struct NodeSpec {
     pub(crate) action: Action,
     pub(crate) saved: PathBuf,
     pub(crate) here: Vec<std::net::IpAddr>,
+    /// What is hung up when whoever carries connections is gone.
+    pub(crate) lifeline: Option<OwnedFd>,
+    /// Peers may ask for connections whose SYN was not seen here.
+    pub(crate) granted: bool,
     /// The listener's port; 0 lets the kernel choose, where the node itself makes the rules.
     pub(crate) port: u16,
 }
@@ -232,6 +240,8 @@ impl NodeSpec {
             action: Action::Intercept,
             saved: crate::rules::saved(ground, place),
             here: Vec::new(),
+            granted: false,
+            lifeline: None,
             port: 0,
         }
     }
@@ -260,7 +270,7 @@ impl NodeSpec {
         );
         let plan = self.plan(v4.port().unwrap(), v6.port().unwrap());
         let queue = QueueSettings::handshakes(10);
-        let agent = TestAgent::default();
+        let agent = TestAgent { granted: self.granted, ..TestAgent::default() };
         let mut settings = NetdSettings::new((Some(self.link.0), Some(self.link.1)), KeyHint([7; 8]));
         settings.here = self.here;
         let engine = Engine::new(engine::Config::default());
@@ -269,6 +279,7 @@ impl NodeSpec {
                 .unwrap();
         assert!(agent.handle.set(handle.clone()).is_ok());
         let ports = TAKEN.into_iter().fold(Rule::new(self.action), |rule, port| rule.server_ports(port));
+        let ports = ports.server_ports(Ports::range(MANY[0], MANY[1]).unwrap());
         handle.rules(RuleSet::new(vec![ports]).unwrap());
         handle.tell(Event::AgentUp);
         for listener in [v4, v6] {
@@ -281,6 +292,9 @@ impl NodeSpec {
                     agent.spawn(move |agent| agent.serve(stream));
                 }
             });
+        }
+        if let Some(lifeline) = self.lifeline {
+            netd.watch_agent(lifeline).unwrap();
         }
         if let Some(heartbeat) = heartbeat {
             let handle = handle.clone();
@@ -302,6 +316,7 @@ impl NodeSpec {
             listen: Listen { v4, v6: Some(v6) },
             route_table: 100,
             probe_kind: 253,
+            probe_port: 7783,
             probing: true,
         };
         Plan::new(spec).unwrap()
@@ -448,6 +463,8 @@ fn process_of_other_tests() {
         action: Action::Intercept,
         saved: std::env::var("DISCOVERY_LINUX_SAVED").unwrap().into(),
         here: Vec::new(),
+        granted: false,
+        lifeline: None,
         port: if role == "node" { 0 } else { 7784 },
     };
     match role.as_str() {

@@ -242,6 +242,29 @@ fn one_node_alone_leaves_every_connection_as_it_is() {
 }
 
 #[test]
+fn an_engine_whose_agent_is_gone_stands_aside() {
+    if !ground::possible() {
+        return;
+    }
+    let ground = Ground::row(&PLACES);
+    serve(&ground);
+    let sp = NodeSpec::routed(&ground, "sp", 2, 2).start();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut spec = NodeSpec::routed(&ground, "cp", 1, 1);
+    spec.lifeline = Some(ours.into());
+    let cp = spec.start();
+    ask(&ground, servers(143)[0]).unwrap();
+    assert_eq!(sp.counts().0.get("claimed"), Some(&1), "control: it takes connections");
+    drop(theirs);
+    for server in servers(143) {
+        let found = ask(&ground, server).unwrap();
+        assert_eq!((found.said, found.echoed), (found.local.to_string(), true));
+    }
+    assert_eq!(sp.counts().0.get("claimed"), Some(&1), "direct");
+    assert!(cp.counts().0.get("agent-down").is_some_and(|count| *count >= 2), "{:?}", cp.counts());
+}
+
+#[test]
 fn a_killed_node_is_not_missed() {
     if !ground::possible() {
         return;

@@ -204,3 +204,74 @@ fn the_descriptor_can_be_waited_for() {
         assert!(rustix::fs::fcntl_getfl(fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
     });
 }
+
+/// The same packets, queued twice on their way: once for us, once for the crate `nfq`.
+#[test]
+fn another_reader_reads_the_same() {
+    if !ground::possible() {
+        return;
+    }
+    let ground = Ground::row(&["c", "n", "s"]);
+    for tool in ["iptables-nft", "ip6tables-nft"] {
+        for (table, queue) in [("raw", 7), ("mangle", 8)] {
+            ground
+                .run("n", &format!("{tool} -t {table} -A PREROUTING -p tcp -j NFQUEUE --queue-num {queue}"));
+        }
+    }
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let is_done = std::sync::Arc::clone(&done);
+    let node = ground.spawn("n", move || {
+        let mut ours = NfQueue::open(settings()).unwrap();
+        let mut theirs = nfq::Queue::open().unwrap();
+        theirs.bind(8).unwrap();
+        theirs.set_nonblocking(true);
+        ready.send(()).unwrap();
+        let mut batch = settings().batch();
+        let (mut read, mut read_by_them) = (Vec::new(), Vec::new());
+        while !is_done.load(std::sync::atomic::Ordering::Relaxed) || wait(&ours, Duration::from_millis(50)) {
+            ours.receive(&mut batch).unwrap();
+            for packet in batch.packets() {
+                read.push((packet.hook, packet.indev, packet.payload.to_vec(), packet.whole));
+                ours.verdict(packet.id, Verdict::Mark(0x40));
+            }
+            ours.flush().unwrap();
+            while let Ok(mut message) = theirs.recv() {
+                assert_eq!(message.get_nfmark(), 0x40, "our mark");
+                let hook = match message.get_hook() {
+                    0 => Hook::Prerouting,
+                    other => Hook::Other(other),
+                };
+                let whole = message.get_original_len() == message.get_payload().len();
+                read_by_them.push((hook, message.get_indev(), message.get_payload().to_vec(), whole));
+                message.set_verdict(nfq::Verdict::Accept);
+                theirs.verdict(message).unwrap();
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        (read, read_by_them)
+    });
+    is_ready.recv().unwrap();
+    let server = ground.spawn("s", || {
+        let listener = TcpListener::bind("0.0.0.0:900").unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = Vec::new();
+        io::Read::read_to_end(&mut stream, &mut got).unwrap();
+        got.len()
+    });
+    let sent = ground.inside("c", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let mut stream = TcpStream::connect_timeout(&v4(1, 2, 900), Duration::from_secs(5)).unwrap();
+        let sent = vec![7; 1000];
+        for _ in 0..20 {
+            io::Write::write_all(&mut stream, &sent).unwrap();
+        }
+        drop(TcpStream::connect_timeout(&v6(1, 2, 9), Duration::from_secs(5)));
+        20 * sent.len()
+    });
+    assert_eq!(server.join().unwrap(), sent);
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (read, read_by_them) = node.join().unwrap();
+    assert!(read.len() > 8, "{}", read.len());
+    assert_eq!(read, read_by_them);
+}

@@ -1,16 +1,22 @@
-//! What a SYN costs. Measured by hand: `cargo test --release -p discovery-linux --test namespaces -- --ignored
+//! What a SYN costs, how long a connection takes to stand, and what a kill within that time does. Measured by hand: `cargo test --release -p discovery-linux --test namespaces -- --ignored
 //! --nocapture rate::`; the figure belongs to the machine, so no bound is asserted but that none is lost.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use discovery_core::engine::{Event, Peer};
 use discovery_core::flow::Flow;
 use discovery_core::packet::forge::syn;
+use discovery_core::probe::KeyHint;
 use discovery_linux::marks::ALONE;
+use discovery_linux::queue::{NfQueue, PacketQueue, QueueSettings, Verdict};
+use discovery_linux::rules::Extent;
 use discovery_linux::socket::RawSender;
 
-use crate::ground::{self, Ground, v4};
-use crate::node::NodeSpec;
+use crate::ground::{self, Ground, v4, v6};
+use crate::node::{MANY, NodeProcess, NodeSpec};
+use crate::pair::{PLACES, serve, servers};
 
 /// A Linux client's options: MSS, SACK, timestamps, window scale.
 const OPTIONS: &[u8] = &[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
@@ -79,4 +85,139 @@ fn a_syn() {
         ground.inside("n", || std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue"));
     println!("queue, port, waiting, mode, range, dropped, dropped here, id: {}", queue.unwrap().trim());
     println!("{:?}", node.counts().0);
+}
+
+/// Holds everything that a place forwards for `each_way`, in order, by the queue itself.
+fn delay(ground: &Ground, place: &str, each_way: Duration) {
+    for tool in ["iptables-nft", "ip6tables-nft"] {
+        ground.run(place, &format!("{tool} -t mangle -A FORWARD -j NFQUEUE --queue-num 30 --queue-bypass"));
+    }
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    ground.spawn(place, move || {
+        let settings =
+            QueueSettings { packets_max: 65_536, buffer_octets: 64 << 20, ..QueueSettings::handshakes(30) };
+        let mut queue = NfQueue::open(settings).unwrap();
+        ready.send(()).unwrap();
+        let mut batch = settings.batch();
+        let mut held = VecDeque::new();
+        loop {
+            queue.receive(&mut batch).unwrap();
+            let due = Instant::now() + each_way;
+            held.extend(batch.packets().map(|packet| (due, packet.id)));
+            while held.front().is_some_and(|(due, _)| *due <= Instant::now()) {
+                queue.verdict(held.pop_front().unwrap().1, Verdict::Accept);
+            }
+            queue.flush().unwrap();
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    });
+    is_ready.recv().unwrap();
+}
+
+const EACH_WAY: Duration = Duration::from_millis(20);
+
+fn connect(ground: &Ground, to: SocketAddr) -> Duration {
+    ground.inside("c", move || {
+        let start = Instant::now();
+        let stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(8)).unwrap();
+        let took = start.elapsed();
+        drop(stream);
+        took
+    })
+}
+
+/// Median and 95th percentile, in milliseconds.
+fn spread(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 95 / 100])
+}
+
+#[test]
+#[ignore = "a measurement: takes a machine to itself"]
+fn a_connect_at_40_ms() {
+    if !ground::possible() {
+        return;
+    }
+    let ground = Ground::row(&PLACES);
+    serve(&ground);
+    delay(&ground, "w", EACH_WAY);
+    let to = servers(143)[0];
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    // Servers that the node does not know yet: each connection is a first one.
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    ground.spawn("s", move || {
+        let at = |port| SocketAddr::new(to.ip(), port);
+        let servers: Vec<_> = (MANY[0]..=MANY[1]).map(|port| TcpListener::bind(at(port)).unwrap()).collect();
+        ready.send(()).unwrap();
+        // The backlog accepts.
+        std::thread::park();
+        drop(servers);
+    });
+    is_ready.recv().unwrap();
+    for with_peer in [false, true] {
+        let sp_spec = NodeSpec::routed(&ground, "sp", 2, 2);
+        let peer = Peer { link: sp_spec.link.0, key: KeyHint([7; 8]) };
+        let sp = with_peer.then(|| sp_spec.start());
+        let mut spec = NodeSpec::routed(&ground, "cp", 1, 1);
+        spec.link = (v4(1, 1, 7770 + u16::from(with_peer)), v6(1, 1, 7770 + u16::from(with_peer)));
+        let cp = spec.start();
+        // As if a link stood: then the client is answered as soon as the peer says that the server has accepted.
+        cp.handle.tell(Event::PeerUp { peer });
+        let (mut direct, mut through, mut added) = (Vec::new(), Vec::new(), Vec::new());
+        for port in MANY[0]..=MANY[1] {
+            let to = SocketAddr::new(to.ip(), port);
+            let with = ms(connect(&ground, to));
+            cp.set(Extent::Drain);
+            let without = ms(connect(&ground, to));
+            cp.set(Extent::Full);
+            direct.push(without);
+            through.push(with);
+            added.push(with - without);
+        }
+        println!(
+            "peer {with_peer}: direct {:.2?}, through {:.2?}, added {:.2?} (median, p95 of {} pairs, ms)",
+            spread(direct),
+            spread(through),
+            spread(added.clone()),
+            added.len()
+        );
+        println!("{:?}", cp.counts().0);
+        drop((cp, sp));
+    }
+}
+
+#[test]
+#[ignore = "a measurement: takes a machine to itself"]
+fn a_kill_within_the_handshake() {
+    if !ground::possible() {
+        return;
+    }
+    let ground = Ground::row(&PLACES);
+    serve(&ground);
+    delay(&ground, "w", EACH_WAY);
+    let _sp = NodeSpec::routed(&ground, "sp", 2, 2).start();
+    let to = servers(143)[0];
+    let (mut outcomes, mut times) = (std::collections::BTreeMap::<String, u32>::new(), Vec::new());
+    for round in 0..40_u64 {
+        let mut cp = NodeProcess::start(&ground, "cp", 1, 1);
+        let client = ground.spawn("c", move || {
+            let start = Instant::now();
+            let asked =
+                std::net::TcpStream::connect_timeout(&to, Duration::from_secs(8)).and_then(|mut stream| {
+                    stream.set_read_timeout(Some(Duration::from_secs(8)))?;
+                    std::io::Read::read_exact(&mut stream, &mut [0; 4])
+                });
+            (asked.map_err(|error| error.kind()), start.elapsed())
+        });
+        std::thread::sleep(Duration::from_micros(round * 37 % 40 * 1000 + 1500));
+        cp.kill();
+        let (outcome, took) = client.join().unwrap();
+        *outcomes.entry(format!("{outcome:?}")).or_default() += 1;
+        times.push(took.as_secs_f64() * 1000.0);
+    }
+    println!(
+        "killed 1.5 to 40 ms into a handshake of 40 ms: {outcomes:?}, {:.1?} (median, p95, ms)",
+        spread(times)
+    );
+    assert!(!outcomes.keys().any(|outcome| outcome.contains("TimedOut") || outcome.contains("WouldBlock")));
 }

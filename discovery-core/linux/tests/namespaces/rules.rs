@@ -21,6 +21,7 @@ pub(crate) fn plan(instance: &str, mode: Mode, listen: Listen) -> Plan {
         listen,
         route_table: 100,
         probe_kind: 253,
+        probe_port: 7783,
         probing: true,
     })
     .unwrap()
@@ -161,6 +162,7 @@ fn two_instances_share_a_namespace() {
             listen: Listen { v4: 12346, v6: Some(12346) },
             route_table: 101,
             probe_kind: 253,
+            probe_port: 7783,
             probing: true,
         };
         let mut new = Rules::new(Plan::new(spec).unwrap(), two);
