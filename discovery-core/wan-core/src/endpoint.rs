@@ -67,7 +67,7 @@ pub enum Output {
     Candidates(Vec<Candidate>),
     /// The lane carries streams from now on.
     Ready(Lane),
-    /// The peer takes no more streams.
+    /// The peer takes no more streams; when the reason is final, [`Endpoint::close`] is due.
     Goaway(Reason),
 }
 

@@ -125,6 +125,10 @@ impl Link {
         after.incoming.into_iter().for_each(|(id, open)| self.owner.incoming(self, id, open));
         after.notices.into_iter().for_each(|notice| self.owner.notice(&self.node, notice));
         after.candidates.into_iter().for_each(|list| self.owner.candidates(&self.node, list));
+        if let Some(reason) = after.expelled {
+            tracing::warn!(peer = %self.node, %reason, "the peer ends the link");
+            self.close(reason);
+        }
     }
 
     pub(crate) fn hello(&self, lanes: LaneSet) -> wan_core::frame::Frame {
@@ -472,7 +476,10 @@ impl State {
                 Output::Ready(_) => after.changed = true,
                 Output::Notice(notice) => after.notices.push(notice),
                 Output::Candidates(list) => after.candidates.push(list),
-                Output::Goaway(reason) => self.last = Some(reason),
+                Output::Goaway(reason) => {
+                    self.last = Some(reason);
+                    after.expelled = Some(reason).filter(|reason| reason.is_final());
+                }
             }
             match self.endpoint.poll_output() {
                 Some(next) => output = next,
@@ -490,6 +497,7 @@ struct After {
     notices: Vec<Notice>,
     candidates: Vec<Vec<Candidate>>,
     changed: bool,
+    expelled: Option<Reason>,
 }
 
 fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {

@@ -19,12 +19,15 @@ use std::{
     collections::HashMap,
     fmt, io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     net::TcpListener,
-    sync::{Mutex as AsyncMutex, Notify, Semaphore},
+    sync::{Mutex as AsyncMutex, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
 use wan_core::{Candidate, Config, Lane, LaneSet, Notice, OpenFrame, Reason, StreamId, backoff};
@@ -103,7 +106,7 @@ pub(crate) struct Inner {
     facts: Option<Arc<dyn TcpFacts>>,
     handshakes: Arc<Semaphore>,
     random: SystemRandom,
-    stopped: Notify,
+    stopped: AtomicBool,
     myself: std::sync::Weak<Inner>,
 }
 
@@ -133,7 +136,7 @@ impl Links {
             facts,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             random: SystemRandom::new(),
-            stopped: Notify::new(),
+            stopped: AtomicBool::new(false),
             myself: myself.clone(),
         });
         inner.meet_known();
@@ -194,15 +197,7 @@ impl Links {
     /// # Errors
     /// Why there is no link in time, or the peer takes no streams.
     pub async fn open(&self, peer: &Peer, open: OpenFrame) -> Result<LinkStream, Reason> {
-        let deadline = Instant::now() + self.inner.setup().patience;
-        let link = match timeout_at(deadline, self.inner.find(peer)).await {
-            Ok(link) => link?,
-            Err(_) => return Err(Reason::PeerTimedOut),
-        };
-        let lane = Lane::from(open.class);
-        if timeout_at(deadline, ready(&link, lane)).await.is_err() {
-            return Err(link.last().unwrap_or(Reason::NoLink));
-        }
+        let link = self.find_ready(peer, Lane::from(open.class)).await?;
         let authority = link.authority().ok_or(Reason::NoLink)?;
         within(authority.prefixes.as_deref(), &open)?;
         link.open(open)
@@ -213,7 +208,19 @@ impl Links {
     /// # Errors
     /// Why there is no link.
     pub async fn connect(&self, peer: &Peer) -> Result<NodeId, Reason> {
-        self.inner.find(peer).await.map(|link| link.node.clone())
+        self.find_ready(peer, Lane::Interactive).await.map(|link| link.node.clone())
+    }
+
+    async fn find_ready(&self, peer: &Peer, lane: Lane) -> Result<Arc<Link>, Reason> {
+        let deadline = Instant::now() + self.inner.setup().patience;
+        let link = match timeout_at(deadline, self.inner.find(peer)).await {
+            Ok(link) => link?,
+            Err(_) => return Err(Reason::PeerTimedOut),
+        };
+        match timeout_at(deadline, ready(&link, lane)).await {
+            Ok(()) if !link.is_closed() => Ok(link),
+            Ok(()) | Err(_) => Err(link.last().unwrap_or(Reason::NoLink)),
+        }
     }
 
     /// Sends a message beside the streams to every peer, or to one.
@@ -252,7 +259,7 @@ impl Links {
 
     /// Ends every link.
     pub fn stop(&self) {
-        self.inner.stopped.notify_waiters();
+        self.inner.stopped.store(true, Ordering::Relaxed);
         self.inner.all().into_iter().for_each(|link| link.close(Reason::ShuttingDown));
     }
 }
@@ -341,7 +348,8 @@ impl Inner {
     }
 
     fn meet_known(self: &Arc<Self>) {
-        for (node, spec) in &self.setup().peers.known {
+        let peers = self.setup().peers;
+        for (node, spec) in peers.known.iter().filter(|(node, _)| !peers.revoked.contains(node)) {
             if !spec.addresses.is_empty() || spec.fallback.is_some() {
                 self.link_of(node);
             }
@@ -434,6 +442,7 @@ impl Inner {
                 match self.dial_missing(&link, missing, &places, fallback, failed).await {
                     Ok(()) if stood => failed = 0,
                     Ok(()) | Err(Reason::Duplicate) => failed += 1,
+                    Err(reason) if reason.is_final() && !link.is_at_rest() => link.close(reason),
                     Err(reason) => {
                         link.fail(reason);
                         failed += 1;
@@ -444,15 +453,12 @@ impl Inner {
             tokio::select! {
                 () = link.changed.notified(), if failed == 0 => {}
                 () = sleep(pause) => {}
-                () = self.stopped.notified() => {}
             }
         }
         self.forget(&link);
-        let expelled =
-            matches!(link.last(), Some(Reason::ShuttingDown | Reason::Revoked | Reason::UnknownPeer));
-        if !expelled {
-            // A configured peer that broke the rules, or ended, is met again: after a while, as a new link.
-            sleep(backoff::wait(REMEET_STEP, self.random())).await;
+        // A configured peer that ended the link, or broke its rules, is met again: after a while, as a new link.
+        sleep(backoff::wait(REMEET_STEP, self.random())).await;
+        if !self.stopped.load(Ordering::Relaxed) {
             self.meet_known();
         }
     }

@@ -94,8 +94,11 @@ impl Endpoint {
                 Ok(())
             }
             Frame::Goaway(reason) => {
-                self.peer_leaving = Some(reason);
-                self.outputs.push_back(Output::Goaway(reason));
+                // Said of a connection only, it is followed by the connection's end.
+                if reason == Reason::ShuttingDown || reason.is_final() {
+                    self.peer_leaving = Some(reason);
+                    self.outputs.push_back(Output::Goaway(reason));
+                }
                 Ok(())
             }
             Frame::Notice(notice) => {
