@@ -46,6 +46,8 @@ struct State {
     learnt: HashMap<Lane, u64>,
     last: Option<Reason>,
     closed: bool,
+    /// The peer takes no more streams; its successor is another link.
+    peer_leaves: bool,
 }
 
 /// What the user of a stream waits for, and what it was told.
@@ -97,6 +99,7 @@ impl Link {
             learnt: HashMap::new(),
             last: None,
             closed: false,
+            peer_leaves: false,
         };
         Self { node, owner, state: Mutex::new(state), changed: Notify::new() }
     }
@@ -156,6 +159,7 @@ impl Link {
             let conn = ConnId(state.conns_made);
             match state.endpoint.attach(now, conn, dialled, greeting) {
                 Admission::Duplicate => Err(Reason::Duplicate),
+                Admission::Leaving => Err(Reason::ShuttingDown),
                 Admission::Taken => {
                     let wake = Arc::new(Notify::new());
                     // The endpoint has said that there is something to write before anybody could listen.
@@ -228,6 +232,12 @@ impl Link {
 
     pub(crate) fn is_ready(&self, lane: Lane) -> bool {
         self.lock().endpoint.is_ready(lane)
+    }
+
+    /// Whether new streams can be expected of it.
+    pub(crate) fn is_current(&self) -> bool {
+        let state = self.lock();
+        !state.closed && !state.peer_leaves
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -478,6 +488,8 @@ impl State {
                 Output::Candidates(list) => after.candidates.push(list),
                 Output::Goaway(reason) => {
                     self.last = Some(reason);
+                    self.peer_leaves = true;
+                    after.changed = true;
                     after.expelled = Some(reason).filter(|reason| reason.is_final());
                 }
             }

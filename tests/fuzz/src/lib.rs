@@ -17,6 +17,7 @@ pub mod command;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
+pub mod link;
 mod mutator;
 pub mod response;
 pub mod sasl;
@@ -42,6 +43,9 @@ pub const TARGETS: &[Target] = &[
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),
     ("guard", guard::run),
+    ("link_endpoint", link::run_pair),
+    ("link_frame", link::run_frame),
+    ("link_peer", link::run_peer),
     ("response", response::run),
     ("sasl", sasl::run),
     ("search_criteria", search_criteria::run),

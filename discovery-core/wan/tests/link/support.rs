@@ -51,6 +51,16 @@ impl Ca {
     }
 }
 
+impl Ca {
+    /// A leaf for a host name, as an ordinary server has one.
+    pub(crate) fn named(&self, name: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.0).unwrap().into();
+        (leaf, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))
+    }
+}
+
 pub(crate) fn id(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
 }
