@@ -275,6 +275,7 @@ fn describe(node: &Node, store: StoreStatus) -> Status {
         served_octets: metrics.served_octets.get(),
         filled_octets: metrics.filled_octets.get(),
         fills_abandoned: metrics.fills_abandoned.get(),
+        path: None,
         store,
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{exit::Exit, say};
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 /// Mail in a branch office as if the server stood in the next room.
 ///
@@ -87,6 +87,24 @@ pub(crate) enum Command {
     /// Identities for nodes to be
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Let new connections past this node, or take them again
+    ///
+    /// At once, also when the part of the node that handles packets hangs; connections that are carried go on.
+    Bypass {
+        /// on: nothing new is taken
+        to: OnOff,
+        #[command(flatten)]
+        node: RunningNode,
+    },
+    /// What the running node would do with a connection, and why
+    Explain {
+        /// The client's address, or address and port
+        client: String,
+        /// The server's address and port
+        server: SocketAddr,
+        #[command(flatten)]
+        node: RunningNode,
+    },
     /// Become the node that a token names
     ///
     /// Puts its certificate and key, and the key of the user hashes, into the state directory. Never replaces a user key
@@ -101,6 +119,15 @@ pub(crate) enum Command {
         #[arg(long)]
         replace: bool,
     },
+}
+
+/// A switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum OnOff {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// A configuration file.

@@ -14,6 +14,7 @@ mod exit;
 mod file;
 mod front;
 mod identity;
+mod interception;
 mod keying;
 mod logging;
 mod node;
@@ -31,7 +32,9 @@ mod store;
 mod trust;
 
 use clap::Parser;
-use cli::{CaCommand, Cli, Command, ConfigCommand, ConfigFile, ReportCommand, SessionsCommand, TokenCommand};
+use cli::{
+    CaCommand, Cli, Command, ConfigCommand, ConfigFile, OnOff, ReportCommand, SessionsCommand, TokenCommand,
+};
 use exit::{Exit, Failure};
 use std::process::ExitCode;
 
@@ -75,6 +78,8 @@ fn obey(command: Command) -> Result<Exit, Failure> {
         Command::Token(TokenCommand::New { id, ca_dir, user_key }) => {
             identity::new_token(&id, ca_dir, user_key.as_deref())
         }
+        Command::Bypass { to, node } => interception::bypass(&node, to == OnOff::On),
+        Command::Explain { client, server, node } => interception::explain(&node, &client, server),
         Command::Join { token, state_dir, replace } => identity::join(&token, state_dir, replace),
     }
 }

@@ -82,7 +82,7 @@ impl Node {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
         let origins = Arc::new(Origins::new(parking(config)?));
-        let store = storage::open(config)?;
+        let store = if config.servers.is_empty() { None } else { storage::open(config)? };
         let catalog: Arc<dyn Catalog> = match &store {
             Some(store) => Arc::clone(store) as Arc<_>,
             None => Arc::new(NoCatalog),

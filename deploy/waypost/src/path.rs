@@ -50,7 +50,7 @@ use std::{
     },
     thread,
 };
-use tokio::{io::unix::AsyncFd, net::TcpListener};
+use tokio::net::TcpListener;
 use wan::{AllGranted, Links};
 
 /// See the module's documentation.
@@ -143,11 +143,9 @@ impl Path {
             .spawn(move || netd.run())
             .map_err(|error| Failure::io("the system gives no threads", error))?;
         for listener in [Some(v4), v6].into_iter().flatten() {
-            let accepting =
-                AsyncFd::register(OwnedFd::from(listener)).map_err(needs("the transparent listener"))?;
-            let own = accepting.get_ref().try_clone().map_err(needs("the transparent listener"))?;
-            let listener = TransparentListener::from_fd(own);
-            tokio::spawn(accept(Arc::clone(&self.carrier), listener, accepting));
+            let listener = std::net::TcpListener::from(OwnedFd::from(listener));
+            let listener = TcpListener::from_std(listener).map_err(needs("the transparent listener"))?;
+            tokio::spawn(accept(Arc::clone(&self.carrier), listener));
         }
         handle.tell(engine::Event::AgentUp);
         tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
@@ -204,10 +202,7 @@ impl Path {
         self.links.leave();
     }
 
-    async fn change_rules(
-        &self,
-        change: impl FnOnce(&mut Rules) -> Result<(), RulesError> + Send + 'static,
-    ) {
+    async fn change_rules(&self, change: impl FnOnce(&mut Rules) -> Result<(), RulesError> + Send + 'static) {
         let Some(mut rules) = lock(&self.rules).take() else { return };
         let changed = tokio::task::spawn_blocking(move || {
             let changed = change(&mut rules);
@@ -251,27 +246,25 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-async fn accept(carrier: Arc<Carrier>, listener: TransparentListener, readable: AsyncFd<OwnedFd>) {
+/// The address that an intercepted connection was meant for is its own, here.
+async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
     loop {
-        let Ok(mut ready) = readable.readable().await else { return };
-        loop {
-            match listener.accept() {
-                Ok(Some(intercepted)) => carrier.accepted(intercepted.flow, client(intercepted.socket)),
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "an intercepted client could not be accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                    break;
-                }
+        let accepted = listener.accept().await.and_then(|(client, from)| {
+            let flow = Flow { client: from, server: client.local_addr()? };
+            Ok((flow, client))
+        });
+        match accepted {
+            Ok((flow, client)) => carrier.accepted(flow, client),
+            Err(error) => {
+                tracing::warn!(%error, "an intercepted client could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-        ready.clear_ready();
     }
 }
 
-fn client(socket: OwnedFd) -> std::net::TcpStream {
-    socket.into()
-}
+/// Descriptors may be scarce for a moment.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,7 +6,7 @@ use crate::{
     cli::RunningNode,
     config::units::{human_size, human_time},
     exit::{Exit, Failure},
-    say, store,
+    interception, say, store,
 };
 use std::{fmt::Write, time::Duration};
 
@@ -105,6 +105,9 @@ fn describe(status: &Status) -> String {
         let _ =
             writeln!(out, "           {} messages not stored: the disk was too slow", status.fills_abandoned);
     }
+    if let Some(path) = &status.path {
+        out.push_str(&interception::describe(path));
+    }
     out.push_str(&store::describe(&status.store));
     out
 }
@@ -127,7 +130,7 @@ fn table(sessions: &[SessionStatus]) -> String {
     columns(&rows)
 }
 
-fn list(named: &[Named]) -> String {
+pub(crate) fn list(named: &[Named]) -> String {
     if named.is_empty() {
         return String::new();
     }

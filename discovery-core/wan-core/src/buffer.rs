@@ -1,7 +1,7 @@
 //! The two ends of one direction of a stream: what was written and is not acknowledged, what arrived and is not
 //! read. Both hold nothing at rest.
 
-use crate::{frame::DATA_OCTETS_MAX, reason::Violation};
+use crate::{frame::DATA_OCTETS_MAX, mutants, reason::Violation};
 use bytes::{Buf, Bytes, BytesMut};
 use std::{collections::VecDeque, mem, time::Instant};
 
@@ -140,7 +140,9 @@ impl Sending {
         let again = self.next - self.acked;
         self.next = self.acked;
         self.cursor = (0, 0);
-        self.fin_sent = self.fin_acked;
+        if !mutants::on("link-end-not-repeated") {
+            self.fin_sent = self.fin_acked;
+        }
         again
     }
 
@@ -210,10 +212,10 @@ impl Receiving {
         if self.end.is_some() {
             return Err(Violation::BehindEnd);
         }
-        if offset != self.received {
+        if offset != self.received && !mutants::on("link-order-unchecked") {
             return Err(Violation::OutOfOrder);
         }
-        if offset.saturating_add(n) > self.limit {
+        if offset.saturating_add(n) > self.limit && !mutants::on("link-credit-unchecked") {
             return Err(Violation::StreamCredit);
         }
         Ok(())

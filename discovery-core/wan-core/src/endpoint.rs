@@ -23,6 +23,7 @@ use crate::{
     frame::{Entry, Frame, Reset},
     hello::{Birth, Greeting, Hello, VERSION},
     lane::{Lane, LaneSet},
+    mutants,
     notice::{Candidate, Notice},
     open::OpenFrame,
     reason::Reason,
@@ -67,7 +68,7 @@ pub enum Output {
     Candidates(Vec<Candidate>),
     /// The lane carries streams from now on.
     Ready(Lane),
-    /// The peer takes no more streams.
+    /// The peer takes no more streams; when the reason is final, [`Endpoint::close`] is due.
     Goaway(Reason),
 }
 
@@ -93,6 +94,8 @@ pub enum Admission {
     Taken,
     /// Another one does, and stays.
     Duplicate,
+    /// This side is about to end, and the peer's is not the life that its last streams are of.
+    Leaving,
 }
 
 /// One side of a link.
@@ -147,12 +150,19 @@ impl Endpoint {
             self.conns.iter().filter(|(_, c)| c.lanes.meets(greeting.lanes)).map(|(id, _)| *id).collect();
         let same_peer = self.peer == Some(greeting.birth);
         // Who dials again has seen the old connection end. Of two that dialled at once, one must win on both sides.
-        let stays = |rival: &Conn| rival.dialled != dialled && dialled != Side::First;
+        let stays = |rival: &Conn| {
+            rival.dialled != dialled && dialled != Side::First && !mutants::on("link-both-dials-stay")
+        };
+        if self.leaving && !same_peer {
+            return Admission::Leaving;
+        }
         if same_peer && rivals.iter().filter_map(|id| self.conns.get(id)).any(stays) {
             return Admission::Duplicate;
         }
         // Streams that were opened before the first connection have met no peer: they are not of a former life.
-        if self.peer.replace(greeting.birth).is_some_and(|former| former != greeting.birth) {
+        if self.peer.replace(greeting.birth).is_some_and(|former| former != greeting.birth)
+            && !mutants::on("link-restart-unseen")
+        {
             self.forget_peer(now, Reason::PeerRestarted);
         }
         for rival in rivals {
@@ -176,6 +186,10 @@ impl Endpoint {
                 lane.detach(now.mono, self.config.outage_max);
             }
         }
+        // Who said that it leaves, and is gone, does not come back: another process may, which knows none of these.
+        if let Some(reason) = self.peer_leaving.filter(|_| self.conns.is_empty()) {
+            Lane::ALL.iter().for_each(|lane| self.give_up(*lane, reason));
+        }
     }
 
     fn drop_conn(&mut self, now: Now, conn: ConnId, reason: Reason) {
@@ -185,6 +199,7 @@ impl Endpoint {
 
     /// What the peer's former life held is gone.
     fn forget_peer(&mut self, now: Now, reason: Reason) {
+        self.peer_leaving = None;
         for conn in self.conns.keys().copied().collect::<Vec<_>>() {
             self.drop_conn(now, conn, reason);
         }
@@ -200,7 +215,6 @@ impl Endpoint {
             self.lanes.get_mut(lane).next = old.next;
         }
         self.guests = 0;
-        self.peer_leaving = None;
     }
 
     /// The link is at its end: every stream is.
@@ -434,7 +448,7 @@ impl Endpoint {
     #[must_use]
     pub fn bulk_is_busy(&self) -> bool {
         let bulk = self.lanes.get(Lane::Bulk);
-        bulk.conn.is_some() && bulk.flight > 0
+        bulk.conn.is_some() && bulk.flight > 0 && !mutants::on("link-background-greedy")
     }
 
     /// Puts a frame behind what the lane's connection already says; lost when there is none, for RESUME makes up for it.
@@ -582,21 +596,21 @@ impl Endpoint {
             let state = self.lanes.get_mut(lane);
             if state.given_up_at.is_some_and(|at| at <= now.mono) {
                 state.given_up_at = None;
-                self.give_up(lane);
+                self.give_up(lane, Reason::LinkLost);
             }
         }
     }
 
     /// The outage has lasted too long for what stood on this lane.
-    fn give_up(&mut self, lane: Lane) {
+    fn give_up(&mut self, lane: Lane, reason: Reason) {
         let state = self.lanes.get_mut(lane);
         let live = state.streams.iter().filter(|(_, stream)| stream.is_live());
         for (id, opening) in live.map(|(id, s)| (*id, s.phase == Phase::Opening)).collect::<Vec<_>>() {
-            self.end(id, Reason::LinkLost, false);
+            self.end(id, reason, false);
             self.outputs.push_back(if opening {
-                Output::Refused(id, Reason::LinkLost)
+                Output::Refused(id, reason)
             } else {
-                Output::Reset(id, Reason::LinkLost)
+                Output::Reset(id, reason)
             });
         }
     }

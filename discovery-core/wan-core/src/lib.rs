@@ -15,6 +15,7 @@ mod endpoint;
 pub mod frame;
 pub mod hello;
 mod lane;
+pub mod mutants;
 mod notice;
 mod open;
 pub mod pace;

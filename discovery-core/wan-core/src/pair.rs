@@ -109,7 +109,7 @@ impl Pair {
         let greetings = [0, 1].map(|end| greeting(&self.ends[end].endpoint, lanes));
         let taken = self.ends[other].endpoint.attach(now, conn, SIDES[who], &greetings[who]);
         self.drain(other);
-        if taken == Admission::Duplicate {
+        if taken != Admission::Taken {
             return None;
         }
         let mut line = Line { lanes, ..Line::default() };

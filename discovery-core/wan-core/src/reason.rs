@@ -106,6 +106,15 @@ reasons! {
     Closed = 33 "closed",
 }
 
+impl Reason {
+    /// Said by a peer, it means that there is no link any more, and that the same will be said to the next attempt.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        [Self::Violation, Self::Revoked, Self::WrongPin, Self::WrongNode, Self::NoIdentity, Self::UnknownPeer]
+            .contains(&self)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())

@@ -3,7 +3,7 @@
 use crate::{identity::Presented, key_hint, links::PeerSpec};
 use discovery_core::{id::NodeId, probe::KeyHint};
 use std::collections::HashMap;
-use wan_core::Reason;
+use wan_core::{Reason, mutants};
 
 /// Who may be a peer.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +32,7 @@ pub fn admit(own: &NodeId, peers: &Peers, expected: &Expected, presented: &Prese
     if presented.node == *own {
         return Err(Reason::Itself);
     }
-    if peers.revoked.contains(&presented.node) {
+    if peers.revoked.contains(&presented.node) && !mutants::on("link-revoked-admitted") {
         return Err(Reason::Revoked);
     }
     if expected.node.as_ref().is_some_and(|node| *node != presented.node)
@@ -43,7 +43,8 @@ pub fn admit(own: &NodeId, peers: &Peers, expected: &Expected, presented: &Prese
     if known.is_none() && !peers.known.is_empty() {
         return Err(Reason::UnknownPeer);
     }
-    if known.and_then(|spec| spec.pin).is_some_and(|pin| pin != presented.spki) {
+    let pin = known.and_then(|spec| spec.pin).filter(|_| !mutants::on("link-pin-unchecked"));
+    if pin.is_some_and(|pin| pin != presented.spki) {
         return Err(Reason::WrongPin);
     }
     Ok(())

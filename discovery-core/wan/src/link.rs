@@ -46,6 +46,8 @@ struct State {
     learnt: HashMap<Lane, u64>,
     last: Option<Reason>,
     closed: bool,
+    /// The peer takes no more streams; its successor is another link.
+    peer_leaves: bool,
 }
 
 /// What the user of a stream waits for, and what it was told.
@@ -97,6 +99,7 @@ impl Link {
             learnt: HashMap::new(),
             last: None,
             closed: false,
+            peer_leaves: false,
         };
         Self { node, owner, state: Mutex::new(state), changed: Notify::new() }
     }
@@ -125,6 +128,10 @@ impl Link {
         after.incoming.into_iter().for_each(|(id, open)| self.owner.incoming(self, id, open));
         after.notices.into_iter().for_each(|notice| self.owner.notice(&self.node, notice));
         after.candidates.into_iter().for_each(|list| self.owner.candidates(&self.node, list));
+        if let Some(reason) = after.expelled {
+            tracing::warn!(peer = %self.node, %reason, "the peer ends the link");
+            self.close(reason);
+        }
     }
 
     pub(crate) fn hello(&self, lanes: LaneSet) -> wan_core::frame::Frame {
@@ -152,6 +159,7 @@ impl Link {
             let conn = ConnId(state.conns_made);
             match state.endpoint.attach(now, conn, dialled, greeting) {
                 Admission::Duplicate => Err(Reason::Duplicate),
+                Admission::Leaving => Err(Reason::ShuttingDown),
                 Admission::Taken => {
                     let wake = Arc::new(Notify::new());
                     // The endpoint has said that there is something to write before anybody could listen.
@@ -224,6 +232,12 @@ impl Link {
 
     pub(crate) fn is_ready(&self, lane: Lane) -> bool {
         self.lock().endpoint.is_ready(lane)
+    }
+
+    /// Whether new streams can be expected of it.
+    pub(crate) fn is_current(&self) -> bool {
+        let state = self.lock();
+        !state.closed && !state.peer_leaves
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -472,7 +486,12 @@ impl State {
                 Output::Ready(_) => after.changed = true,
                 Output::Notice(notice) => after.notices.push(notice),
                 Output::Candidates(list) => after.candidates.push(list),
-                Output::Goaway(reason) => self.last = Some(reason),
+                Output::Goaway(reason) => {
+                    self.last = Some(reason);
+                    self.peer_leaves = true;
+                    after.changed = true;
+                    after.expelled = Some(reason).filter(|reason| reason.is_final());
+                }
             }
             match self.endpoint.poll_output() {
                 Some(next) => output = next,
@@ -490,6 +509,7 @@ struct After {
     notices: Vec<Notice>,
     candidates: Vec<Vec<Candidate>>,
     changed: bool,
+    expelled: Option<Reason>,
 }
 
 fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
+pub mod link;
 mod mutator;
 pub mod packet_view;
 pub mod probe;
@@ -49,6 +50,9 @@ pub const TARGETS: &[Target] = &[
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),
     ("guard", guard::run),
+    ("link_endpoint", link::run_pair),
+    ("link_frame", link::run_frame),
+    ("link_peer", link::run_peer),
     ("packet_view", packet_view::run),
     ("probe", probe::run),
     ("response", response::run),

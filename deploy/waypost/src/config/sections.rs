@@ -3,7 +3,10 @@
 use super::{
     Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Prefetch, Seal, Server, Store,
     Surroundings, Sustain, TlsFront, Trust,
-    keys::{ADMIN, LIMITS, LISTENER, LOG, NODE, PREFETCH, SERVER, STORE, SUSTAIN, Section, TLS},
+    keys::{
+        ADMIN, INTERCEPTION, LIMITS, LINK, LISTENER, LOG, NODE, PREFETCH, SERVER, STORE, SUSTAIN, Section,
+        TLS,
+    },
     network,
     problem::{Place, Problem, did_you_mean},
     reader::{Found, TableReader},
@@ -26,8 +29,10 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
     let node = node(sections.one(&NODE, found), around);
     let admin = admin(sections.one(&ADMIN, found), around, &node.state_dir);
     let log = log(sections.one(&LOG, found));
-    let tls = tls(sections.one(&TLS, found), around, &node.state_dir);
-    let store = store(sections.one(&STORE, found), around, &node.state_dir);
+    // A node that only carries has no mail program to convince, and keeps no mail.
+    let mail = sections.value(SERVER.name).is_some() || !standing(&sections);
+    let tls = tls(sections.one(&TLS, found), around, &node.state_dir, mail);
+    let store = store(sections.one(&STORE, found), around, &node.state_dir, mail);
 
     let sustain = sustain(sections.one(&SUSTAIN, found));
     let prefetch = prefetch(sections.one(&PREFETCH, found));
@@ -52,6 +57,11 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
         Config { node, admin, log, tls, servers, listeners, store, sustain, prefetch, interception, link };
     across(&config, &sections, found);
     config
+}
+
+/// Whether the node does anything without mail.
+fn standing(sections: &Sections<'_, '_>) -> bool {
+    [&INTERCEPTION, &LINK].iter().any(|section| sections.value(section.name).is_some())
 }
 
 /// What the functions here look things up in.
@@ -187,9 +197,9 @@ fn log(mut t: TableReader<'_, '_>) -> Log {
     Log { level: t.get("level", LogLevel::Info), format: t.get("format", LogFormat::Text) }
 }
 
-fn tls(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> TlsFront {
+fn tls(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path, mail: bool) -> TlsFront {
     let (has_cert, has_key) = (t.says("cert"), t.says("key"));
-    let mint = t.get("mint", !(has_cert && has_key));
+    let mint = t.get("mint", mail && !(has_cert && has_key));
     let ca_dir = around.path(t.get("ca_dir", state_dir.join("ca")));
     let rsa_key: Option<PathBuf> = t.maybe("rsa_key").map(|path| around.path(path));
     let cert: Option<PathBuf> = t.maybe("cert").map(|path| around.path(path));
@@ -298,7 +308,7 @@ fn prefetch(mut t: TableReader<'_, '_>) -> Prefetch {
     }
 }
 
-fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Store {
+fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path, mail: bool) -> Store {
     let path = around.path(t.get("path", state_dir.join("store")));
     let size_max = t.get("size_max", Size(10 << 30));
     if size_max < STORE_SIZE_MIN {
@@ -346,7 +356,7 @@ fn store(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> S
             Seal::Credential(name)
         }
         (None, None) => {
-            if !t.says("seal_key_file") && !t.says("seal_credential") {
+            if mail && !t.says("seal_key_file") && !t.says("seal_credential") {
                 t.warn(
                     "seal_key_file",
                     "there is none: mail in the store is not encrypted on this disk; to encrypt it: (umask 077; head -c 32 /dev/urandom > /etc/waypost/seal.key) and seal_key_file = \"/etc/waypost/seal.key\"",

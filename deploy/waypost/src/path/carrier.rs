@@ -14,13 +14,13 @@ use discovery_linux::{
 };
 use std::{
     collections::HashMap,
-    net::TcpStream,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 use tokio::{
-    io::{Interest, copy_bidirectional, unix::AsyncFd},
+    io::copy_bidirectional,
+    net::TcpStream,
     sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
@@ -72,7 +72,9 @@ impl Carrier {
 
     pub(super) fn named(&self, named: HashMap<engine::Peer, NodeId>) {
         let mut state = self.lock();
-        named.keys().for_each(|peer| drop(state.peers.entry(*peer).or_default()));
+        for peer in named.keys() {
+            state.peers.entry(*peer).or_default();
+        }
         drop(state);
         let _once = self.named.set(named);
     }
@@ -250,7 +252,7 @@ impl Carrier {
     /// The connection of a claim, as a peer's stream is carried to it.
     pub(super) fn serve(self: &Arc<Self>, flow: Flow, connection: OwnedFd) -> std::io::Result<Tcp> {
         let carrier = Arc::clone(self);
-        Ok(Tcp::new(connection.into())?.on_end(move || carrier.tell(Event::Closed { flow })))
+        Ok(Tcp::from_fd(connection)?.on_end(move || carrier.tell(Event::Closed { flow })))
     }
 
     /// A stream that goes on to the next node.
@@ -334,13 +336,15 @@ fn asks(flow: Flow) -> OpenFrame {
 }
 
 async fn connect(flow: Flow) -> Result<Tcp, ConnectFailure> {
-    let local = |_| ConnectFailure::Local;
     let mut connecting = Connecting::begin(flow, Target::Away).map_err(failed)?;
     loop {
-        let ready = AsyncFd::register_with_interest(OwnedFd::from(connecting), Interest::WRITABLE).map_err(local)?;
-        drop(ready.writable().await.map_err(local)?);
-        match Connecting::from_fd(ready.into_inner()).finish().map_err(failed)? {
-            Ok(connected) => return Tcp::new(connected.into()).map_err(local),
+        // Its outcome is known as soon as it is writable.
+        let waiting =
+            TcpStream::from_std(OwnedFd::from(connecting).into()).map_err(|_| ConnectFailure::Local)?;
+        waiting.writable().await.map_err(|_| ConnectFailure::Local)?;
+        let socket = OwnedFd::from(waiting.into_std().map_err(|_| ConnectFailure::Local)?);
+        match Connecting::from_fd(socket).finish().map_err(failed)? {
+            Ok(connected) => return Tcp::from_fd(connected).map_err(|_| ConnectFailure::Local),
             Err(still) => connecting = still,
         }
     }

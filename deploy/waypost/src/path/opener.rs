@@ -78,7 +78,7 @@ async fn dial(open: &OpenFrame) -> Result<OpenedStream, Why> {
         Ok(Err(_)) => return Err(Why::ServerUnreachable),
         Err(_) => return Err(Why::ServerTimedOut),
     };
-    let io = stream.into_std().and_then(Tcp::new).map_err(|_| Why::ConnectionReset)?;
+    let io = Tcp::new(stream).map_err(|_| Why::ConnectionReset)?;
     Ok(OpenedStream { io: Box::new(io), info: Bytes::new() })
 }
 

@@ -55,6 +55,7 @@ pub(super) fn plan(interception: &Interception, v4: u16, v6: Option<u16>) -> Res
         route_table: u32::from(interception.queue),
         probe_kind: interception.option_kind,
         probing: true,
+        probe_port: engine::Config::default().probe_port,
     })
     .map_err(wrong)
 }

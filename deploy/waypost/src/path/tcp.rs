@@ -4,6 +4,7 @@ use seams::AsyncIo;
 use socket2::SockRef;
 use std::{
     fmt, io,
+    os::fd::OwnedFd,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -20,11 +21,14 @@ pub(super) struct Tcp<Io = TcpStream> {
 }
 
 impl Tcp {
-    /// Of a socket that does not block.
-    pub(super) fn new(socket: std::net::TcpStream) -> io::Result<Self> {
-        let io = TcpStream::from_std(socket)?;
+    pub(super) fn new(io: TcpStream) -> io::Result<Self> {
         io.set_nodelay(true)?;
         Ok(Self { io, ended: None })
+    }
+
+    /// Of a socket that does not block.
+    pub(super) fn from_fd(socket: OwnedFd) -> io::Result<Self> {
+        Self::new(TcpStream::from_std(socket.into())?)
     }
 
     pub(super) fn on_end(mut self, ended: impl FnOnce() + Send + 'static) -> Self {

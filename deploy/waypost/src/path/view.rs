@@ -27,7 +27,8 @@ pub(super) async fn look(
     let mut status = PathStatus { carried, peers, ..PathStatus::default() };
     let Some(handle) = handle else { return PathStatus { state: "link-only".to_owned(), ..status } };
     let told = ask(handle, |engine, now| {
-        let counts = Reason::ALL.iter().map(|reason| Named { word: reason.to_string(), n: engine.count(*reason) });
+        let counts =
+            Reason::ALL.iter().map(|reason| Named { word: reason.to_string(), n: engine.count(*reason) });
         (
             engine.pmt_rows(now).into_iter().map(entry).collect(),
             engine.flows().take(FLOWS_MAX).map(flow).collect(),
@@ -48,7 +49,12 @@ pub(super) async fn look(
 }
 
 /// What would become of a SYN that came in through the interface of this number.
-pub(super) async fn explain(handle: &Handle, rules: RuleSet, flow: Flow, ingress: Ingress) -> Option<Explained> {
+pub(super) async fn explain(
+    handle: &Handle,
+    rules: RuleSet,
+    flow: Flow,
+    ingress: Ingress,
+) -> Option<Explained> {
     let facts = Facts { flow, protocol: Protocol::Tcp, ingress: Some(ingress), vlan: None };
     let ruled = rules.decide(&facts, &[]);
     let seen = Seen {

@@ -1,7 +1,7 @@
 //! What a lane knows of its streams.
 
 use super::{Config, ConnId};
-use crate::{lane::Lane, stream::Stream, stream_id::StreamId};
+use crate::{lane::Lane, mutants, stream::Stream, stream_id::StreamId};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
@@ -110,7 +110,9 @@ impl LaneState {
     pub(super) fn attach(&mut self, conn: ConnId, window: u64) {
         self.base = self.unread();
         (self.received, self.consumed, self.limit) = (self.base, 0, window);
-        (self.sent, self.sent_max) = (0, 0);
+        if !mutants::on("link-credit-kept-over-a-cut") {
+            (self.sent, self.sent_max) = (0, 0);
+        }
         self.conn = Some(conn);
         self.resumed = false;
         self.mentioned = BTreeSet::new();

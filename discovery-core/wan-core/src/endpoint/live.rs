@@ -1,7 +1,7 @@
 //! Whether a connection is alive, and how far away its other end is.
 
 use super::{Config, ConnId, Endpoint, Output};
-use crate::{frame::Frame, lane::LaneSet, reason::Reason, stream_id::Side};
+use crate::{frame::Frame, lane::LaneSet, mutants, reason::Reason, stream_id::Side};
 use bytes::BytesMut;
 use discovery_core::now::Now;
 use std::time::{Duration, Instant};
@@ -58,7 +58,8 @@ impl Conn {
     }
 
     pub(super) fn deadline(&self, config: &Config) -> Instant {
-        self.ask_at(config).min(self.heard + config.silence_max)
+        let silent = self.heard + config.silence_max;
+        if mutants::on("link-silence-unseen") { self.ask_at(config) } else { self.ask_at(config).min(silent) }
     }
 }
 
@@ -67,7 +68,8 @@ impl Endpoint {
     pub(super) fn keep_alive(&mut self, now: Now) {
         for id in self.conns.keys().copied().collect::<Vec<ConnId>>() {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
-            if conn.heard + self.config.silence_max <= now.mono {
+            let silent = conn.heard + self.config.silence_max <= now.mono;
+            if silent && !mutants::on("link-silence-unseen") {
                 self.detach(now, id);
                 self.outputs.push_back(Output::Drop(id, Reason::Silent));
                 continue;

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::{
     frame::{self, Frame},
+    mutants,
     open::OpenFrame,
     reason::Violation,
 };
@@ -33,7 +34,7 @@ impl Endpoint {
         while let Some(frame) = frame::decode(octets)? {
             self.handle_frame(now, conn, frame)?;
             let Some(state) = self.conns.get(&conn) else { break };
-            if state.said.len() > SAID_OCTETS_MAX {
+            if state.said.len() > SAID_OCTETS_MAX && !mutants::on("link-flood-unbounded") {
                 return Err(Violation::Flood);
             }
         }
@@ -94,8 +95,11 @@ impl Endpoint {
                 Ok(())
             }
             Frame::Goaway(reason) => {
-                self.peer_leaving = Some(reason);
-                self.outputs.push_back(Output::Goaway(reason));
+                // Said of a connection only, it is followed by the connection's end.
+                if reason == Reason::ShuttingDown || reason.is_final() {
+                    self.peer_leaving = Some(reason);
+                    self.outputs.push_back(Output::Goaway(reason));
+                }
                 Ok(())
             }
             Frame::Notice(notice) => {
@@ -137,7 +141,7 @@ impl Endpoint {
         }
         let early = self.config.early.min(EARLY_OCTETS);
         let lane = self.lanes.get_mut(id.lane());
-        if id.counter() <= lane.seen {
+        if id.counter() <= lane.seen && !mutants::on("link-name-reused") {
             return Err(Violation::StreamReuse);
         }
         if self.guests >= self.config.streams_max.saturating_mul(2) {

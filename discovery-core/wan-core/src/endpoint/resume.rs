@@ -1,7 +1,7 @@
 //! How two sides agree on where they were.
 
 use super::{ConnId, Endpoint, Entry, Frame, Lane, Output, Phase, Reason, Reset, StreamId, entry};
-use crate::{frame::ENTRIES_MAX, reason::Violation};
+use crate::{frame::ENTRIES_MAX, mutants, reason::Violation};
 
 impl Endpoint {
     /// The first thing said for a lane on a connection.
@@ -75,7 +75,7 @@ impl Endpoint {
                     .edit(id, |stream| {
                         stream.send.ack(received)?;
                         stream.send.limit = stream.send.limit.max(limit);
-                        Ok(stream.send.rewind())
+                        Ok(if mutants::on("link-not-repeated") { 0 } else { stream.send.rewind() })
                     })
                     .unwrap_or(Ok(0))?;
                 self.counts.repeated_octets += again;
@@ -83,6 +83,7 @@ impl Endpoint {
                     && id.side() != self.side
                     && stream.phase == Phase::Open
                     && !answered
+                    && !mutants::on("link-answer-not-repeated")
                 {
                     let frame = Frame::Opened { id, limit: stream.recv.limit, info: stream.info.clone() };
                     self.say(lane, &frame);
@@ -105,7 +106,10 @@ impl Endpoint {
         for id in ids {
             if mentioned.contains(&id) {
                 self.retire(id);
-            } else if id.side() == self.side && id.counter() > opened {
+            } else if id.side() == self.side
+                && id.counter() > opened
+                && !mutants::on("link-open-not-repeated")
+            {
                 self.open_again(id);
             } else {
                 self.settle_silence(id);

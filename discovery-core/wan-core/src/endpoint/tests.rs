@@ -378,5 +378,23 @@ fn who_leaves_takes_no_more() {
     assert_eq!(pair.ends[0].uses[&crossed].dead, Some(Reason::ShuttingDown));
     assert_eq!(pair.open(0, Class::Interactive), None);
     pair.write(0, stands, 10);
-    pair.come_to_rest();
+    pair.settle();
+    assert_eq!(pair.read(1, stands, 20), 10, "what stands goes on");
+    // Its successor is another one, and is not let in here.
+    pair.restart(0);
+    assert_eq!(pair.connect(0, LaneSet::ALL, true), None);
+}
+
+#[test]
+fn who_left_and_is_gone_is_not_waited_for() {
+    let mut pair = pair();
+    let id = pair.open(0, Class::Interactive).unwrap();
+    pair.settle();
+    pair.ends[1].endpoint.leave(Reason::ShuttingDown);
+    pair.settle();
+    let conns = pair.conns();
+    pair.cut(conns[0], [true, true]);
+    assert!(pair.ends[0].uses[&id].dead.is_none(), "one connection is not all");
+    pair.cut_all();
+    assert!(pair.ends[0].uses[&id].dead.is_some());
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "tests")]
 
 mod admission;
-mod figures;
 mod outage;
 mod streams;
+#[allow(dead_code, reason = "what it does not use, the other tests do")]
 mod support;

@@ -1,12 +1,11 @@
-use crate::support::{Two, echo, open, pattern, summary, summing, until};
+use crate::support::{Two, echo, front, open, pattern, summary, summing, until};
 use discovery_core::value::Class;
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     time::timeout,
 };
-use wan::splice;
 use wan_core::Reason;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,23 +76,6 @@ async fn what_is_dropped_is_reset_at_the_other_end() {
     let end = timeout(Duration::from_secs(5), tcp.read(&mut [0; 8])).await.unwrap();
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     until("nothing is left", || two.b.status()[0].counts.streams == 0).await;
-}
-
-/// The client's side as the node uses it: a socket and a stream, spliced.
-pub(crate) async fn front(two: &Two, server: SocketAddr, class: Class) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let (links, peer) = (two.a.clone(), two.to_b.clone());
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            let (links, peer) = (links.clone(), peer.clone());
-            tokio::spawn(async move {
-                let stream = links.open(&peer, open(server, class)).await.unwrap();
-                splice(stream, &mut seams::Stream::bare(tcp)).await
-            });
-        }
-    });
-    at
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,7 @@ use tokio::{
 };
 use wan::{
     AllGranted, Authority, Grants, Identity, Links, OpenedStream, Peer, PeerSpec, Presented, Settings,
-    StreamOpener, admit::Peers, key_hint,
+    StreamOpener, admit::Peers, key_hint, splice,
 };
 use wan_core::{Config, Kind, OpenFrame, Reason};
 
@@ -48,6 +48,16 @@ impl Ca {
             chain: vec![leaf],
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         }
+    }
+}
+
+impl Ca {
+    /// A leaf for a host name, as an ordinary server has one.
+    pub(crate) fn named(&self, name: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.0).unwrap().into();
+        (leaf, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))
     }
 }
 
@@ -147,6 +157,22 @@ pub(crate) async fn echo() -> SocketAddr {
     at
 }
 
+/// A server that answers one octet and then holds the connection, which costs it nothing but the socket.
+pub(crate) async fn holding() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let octet = tcp.read_u8().await?;
+            tcp.write_u8(octet).await?;
+            held.push(tcp);
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    at
+}
+
 /// A server that hears everything, and then says how much that was and its sum.
 pub(crate) async fn summing() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -186,6 +212,23 @@ pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(10), "{what}: not within ten seconds");
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The client's side as the node uses it: a socket and a stream, spliced.
+pub(crate) async fn front(two: &Two, server: SocketAddr, class: Class) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (links, peer) = (two.a.clone(), two.to_b.clone());
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (links, peer) = (links.clone(), peer.clone());
+            tokio::spawn(async move {
+                let stream = links.open(&peer, open(server, class)).await.unwrap();
+                splice(stream, &mut Stream::bare(tcp)).await
+            });
+        }
+    });
+    at
 }
 
 /// A road that can be made silent, and broken.
@@ -257,6 +300,8 @@ impl Road {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(n @ 1..) = from.read(&mut buffer).await {
             self.open().await;
+            // Some 10 MB/s: octets are under way when it breaks.
+            sleep(Duration::from_millis(1)).await;
             if to.write_all(&buffer[..n]).await.is_err() {
                 break;
             }

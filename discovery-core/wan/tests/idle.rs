@@ -1,9 +1,13 @@
-use crate::{
-    streams::front,
-    support::{Two, echo},
-};
+//! Alone in its process: what is measured is the process.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "tests")]
+
+#[allow(dead_code, reason = "what it does not use, the other tests do")]
+#[path = "link/support.rs"]
+mod support;
+
 use discovery_core::value::Class;
 use std::{fs, time::Duration};
+use support::{Two, front, holding};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -13,7 +17,7 @@ use tokio::{
 /// What idle connections cost through two nodes, with the tasks that serve them at both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_idle_connections_are_cheap() {
-    let (two, server) = (Two::new().await, echo().await);
+    let (two, server) = (Two::new().await, holding().await);
     let at = front(&two, server, Class::Interactive).await;
     let mut clients = Vec::new();
     let open_some = async |clients: &mut Vec<_>, n: usize| {
@@ -30,9 +34,7 @@ async fn two_thousand_idle_connections_are_cheap() {
     let before = resident();
     open_some(&mut clients, 2000).await;
     let each = (resident().saturating_sub(before)) / 2000;
-    println!(
-        "an idle connection: {each} octets in both nodes, client's socket and echo server's task included"
-    );
+    println!("an idle connection: {each} octets in both nodes, the tasks of both and every socket included");
     assert!(each < 24 * 1024, "{each}");
 }
 

@@ -1,0 +1,106 @@
+//! `waypost bypass` and `waypost explain`, and interception in `waypost status`.
+
+use crate::{
+    api::{Explained, PathStatus},
+    ask::{self, Method},
+    cli::RunningNode,
+    config::units::human_size,
+    exit::{Exit, Failure},
+    say,
+    status::{columns, list},
+};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
+
+/// Switches interception off, or on again.
+pub(crate) fn bypass(node: &RunningNode, on: bool) -> Result<Exit, Failure> {
+    let path = format!("/api/v1/path/bypass?on={on}");
+    let Some((json, _)) = ask::if_running::<bool>(node, Method::Post, &path)? else {
+        return Err(Failure::say(Exit::Unavailable, "no node runs here, so nothing is intercepted"));
+    };
+    if node.json {
+        say::line(String::from_utf8_lossy(&json));
+    } else if on {
+        say::line("bypassed: new connections flow past this node; `waypost bypass off` takes them again");
+    } else {
+        say::line("new connections are taken again, as the rules say");
+    }
+    Ok(Exit::Fine)
+}
+
+/// Says what would become of a connection.
+pub(crate) fn explain(node: &RunningNode, client: &str, server: SocketAddr) -> Result<Exit, Failure> {
+    // The port of a client says nothing, except to a rule that names it.
+    let client: SocketAddr = match (client.parse(), client.parse::<IpAddr>()) {
+        (Ok(client), _) => client,
+        (Err(_), Ok(ip)) => SocketAddr::new(ip, ANY_PORT),
+        (Err(_), Err(_)) => {
+            let what =
+                format_args!("{client:?} is no address; for example: waypost explain 10.1.0.2 10.2.0.2:993");
+            return Err(Failure::say(Exit::Usage, what));
+        }
+    };
+    if client.is_ipv4() != server.is_ipv4() {
+        return Err(Failure::say(Exit::Usage, "the client and the server are of different families"));
+    }
+    let query =
+        format!("client={}&server={}", ask::quoted(&client.to_string()), ask::quoted(&server.to_string()));
+    let (json, explained): (_, Explained) = ask::get(node, &format!("/api/v1/path/explain?{query}"))?;
+    if node.json {
+        say::line(String::from_utf8_lossy(&json));
+    } else {
+        say::line(format_args!("{client} -> {server}"));
+        say::line(format_args!("  rules    {}", explained.rule));
+        say::line(format_args!("  SYN      {}", explained.verdict));
+        say::line(format_args!("  because  {}", explained.reason));
+    }
+    Ok(Exit::Fine)
+}
+
+const ANY_PORT: u16 = 50_000;
+
+/// The part of `status`.
+pub(crate) fn describe(path: &PathStatus) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "path       {}, {} connections carried{}",
+        path.state,
+        path.carried,
+        list(&path.reasons)
+    );
+    if !path.peers.is_empty() {
+        let mut rows =
+            vec![["PEER", "AT", "LANES", "RTT", "STREAMS", "SENT", "RECEIVED", "LAST"].map(str::to_owned)];
+        for peer in &path.peers {
+            let first = peer.lanes.first();
+            let rtt = first.and_then(|lane| lane.rtt_us);
+            rows.push([
+                peer.node.clone(),
+                first.map_or_else(|| "-".to_owned(), |lane| lane.remote.clone()),
+                format!("{} of 3", peer.lanes.len()),
+                rtt.map_or_else(|| "-".to_owned(), |us| format!("{}.{} ms", us / 1000, us % 1000 / 100)),
+                peer.streams.to_string(),
+                human_size(peer.sent_octets),
+                human_size(peer.received_octets),
+                peer.last.clone().unwrap_or_default(),
+            ]);
+        }
+        out.push_str(&columns(&rows));
+    }
+    if !path.table.is_empty() {
+        let mut rows = vec![["SERVER", "KNOWN", "THROUGH", "LIVES"].map(str::to_owned)];
+        for entry in &path.table {
+            rows.push([
+                entry.server.clone(),
+                entry.known.clone(),
+                entry.peer.clone().unwrap_or_default(),
+                format!("{} s", entry.ttl_s),
+            ]);
+        }
+        out.push_str(&columns(&rows));
+    }
+    out
+}
