@@ -13,6 +13,32 @@
 //!             └─► Direct ◄──────┘                        nobody claims, or a plain SYN: abandoned
 //! ```
 //!
+//! What a shell does, for a client's SYN that a peer answers:
+//!
+//! ```
+//! use discovery_core::{engine::*, flow::Ingress, now::*, probe::*, rule::*};
+//! # use std::time::Instant;
+//! # let now = Now { mono: Instant::now(), wall: UnixMillis(0) };
+//! # let (client, server) = ("10.1.0.2:40000".parse().unwrap(), "10.2.0.2:143".parse().unwrap());
+//! let mut engine = Engine::new(Config::default());
+//! engine.handle_event(now, Event::AgentUp);
+//! // A packet from the queue, parsed; what the rules say; its octets.
+//! let syn = Seen {
+//!     src: client, dst: server, hook: Hook::Forwarded(Ingress(1)), kind: Kind::Syn, seq: 7, ack: 0, probe: None, room: Room::Fits,
+//! };
+//! let ruled = Ruled { action: Action::Intercept, rule: Some(1) };
+//! assert_eq!(engine.handle_segment(now, &syn, ruled, b"the SYN"), Verdict::PassWithQuery);
+//! // The forged SYN-ACK of a server's node, which is kept from the client.
+//! let response = Response { link: "10.8.0.2:7777".parse().unwrap(), key: KeyHint([2; 8]), connected: true };
+//! let answer = Seen { src: server, dst: client, kind: Kind::SynAck, seq: 1, ack: 7, probe: Some(Probe::Response(response)), ..syn };
+//! assert_eq!(engine.handle_segment(now, &answer, ruled, b"the SYN-ACK"), Verdict::Drop);
+//! let Some(Output::Open { flow, peer }) = engine.poll_output() else { panic!() };
+//! // The link stands, and the peer takes the flow.
+//! engine.handle_event(now, Event::PeerUp { peer });
+//! engine.handle_event(now, Event::Opened { flow });
+//! assert_eq!(engine.poll_output(), Some(Output::InjectSyn { flow, packet: b"the SYN".to_vec() }));
+//! ```
+//!
 //! Two promises shape everything: a fault of this node or of its peers never keeps a client from its server, and
 //! every table is bounded, where 'full' means that what is new goes past untouched.
 
