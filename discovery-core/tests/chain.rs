@@ -7,6 +7,8 @@
     reason = "a test that goes wrong is to say so where it does"
 )]
 
+#[path = "chain/fault.rs"]
+mod fault;
 #[path = "chain/node.rs"]
 mod node;
 #[path = "chain/tcp.rs"]

@@ -18,8 +18,12 @@ impl Engine {
         if let Some(entry) = self.table.get(&flow) {
             let (state, again) = (entry.state, entry.isn == Some(seen.seq));
             match state {
-                State::Probing { .. } | State::Direct { .. } if again => {
-                    return (Verdict::Pass, Reason::OwnQueryBack);
+                State::Probing { .. } if again => return (Verdict::Pass, Reason::OwnQueryBack),
+                // A node downstream has woken up and asks: the answer will be for it, and passes as its query does.
+                State::Direct { .. } if again => {
+                    self.table.remove(&flow);
+                    self.went_past(now, flow);
+                    return (Verdict::Pass, Reason::Direct);
                 }
                 State::Held { .. } | State::Opening { .. } if again => {
                     return (Verdict::Drop, Reason::Opening);
