@@ -232,6 +232,8 @@ impl Engine {
             State::Held { .. } | State::Opening { .. } | State::Carried { .. } => {
                 (Verdict::Drop, Reason::SecondAnswer)
             }
+            // The next node has seen a SYN without the query since, and made way for it.
+            State::Connecting(c) if fits(c.own_isn) && c.plain => (Verdict::Drop, Reason::LateAnswer),
             State::Connecting(connecting) if fits(connecting.own_isn) => {
                 self.further_node(now, flow, connecting, response);
                 (Verdict::Drop, Reason::Middle)
