@@ -13,14 +13,42 @@
 //!             └─► Direct ◄──────┘                        nobody claims, or a plain SYN: abandoned
 //! ```
 //!
+//! What a shell does, for a client's SYN that a peer answers:
+//!
+//! ```
+//! use discovery_core::{engine::*, flow::Ingress, now::*, probe::*, rule::*};
+//! # use std::time::Instant;
+//! # let now = Now { mono: Instant::now(), wall: UnixMillis(0) };
+//! # let (client, server) = ("10.1.0.2:40000".parse().unwrap(), "10.2.0.2:143".parse().unwrap());
+//! let mut engine = Engine::new(Config::default());
+//! engine.handle_event(now, Event::AgentUp);
+//! // A packet from the queue, parsed; what the rules say; its octets.
+//! let syn = Seen {
+//!     src: client, dst: server, hook: Hook::Forwarded(Ingress(1)), kind: Kind::Syn, seq: 7, ack: 0, probe: None, room: Room::Fits,
+//! };
+//! let ruled = Ruled { action: Action::Intercept, rule: Some(1) };
+//! assert_eq!(engine.handle_segment(now, &syn, ruled, b"the SYN"), Verdict::PassWithQuery);
+//! // The forged SYN-ACK of a server's node, which is kept from the client.
+//! let response = Response { link: "10.8.0.2:7777".parse().unwrap(), key: KeyHint([2; 8]), connected: true };
+//! let answer = Seen { src: server, dst: client, kind: Kind::SynAck, seq: 1, ack: 7, probe: Some(Probe::Response(response)), ..syn };
+//! assert_eq!(engine.handle_segment(now, &answer, ruled, b"the SYN-ACK"), Verdict::Drop);
+//! let Some(Output::Open { flow, peer }) = engine.poll_output() else { panic!() };
+//! // The link stands, and the peer takes the flow.
+//! engine.handle_event(now, Event::PeerUp { peer });
+//! engine.handle_event(now, Event::Opened { flow });
+//! assert_eq!(engine.poll_output(), Some(Output::InjectSyn { flow, packet: b"the SYN".to_vec() }));
+//! ```
+//!
 //! Two promises shape everything: a fault of this node or of its peers never keeps a client from its server, and
 //! every table is bounded, where 'full' means that what is new goes past untouched.
 
 mod client;
 mod config;
+mod endings;
 mod existing;
 mod journal;
 mod limits;
+mod opening;
 mod server;
 mod table;
 mod words;
@@ -276,10 +304,12 @@ impl Engine {
                     let row = self.pmt.asymmetric(now, from_client.server);
                     self.outputs.push_back(Output::Learnt(row));
                     self.give_up(now, from_client, Reason::Asymmetric);
+                    self.went_past(now, from_client);
                     Reason::ClientReset
                 }
                 State::Early { .. } | State::Middle { .. } if refused_answer => {
                     self.give_up(now, from_client, Reason::ClientRejected);
+                    self.went_past(now, from_client);
                     Reason::ClientRejected
                 }
                 State::Probing { .. } | State::Direct { .. } | State::Held { .. } | State::Opening { .. } => {
@@ -312,107 +342,6 @@ impl Engine {
             Some(_) | None => Reason::Stray,
         };
         (from_server, (Verdict::Pass, reason))
-    }
-
-    fn timed_out(&mut self, now: Now, flow: Flow) {
-        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
-        match state {
-            State::Probing { probes, .. } => {
-                if let Some(isn) = self.table.remove(&flow).and_then(|entry| entry.isn) {
-                    self.tried.insert(flow, (isn, probes));
-                }
-                self.journal.note(now.wall, flow, Reason::ProbeSilent);
-                if probes == 1 {
-                    let row = self.pmt.silent(now, flow.server);
-                    self.outputs.extend(row.map(Output::Learnt));
-                }
-            }
-            State::Direct { .. } => {
-                if let Some(isn) = self.table.remove(&flow).and_then(|entry| entry.isn) {
-                    self.tried.insert(flow, (isn, self.config.probes_max));
-                }
-            }
-            State::Held { .. } => {
-                // For all that wait for the same probe.
-                self.probed(now, flow.server, None, Reason::ProbeTimedOut);
-            }
-            State::Opening { .. } => {
-                self.outputs.push_back(Output::Abort { flow, why: Reason::OpenTimedOut });
-                self.peer_failed(now, flow);
-                self.go_past(now, flow, Reason::OpenTimedOut);
-            }
-            State::Carried { .. } => {
-                self.outputs.push_back(Output::Abort { flow, why: Reason::OpenTimedOut });
-                self.peer_failed(now, flow);
-                self.forget(now, flow, Reason::OpenTimedOut);
-            }
-            State::Connecting(_) => {
-                // A server that is not there, or whose answers go round this node: past it is right for both.
-                let row = self.pmt.silent(now, flow.server);
-                self.outputs.extend(row.map(Output::Learnt));
-                self.outputs.push_back(Output::Abandon { flow, why: Reason::ServerSilent });
-                self.connect_failed(now, flow, ConnectFailure::TimedOut);
-            }
-            State::Early { .. } | State::Middle { .. } => self.orphaned(now, flow),
-            State::Claimed { .. } => {}
-        }
-    }
-
-    /// The agent is done with a connection that it had.
-    fn closed(&mut self, now: Now, flow: Flow) {
-        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
-        match state {
-            // Not the agent's: what it closed was here before.
-            State::Probing { .. } | State::Direct { .. } | State::Held { .. } => {}
-            State::Opening { .. } => self.go_past(now, flow, Reason::PeerDown),
-            State::Connecting(connecting) => {
-                if connecting.claimed {
-                    self.give_up(now, flow, Reason::Closed);
-                }
-            }
-            State::Carried { .. } | State::Early { .. } | State::Middle { .. } | State::Claimed { .. } => {
-                self.forget(now, flow, Reason::Closed);
-            }
-        }
-    }
-
-    /// Nothing more is taken over: what was kept back goes on its way, what nobody relies on yet is given up. What a
-    /// peer and a client rely on goes on, unless those who carry it are gone.
-    fn stand_aside(&mut self, now: Now, why: Reason) {
-        let agent = self.agent;
-        for flow in self.table.flows(|_| true) {
-            let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { continue };
-            match state {
-                State::Held { .. } => self.go_past(now, flow, why),
-                State::Opening { .. } => {
-                    self.outputs.push_back(Output::Abort { flow, why });
-                    self.go_past(now, flow, why);
-                }
-                State::Probing { .. } => self.let_go(now, flow, false),
-                State::Direct { .. } => {}
-                State::Connecting(_) | State::Early { .. } | State::Middle { .. } if state.unclaimed() => {
-                    let packet = self.table.take_packet(&flow);
-                    self.give_up(now, flow, why);
-                    self.went_past(now, flow);
-                    // Its client was told nothing yet.
-                    self.outputs.extend(packet.map(|packet| Output::ReleaseSyn { flow, packet }));
-                }
-                State::Connecting(_) | State::Early { .. } | State::Middle { .. } | State::Claimed { .. }
-                    if !agent =>
-                {
-                    self.outputs.push_back(Output::Abandon { flow, why });
-                    self.forget(now, flow, why);
-                }
-                State::Carried { .. } if !agent => self.forget(now, flow, why),
-                State::Connecting(_) | State::Early { .. } | State::Middle { .. } => {}
-                State::Claimed { .. } | State::Carried { .. } => {}
-            }
-        }
-    }
-
-    fn forget(&mut self, now: Now, flow: Flow, why: Reason) {
-        self.table.remove(&flow);
-        self.journal.note(now.wall, flow, why);
     }
 
     fn is_own_syn(&self, flow: &Flow, seq: u32) -> bool {

@@ -160,6 +160,8 @@ reasons! {
     OwnSynProbed = "own-syn-probed",
     /// Own SYN, without the query.
     OwnSynPlain = "own-syn-plain",
+    /// Own SYN, kept back: the client's own is on its way.
+    OwnSynWithheld = "own-syn-withheld",
     /// A further node answered: this one is in the middle.
     Middle = "middle",
     // Connections from before.

@@ -7,6 +7,8 @@
     reason = "a test that goes wrong is to say so where it does"
 )]
 
+#[path = "chain/fault.rs"]
+mod fault;
 #[path = "chain/node.rs"]
 mod node;
 #[path = "chain/tcp.rs"]
@@ -130,6 +132,19 @@ fn a_wall_that_strips_the_query_and_a_way_back_around_a_node_cost_nothing_to_spe
                 "{nodes} {wall:?} {round:?} {}",
                 world.trace.join("\n")
             );
+        }
+    }
+}
+
+#[test]
+fn a_late_server_is_waited_for_on_every_line() {
+    for nodes in 1..=4 {
+        for late in (0..8).map(|n| n * 500 + 130) {
+            let world =
+                run(Plan { mood: Mood::Late(late), delays: vec![5; nodes + 1], ..Plan::quiet(nodes) });
+            let served = world.served.get(&40_000).copied();
+            let trace = world.trace.join("\n");
+            assert!(served.is_some_and(|at| at <= 2 * late + 1_500), "{nodes} {late} {served:?}\n{trace}");
         }
     }
 }

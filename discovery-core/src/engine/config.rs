@@ -36,12 +36,10 @@ pub struct Config {
     pub cookie: u32,
     /// The port of separate probes.
     pub probe_port: u16,
-    /// How many SYNs of one connection carry the query before the next goes without: a firewall may drop options, and
-    /// then the first SYN and one repeated one are lost.
+    /// How many SYNs of one connection, a client's or an own one, carry the query before the next goes without: a
+    /// firewall may drop options, and then the first SYN and one repeated one are lost. Fewer for own ones would make
+    /// the next node give way to a SYN without a query while it waits for a late server.
     pub probes_max: u8,
-    /// The same for an own connect. Fewer, because the client's own timer runs meanwhile: a firewall behind a server's
-    /// node must not use up the client's patience a second time.
-    pub own_probes_max: u8,
     /// Two SYNs closer than this are one, doubled by the network.
     pub duplicate_max: Duration,
     /// A SYN repeated sooner than this was repeated because its sender refused an answer: timers start at a second.
@@ -109,7 +107,6 @@ impl Default for Config {
             cookie: 0x5a5a_5a5a,
             probe_port: 7_783,
             probes_max: 2,
-            own_probes_max: 1,
             duplicate_max: Duration::from_millis(3),
             quick_max: Duration::from_millis(500),
             probe_max: Duration::from_secs(5),

@@ -18,8 +18,12 @@ impl Engine {
         if let Some(entry) = self.table.get(&flow) {
             let (state, again) = (entry.state, entry.isn == Some(seen.seq));
             match state {
-                State::Probing { .. } | State::Direct { .. } if again => {
-                    return (Verdict::Pass, Reason::OwnQueryBack);
+                State::Probing { .. } if again => return (Verdict::Pass, Reason::OwnQueryBack),
+                // A node downstream has woken up and asks: the answer will be for it, and passes as its query does.
+                State::Direct { .. } if again => {
+                    self.table.remove(&flow);
+                    self.went_past(now, flow);
+                    return (Verdict::Pass, Reason::Direct);
                 }
                 State::Held { .. } | State::Opening { .. } if again => {
                     return (Verdict::Drop, Reason::Opening);
@@ -100,6 +104,10 @@ impl Engine {
         // its way would hang it: the server would see a SYN of a connection that stands. Whether the SYN is the one
         // the query was on cannot be asked of a node behind a middle, whose query bore the middle's number; an
         // unclaimed connection is worth nothing, so the addresses and ports are enough.
+        if let State::Connecting(Connecting { probes: 1.., plain: false, .. }) = state {
+            let row = self.pmt.option_suspect(now, flow.server);
+            self.outputs.extend(row.map(Output::Learnt));
+        }
         self.give_up(now, flow, Reason::Cured);
         self.went_past(now, flow);
         (Verdict::Pass, Reason::Cured)
@@ -111,22 +119,25 @@ impl Engine {
             return (Verdict::Pass, Reason::OwnSynPlain);
         };
         connecting.own_isn = Some(seen.seq);
-        connecting.syns = connecting.syns.saturating_add(1);
         let worth = match self.pmt.lookup(now.mono, flow.server) {
             Lookup::Known(Known::NoProxy | Known::Asymmetric | Known::OptionDropped) => false,
             Lookup::Known(Known::Peer(_) | Known::Static(_)) | Lookup::Probing | Lookup::Unknown => true,
         };
-        let with =
-            worth && self.agent && seen.room == Room::Fits && connecting.syns <= self.config.own_probes_max;
-        if with {
-            connecting.probes = connecting.probes.saturating_add(1);
+        let ask = worth && self.agent && seen.room == Room::Fits;
+        let enough = connecting.probes >= self.config.probes_max;
+        let decision = match (ask, enough) {
+            (true, false) => (Verdict::PassWithQuery, Reason::OwnSynProbed),
+            // The client's own SYN comes without a query by now, and one of the two only must reach the server.
+            (true, true) if !connecting.claimed => (Verdict::Drop, Reason::OwnSynWithheld),
+            (true, true) | (false, _) => (Verdict::Pass, Reason::OwnSynPlain),
+        };
+        match decision.0 {
+            Verdict::PassWithQuery => connecting.probes = connecting.probes.saturating_add(1),
+            Verdict::Pass => connecting.plain = true,
+            Verdict::Drop => {}
         }
         self.table.set_state(&flow, State::Connecting(connecting));
-        if with {
-            (Verdict::PassWithQuery, Reason::OwnSynProbed)
-        } else {
-            (Verdict::Pass, Reason::OwnSynPlain)
-        }
+        decision
     }
 
     /// The server accepted.
@@ -140,7 +151,7 @@ impl Engine {
         let State::Connecting(connecting) = state else { return };
         let row = match connecting {
             Connecting { probes: 0, .. } => None,
-            Connecting { probes, syns, .. } if probes == syns => Some(self.pmt.learn_none(now, flow.server)),
+            Connecting { plain: false, .. } => Some(self.pmt.learn_none(now, flow.server)),
             Connecting { .. } => self.pmt.option_suspect(now, flow.server),
         };
         self.outputs.extend(row.map(Output::Learnt));
@@ -319,7 +330,7 @@ impl Engine {
         claimed: bool,
         packet: &[u8],
     ) {
-        let state = State::Connecting(Connecting { own_isn: None, probes: 0, syns: 0, claimed });
+        let state = State::Connecting(Connecting { own_isn: None, probes: 0, plain: false, claimed });
         let patience = if claimed { self.config.connect_max } else { self.config.early_connect_max };
         self.table.insert(flow, Entry::new(state, isn, ingress), Some(now.mono + patience), packet);
         self.outputs.push_back(Output::Connect { flow });

@@ -56,8 +56,8 @@ pub(super) struct Connecting {
     pub(super) own_isn: Option<u32>,
     /// Own SYNs that carried the query.
     pub(super) probes: u8,
-    /// All own SYNs.
-    pub(super) syns: u8,
+    /// The last own SYN went without it.
+    pub(super) plain: bool,
     /// A peer waits for the outcome.
     pub(super) claimed: bool,
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     tcp::{Arrived, Caller, Listener, Outcome, Packet, What},
-    world::{Due, Fault, World},
+    world::{Due, World},
 };
 use discovery_core::{
     engine::{
@@ -30,10 +30,10 @@ pub(crate) enum Link {
 
 /// A flow as the agent carries it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Stream {
-    down: Option<usize>,
-    up: Option<usize>,
-    opened: bool,
+pub(crate) struct Stream {
+    pub(crate) down: Option<usize>,
+    pub(crate) up: Option<usize>,
+    pub(crate) opened: bool,
     data: bool,
     echo: bool,
     single: bool,
@@ -41,7 +41,7 @@ struct Stream {
 
 pub(crate) struct Node {
     pub(crate) place: usize,
-    config: Config,
+    pub(crate) config: Config,
     pub(crate) engine: Engine,
     pub(crate) alive: bool,
     pub(crate) agent: bool,
@@ -49,13 +49,13 @@ pub(crate) struct Node {
     pub(crate) listener: Listener,
     /// Sockets towards servers, and the number of their newest timer.
     pub(crate) callers: BTreeMap<Flow, (Caller, u32)>,
-    streams: BTreeMap<Flow, Stream>,
+    pub(crate) streams: BTreeMap<Flow, Stream>,
     /// Queries seen and answers forged, for each flow.
     pub(crate) queries: BTreeMap<Flow, u32>,
     pub(crate) answers: BTreeMap<Flow, u32>,
     /// When an unclaimed server connection came up (ms).
     pub(crate) early: BTreeMap<Flow, u64>,
-    up: Vec<usize>,
+    pub(crate) up: Vec<usize>,
 }
 
 impl Node {
@@ -100,7 +100,7 @@ fn of_octets(flow: Flow, octets: &[u8]) -> Packet {
 }
 
 impl World {
-    fn node(&mut self, place: usize) -> &mut Node {
+    pub(crate) fn node(&mut self, place: usize) -> &mut Node {
         &mut self.nodes[place - 1]
     }
 
@@ -119,7 +119,7 @@ impl World {
         self.drain(place);
     }
 
-    fn link_stands(&mut self, place: usize, other: usize) {
+    pub(crate) fn link_stands(&mut self, place: usize, other: usize) {
         let now = self.now();
         let node = self.node(place);
         if node.alive && node.agent && !node.up.contains(&other) {
@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    fn event(&mut self, place: usize, event: Event) {
+    pub(crate) fn event(&mut self, place: usize, event: Event) {
         let now = self.now();
         if self.node(place).alive {
             self.node(place).engine.handle_event(now, event);
@@ -298,7 +298,7 @@ impl World {
     fn own_packet(&mut self, at: usize, mut packet: Packet) {
         if packet.what == What::Syn {
             match self.queued(at, Hook::Own, &packet) {
-                Verdict::Drop => panic!("an own SYN is never dropped"),
+                Verdict::Drop => return,
                 Verdict::Pass => {}
                 Verdict::PassWithQuery => packet.probe = Some(Probe::Query(Query)),
             }
@@ -319,7 +319,7 @@ impl World {
         self.own_packet(at, syn);
     }
 
-    fn drain(&mut self, at: usize) {
+    pub(crate) fn drain(&mut self, at: usize) {
         while let Some(output) = self.node(at).engine.poll_output() {
             if !matches!(output, Output::Learnt(_)) {
                 self.note(format!("{at} {output:?}"));
@@ -567,7 +567,7 @@ impl World {
     }
 
     /// The flow ends here: every side of it that is not where the end came from is told.
-    fn close(&mut self, at: usize, flow: Flow, from: Option<usize>) {
+    pub(crate) fn close(&mut self, at: usize, flow: Flow, from: Option<usize>) {
         let stream = self.node(at).streams.remove(&flow).unwrap_or_default();
         for other in [stream.up, stream.down].into_iter().flatten().filter(|other| Some(*other) != from) {
             self.say(at, other, flow, Link::Closed);
@@ -591,94 +591,5 @@ impl World {
             Response { link, key, connected: false }
         });
         self.event(at, Event::Probed { server, answer });
-    }
-
-    pub(crate) fn befall(&mut self, at: usize, fault: Fault) {
-        if !self.node(at).alive {
-            return;
-        }
-        self.note(format!("{at} {fault:?}"));
-        match fault {
-            Fault::Kill(back) => {
-                let config = self.node(at).config.clone();
-                self.sockets_go(at);
-                let node = self.node(at);
-                let (queries, answers) =
-                    (std::mem::take(&mut node.queries), std::mem::take(&mut node.answers));
-                *node = Node { alive: false, agent: false, queries, answers, ..Node::new(at, config) };
-                self.later(back, Due::Back { node: at, fault });
-            }
-            Fault::Agent(back) => {
-                self.node(at).agent = false;
-                self.sockets_go(at);
-                self.node(at).up.clear();
-                self.event(at, Event::AgentDown);
-                self.later(back, Due::Back { node: at, fault });
-            }
-            Fault::Bypass(back) => {
-                self.event(at, Event::Bypass { on: true });
-                self.later(back, Due::Back { node: at, fault });
-            }
-        }
-    }
-
-    /// What a kernel does with the sockets of a process that is gone.
-    fn sockets_go(&mut self, at: usize) {
-        self.node(at).streams.clear();
-        self.node(at).early.clear();
-        for (_, (caller, _)) in std::mem::take(&mut self.node(at).callers) {
-            if let Some(rst) = caller.abort() {
-                self.send(at, true, Packet { what: What::Fin, ..rst });
-            }
-        }
-        let conns: Vec<Flow> = self.node(at).listener.conns.keys().copied().collect();
-        // A listener that is closed forgets what it did not hand over.
-        for flow in conns {
-            if let Some(fin) = self.node(at).listener.end(flow, What::Fin) {
-                self.send(at, false, fin);
-            }
-        }
-        self.node(at).listener.conns.clear();
-        for other in (1..=self.plan.nodes).filter(|other| *other != at) {
-            let delay = self.distance(at, other) + 1;
-            self.later(delay, Due::Lost { node: other, peer: at });
-        }
-    }
-
-    pub(crate) fn come_back(&mut self, at: usize, fault: Fault) {
-        match fault {
-            Fault::Kill(_) => {
-                let config = self.node(at).config.clone();
-                self.node(at).engine = Engine::new(config);
-                self.wake_up(at);
-            }
-            Fault::Agent(_) if self.node(at).alive && !self.node(at).agent => self.wake_up(at),
-            Fault::Agent(_) => {}
-            Fault::Bypass(_) => self.event(at, Event::Bypass { on: false }),
-        }
-    }
-
-    pub(crate) fn peer_lost(&mut self, at: usize, lost: usize) {
-        if !self.node(at).alive || !self.node(at).agent {
-            return;
-        }
-        self.node(at).up.retain(|up| *up != lost);
-        self.event(at, Event::PeerDown { peer: peer(lost) });
-        let broken: Vec<(Flow, Stream)> = (self.node(at).streams.iter())
-            .filter(|(_, stream)| stream.up == Some(lost) || stream.down == Some(lost))
-            .map(|(flow, stream)| (*flow, *stream))
-            .collect();
-        for (flow, stream) in broken {
-            if stream.down.is_none() && !stream.opened {
-                self.node(at).streams.remove(&flow);
-                self.event(at, Event::Refused { flow, why: Refusal::NoLink });
-            } else {
-                self.close(at, flow, Some(lost));
-            }
-        }
-        if self.nodes[lost - 1].alive && self.nodes[lost - 1].agent && self.plan.warm {
-            self.link_stands(at, lost);
-            self.drain(at);
-        }
     }
 }

@@ -226,7 +226,7 @@ impl Shell {
         if kind != Kind::Syn {
             assert_ne!(verdict, Verdict::PassWithQuery, "a query on {kind:?}");
         }
-        if kind == Kind::Rst || own {
+        if kind == Kind::Rst || (own && reason != Reason::OwnSynWithheld) {
             assert_ne!(verdict, Verdict::Drop, "{reason}");
         }
         if seen.room != Room::Fits {

@@ -106,8 +106,8 @@ const VERIFY_EVERY: Duration = Duration::from_secs(5);
 /// standard input is taken. Cleans up first what a predecessor left behind, and last everything.
 ///
 /// # Errors
-/// When the rules can be neither installed nor removed: an operator must look. A worker that cannot be started is
-/// tried again and again.
+/// When the rules cannot be removed, at the beginning or at the end. Rules that cannot be moved meanwhile, and a worker
+/// that cannot be started, are tried again and again: connections flow untouched as long.
 pub fn supervise(
     mut rules: Rules,
     settings: WatchSettings,
@@ -118,6 +118,8 @@ pub fn supervise(
     let mut watch = Watch::new(settings, Instant::now());
     let mut worker: Option<Worker> = None;
     let mut verified = Instant::now();
+    // What shall stand, what was put last, and whether it stands.
+    let (mut wanted, mut put, mut stands) = (None, None, true);
     loop {
         let now = Instant::now();
         let due = watch.poll_timeout().map_or(VERIFY_EVERY, |at| at.saturating_duration_since(now));
@@ -156,18 +158,37 @@ pub fn supervise(
                         let _ = pidfd_send_signal(&worker.pidfd, Signal::KILL);
                     }
                 }
-                Order::RulesIn => rules.set(Extent::Full)?,
-                Order::RulesOut => rules.set(Extent::Drain)?,
+                Order::RulesIn => wanted = Some(Extent::Full),
+                Order::RulesOut => wanted = Some(Extent::Drain),
                 Order::Finish => return rules.remove(),
             }
+        }
+        if let Some(wanted) = wanted
+            && (put != Some(wanted) || verified.elapsed() >= VERIFY_EVERY)
+        {
+            stands = settle(&mut rules, wanted, stands && put == Some(wanted));
+            put = Some(wanted);
             verified = Instant::now();
         }
-        if verified.elapsed() >= VERIFY_EVERY {
-            let repaired = rules.verify()?;
-            if repaired > 0 {
-                tracing::warn!(repaired, "rules were changed by somebody else and are put back");
+    }
+}
+
+/// Puts the rules in place, or looks after those that stand. Whether they stand then; if not, it is tried again.
+fn settle(rules: &mut Rules, wanted: Extent, stands: bool) -> bool {
+    let done = if stands { rules.verify() } else { rules.set(wanted).map(|()| 0) };
+    match done {
+        Ok(0) => true,
+        Ok(repaired) => {
+            tracing::warn!(repaired, "rules were changed by somebody else and are put back");
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, "rules cannot be put in place: connections flow untouched");
+            // Half of them is worse than none.
+            if let Err(error) = rules.remove() {
+                tracing::error!(%error, "rules cannot be removed");
             }
-            verified = Instant::now();
+            false
         }
     }
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use discovery_core::engine::{Event, Peer};
 use discovery_core::flow::Flow;
 use discovery_core::packet::forge::syn;
-use discovery_core::probe::KeyHint;
+use discovery_core::packet::{View, splice};
+use discovery_core::probe::{Codec, KeyHint, Probe, Query};
 use discovery_linux::marks::ALONE;
-use discovery_linux::queue::{NfQueue, PacketQueue, QueueSettings, Verdict};
+use discovery_linux::queue::{Coalesce, NfQueue, PacketQueue, QueueSettings, Verdict};
 use discovery_linux::rules::Extent;
 use discovery_linux::socket::RawSender;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::ground::{self, Ground, v4, v6};
 use crate::node::{MANY, NodeProcess, NodeSpec};
@@ -85,6 +87,77 @@ fn a_syn() {
         ground.inside("n", || std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue"));
     println!("queue, port, waiting, mode, range, dropped, dropped here, id: {}", queue.unwrap().trim());
     println!("{:?}", node.counts().0);
+    drop(node);
+    beside(&ground);
+}
+
+/// The crate `nfq` with the same splice and no engine, for comparison.
+fn beside(ground: &Ground) {
+    let rule =
+        "iptables-nft -t raw -A PREROUTING -i left -p tcp --syn -j NFQUEUE --queue-num 11 --queue-bypass";
+    ground.run("n", rule);
+    let (tell, told) = std::sync::mpsc::channel();
+    ground.spawn("n", move || {
+        let mut queue = nfq::Queue::open().unwrap();
+        queue.bind(11).unwrap();
+        queue.set_queue_max_len(11, 8192).unwrap();
+        tell.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+        let query = Codec::default().encode(&Probe::Query(Query));
+        let mut altered = Vec::new();
+        while let Ok(mut message) = queue.recv() {
+            let view = View::parse(message.get_payload()).unwrap();
+            if splice(&view, query.octets(), 1500, &mut altered).is_ok() {
+                message.set_payload(altered.clone());
+            }
+            message.set_verdict(nfq::Verdict::Accept);
+            queue.verdict(message).unwrap();
+        }
+    });
+    let tid = told.recv().unwrap();
+    let cpu = thread_cpu(tid);
+    let sent = ground.inside("c", || flood(20_000, Duration::from_secs(5), v4(1, 2, 143)));
+    std::thread::sleep(Duration::from_millis(300));
+    let each =
+        f64::from(u32::try_from(thread_cpu(tid) - cpu).unwrap()) / f64::from(u32::try_from(sent).unwrap());
+    println!("nfq with a splice alone, 20000/s: {sent} sent, {each:.2} µs each");
+    ground.run("n", &rule.replace("-A", "-D"));
+    bare(ground);
+}
+
+/// Our queue with the same.
+fn bare(ground: &Ground) {
+    let rule =
+        "iptables-nft -t raw -A PREROUTING -i left -p tcp --syn -j NFQUEUE --queue-num 12 --queue-bypass";
+    ground.run("n", rule);
+    let (tell, told) = std::sync::mpsc::channel();
+    ground.spawn("n", move || {
+        let settings = QueueSettings::handshakes(12);
+        let mut queue = NfQueue::open(settings).unwrap();
+        let mut batch = settings.batch();
+        tell.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+        let query = Codec::default().encode(&Probe::Query(Query));
+        let mut altered = Vec::new();
+        loop {
+            poll(&mut [PollFd::new(&queue, PollFlags::IN)], None).unwrap();
+            queue.receive(&mut batch).unwrap();
+            for packet in batch.packets() {
+                let view = View::parse(packet.payload).unwrap();
+                splice(&view, query.octets(), 1500, &mut altered).unwrap();
+                queue.verdict(packet.id, Verdict::Replace(&altered));
+            }
+            queue.flush().unwrap();
+            if let Some(pause) = Coalesce::default().after(batch.len()) {
+                std::thread::sleep(pause);
+            }
+        }
+    });
+    let tid = told.recv().unwrap();
+    let cpu = thread_cpu(tid);
+    let sent = ground.inside("c", || flood(20_000, Duration::from_secs(5), v4(1, 2, 143)));
+    std::thread::sleep(Duration::from_millis(300));
+    let each =
+        f64::from(u32::try_from(thread_cpu(tid) - cpu).unwrap()) / f64::from(u32::try_from(sent).unwrap());
+    println!("our queue with a splice alone, 20000/s: {sent} sent, {each:.2} µs each");
 }
 
 /// Holds everything that a place forwards for `each_way`, in order, by the queue itself.

@@ -321,3 +321,14 @@ fn a_peer_is_its_key_whatever_address_its_link_has() {
     rig.tell(Event::PeerDown { peer: elsewhere });
     assert_eq!(rig.outputs().len(), 2, "what waits for it goes past");
 }
+
+#[test]
+fn the_answer_to_a_node_that_woke_up_downstream_is_not_kept_from_it() {
+    let mut rig = Rig::new();
+    rig.see(&syn(flow(), ISN));
+    rig.wait(ms(90));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::QuickRetransmit));
+    assert_eq!(rig.see(&query(flow(), ISN)), (Pass, Reason::Direct));
+    assert_eq!(rig.see(&response(flow(), ISN, peer(1), true)), (Pass, Reason::StrayAnswer));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Direct), "and the rest goes past");
+}

@@ -275,14 +275,23 @@ fn the_own_syn_that_comes_back_goes_by() {
 }
 
 #[test]
-fn own_syns_ask_once_and_not_where_nobody_is() {
+fn own_syns_ask_as_often_as_a_clients_and_not_where_nobody_is() {
     let mut rig = connecting(Config::default());
-    assert_eq!(rig.see(&own(flow(), 9)), (Pass, Reason::OwnSynPlain));
-    rig.tell(Event::Connected { flow: flow() });
+    assert_eq!(rig.see(&own(flow(), 9)), (PassWithQuery, Reason::OwnSynProbed));
+    assert_eq!(
+        rig.see(&own(flow(), 9)),
+        (Drop, Reason::OwnSynWithheld),
+        "the client's own comes without a query now"
+    );
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Cured));
     assert_eq!(rig.known(), Lookup::Unknown, "once may be chance");
     rig.see(&query(flow_of(1), 1));
     assert_eq!(rig.see(&own(flow_of(1), 9)), (PassWithQuery, Reason::OwnSynProbed));
-    assert_eq!(rig.see(&own(flow_of(1), 9)), (Pass, Reason::OwnSynPlain));
+    assert_eq!(rig.see(&own(flow_of(1), 9)), (PassWithQuery, Reason::OwnSynProbed));
+    assert_eq!(rig.engine.claim(rig.now(), flow_of(1), false), Claim::Wait);
+    assert_eq!(rig.see(&own(flow_of(1), 9)), (Pass, Reason::OwnSynPlain), "a peer holds the client's SYNs");
+    let late = response(flow_of(1), 9, peer(2), true);
+    assert_eq!(rig.see(&late), (Drop, Reason::LateAnswer), "who sent it has made way for the last SYN");
     rig.tell(Event::Connected { flow: flow_of(1) });
     assert_eq!(rig.known(), Lookup::Known(Known::OptionDropped));
     let mut rig = early(Config::default());
