@@ -14,6 +14,7 @@ mod facts;
 mod identity;
 mod opener;
 mod plan;
+mod shown;
 mod tcp;
 mod view;
 

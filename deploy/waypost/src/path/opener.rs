@@ -1,6 +1,6 @@
 //! What peers ask of this node.
 
-use super::{carrier::Carrier, tcp::Tcp};
+use super::{carrier::Carrier, shown::Shown, tcp::Tcp};
 use crate::config::network::Link;
 use bytes::Bytes;
 use discovery_core::{
@@ -11,7 +11,11 @@ use discovery_core::{
 };
 use discovery_linux::netd::Ready;
 use seams::BoxFuture;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 use tokio::{net::TcpStream, time::timeout};
 use wan::{OpenedStream, StreamOpener};
 use wan_core::{Kind, Notice, OpenFrame, Reason as Why};
@@ -21,6 +25,7 @@ pub(super) struct Opener {
     carrier: Arc<Carrier>,
     /// What each may ask for without a SYN that was seen here.
     may_open: HashMap<NodeId, Vec<Prefix>>,
+    shown: Mutex<Shown>,
     /// Without a place on the path there are no SYNs to be seen, and servers see this node.
     stands: bool,
 }
@@ -28,7 +33,7 @@ pub(super) struct Opener {
 impl Opener {
     pub(super) fn new(carrier: Arc<Carrier>, link: &Link, stands: bool) -> Self {
         let may_open = link.peers.iter().map(|peer| (peer.id.clone(), peer.may_open.clone())).collect();
-        Self { carrier, may_open, stands }
+        Self { carrier, may_open, shown: Mutex::default(), stands }
     }
 
     fn granted(&self, peer: &NodeId, open: &OpenFrame) -> bool {
@@ -37,11 +42,16 @@ impl Opener {
         prefixes.is_some_and(|prefixes| prefixes.iter().any(|prefix| prefix.contains(server)))
     }
 
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn carry(&self, peer: NodeId, open: OpenFrame) -> Result<OpenedStream, Why> {
         let flow = open.flow;
-        let granted = open.kind == Kind::Carry && self.granted(&peer, &open);
+        let named = self.granted(&peer, &open);
+        let granted = open.kind == Kind::Carry && (named || self.shown().covers(&peer, flow, Instant::now()));
         if !self.stands {
-            return if granted { dial(&open).await } else { Err(Why::NotGranted) };
+            return if named { dial(&open).await } else { Err(Why::NotGranted) };
         }
         let ready = self.carrier.claim(flow, granted).await.map_err(|why| {
             tracing::debug!(%flow, %peer, why = why.word(), "a peer's stream is refused");
@@ -49,6 +59,7 @@ impl Opener {
         })?;
         let io: Box<dyn seams::AsyncIo> = match ready {
             Ready::Here(connection) => {
+                self.shown().note(&peer, flow, Instant::now());
                 Box::new(self.carrier.serve(flow, connection).map_err(|_| Why::ConnectionReset)?)
             }
             Ready::Onward(next) => Box::new(self.carrier.onward(flow, next).await?),
