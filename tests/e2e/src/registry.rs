@@ -2,7 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, start,
+    ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, pair,
+    start,
 };
 
 /// One row.
@@ -38,6 +39,16 @@ const fn quick(scenario: Scenario) -> Scenario {
 
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    row("pair-outage", "streams live on through 8 s without a line", pair::outage),
+    quick(row("pair-carries", "two nodes find each other and nobody sees them", pair::carries)),
+    row("pair-killed", "a killed node: its connections are reset, new ones go direct", pair::killed),
+    row("pair-bypass", "bypass takes nothing new and ends nothing", pair::bypassed),
+    row(
+        "pair-refused-alone",
+        "a closed port is refused; a node alone is not in the way",
+        pair::refused_and_alone,
+    ),
+    row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),

@@ -11,4 +11,5 @@ pub(crate) mod garbage;
 pub(crate) mod identical;
 pub(crate) mod kept;
 pub(crate) mod logins;
+pub(crate) mod pair;
 pub(crate) mod start;

@@ -1,0 +1,478 @@
+//! Two nodes on the path, which nobody has told of each other: found on the client's own SYN, seen by nobody, and not
+//! there when anything is wrong.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use lab::{Corpus, Lab, Place};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::case::Case;
+use crate::site::{Server, Site, Way};
+use crate::waypost::{Waypost, tail};
+
+const ECHO: u16 = 8000;
+const CLOSED: u16 = 8001;
+/// Longer than anything here takes on a busy machine.
+const STALL: Duration = Duration::from_secs(20);
+
+/// Both nodes of a lab, or one of them.
+struct Nodes<'l> {
+    lab: &'l Lab,
+    case: &'l Case,
+    branch: Option<Waypost>,
+    centre: Option<Waypost>,
+}
+
+impl<'l> Nodes<'l> {
+    /// Makes an authority and gives both nodes an identity; starts nothing.
+    fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
+        let nodes = Self { lab, case, branch: None, centre: None };
+        let authority = lab.directory().join("node-ca");
+        nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
+        for place in [Place::Branch, Place::Centre] {
+            let directory = nodes.directory(place);
+            std::fs::create_dir_all(&directory)?;
+            let token = nodes.run(&["token", "new", "--id", place.name(), "--ca-dir", text(&authority)?])?;
+            let file = directory.join("token");
+            std::fs::write(&file, token)?;
+            nodes.run(&["join", text(&file)?, "--state-dir", text(&directory)?])?;
+        }
+        Ok(nodes)
+    }
+
+    /// Both, on a path that they take.
+    fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
+        let mut nodes = Self::of(case, lab)?;
+        nodes.start(Place::Centre, "intercept")?;
+        nodes.start(Place::Branch, "intercept")?;
+        Ok(nodes)
+    }
+
+    fn directory(&self, place: Place) -> PathBuf {
+        self.lab.directory().join(format!("node-{}", place.name()))
+    }
+
+    fn run(&self, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+        let output = Command::new(&self.case.executable).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "waypost {}: {said}", arguments.join(" "));
+        Ok(output.stdout)
+    }
+
+    fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
+        let directory = self.directory(place);
+        let wan = wan_device(self.lab, place)?;
+        let text = format!(
+            "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
+             [interception]\ninterfaces = [\"lan0\", {wan:?}]\n\
+             [[rule]]\naction = {action:?}\nports = [{ECHO}, {CLOSED}, 143, 993]\n",
+            place.name(),
+        );
+        let file = directory.join("waypost.toml");
+        std::fs::write(&file, text)?;
+        let mut command = self.lab.command(place, &self.case.executable);
+        command.arg("run").arg("-c").arg(file);
+        let mut node = Waypost::spawn(self.case, command)?;
+        let start = Instant::now();
+        while !node.watch.text().contains("\"ready\"") {
+            node.still_runs()?;
+            ensure!(start.elapsed() < STALL, "not ready:\n{}", tail(&node.watch.text()));
+            thread::sleep(Duration::from_millis(20));
+        }
+        *self.slot(place) = Some(node);
+        Ok(())
+    }
+
+    fn slot(&mut self, place: Place) -> &mut Option<Waypost> {
+        if place == Place::Branch { &mut self.branch } else { &mut self.centre }
+    }
+
+    fn node(&mut self, place: Place) -> anyhow::Result<&mut Waypost> {
+        self.slot(place).as_mut().context("this node does not run")
+    }
+
+    /// What `waypost status` says of the path.
+    fn status(&self, place: Place) -> anyhow::Result<Value> {
+        let socket = self.directory(place).join("admin.sock");
+        let said = self.run(&["status", "--json", "--socket", text(&socket)?])?;
+        let status: Value = serde_json::from_slice(&said)?;
+        status.get("path").cloned().context("no path in the status")
+    }
+
+    /// How often the node gave a reason.
+    fn count(&self, place: Place, reason: &str) -> anyhow::Result<u64> {
+        let status = self.status(place)?;
+        let reasons = status.get("reasons").and_then(Value::as_array).context("no reasons")?;
+        let named = reasons.iter().find(|named| named.get("word").and_then(Value::as_str) == Some(reason));
+        Ok(named.and_then(|named| named.get("n")?.as_u64()).unwrap_or(0))
+    }
+
+    /// Waits until no node carries anything.
+    fn at_rest(&self, places: &[Place]) -> anyhow::Result<()> {
+        let start = Instant::now();
+        for place in places {
+            while self.status(*place)?.get("carried").and_then(Value::as_u64) != Some(0) {
+                ensure!(start.elapsed() < STALL, "{} still carries something", place.name());
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(path: &std::path::Path) -> anyhow::Result<&str> {
+    path.to_str().context("a path that is no text")
+}
+
+fn wan_device(lab: &Lab, place: Place) -> anyhow::Result<String> {
+    let output = lab.command(place, "ip").args(["-o", "link"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names = said.lines().filter_map(|line| line.split(": ").nth(1));
+    let device =
+        names.map(|name| name.split('@').next().unwrap_or(name)).find(|name| name.starts_with("wan"));
+    Ok(device.context("no way to the WAN")?.to_owned())
+}
+
+/// A server that says whom it sees, and then gives back what it gets.
+fn echo_server(lab: &Lab) -> anyhow::Result<()> {
+    for ip in [Place::Server.v4(), Place::Server.v6()] {
+        let listener = lab.inside(Place::Server, move || TcpListener::bind((ip, ECHO)))??;
+        thread::spawn(move || {
+            while let Ok((stream, from)) = listener.accept() {
+                thread::spawn(move || echo(stream, from));
+            }
+        });
+    }
+    Ok(())
+}
+
+fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.write_all(format!("{from}\n").as_bytes())?;
+    let mut back = stream.try_clone()?;
+    std::io::copy(&mut stream, &mut back)?;
+    back.shutdown(Shutdown::Write)
+}
+
+/// A client in the branch; the server's word for who it is has been read.
+struct Client {
+    stream: TcpStream,
+    connected: Duration,
+    seen_as: String,
+}
+
+impl Client {
+    fn connect(lab: &Lab, ip: IpAddr) -> anyhow::Result<Self> {
+        let (stream, connected) = lab.inside(Place::Client, move || {
+            let start = Instant::now();
+            let stream = TcpStream::connect_timeout(&(ip, ECHO).into(), STALL)?;
+            Ok::<_, std::io::Error>((stream, start.elapsed()))
+        })??;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(STALL))?;
+        let mut client = Self { stream, connected, seen_as: String::new() };
+        let mut octet = [0];
+        while !client.seen_as.ends_with('\n') {
+            client.stream.read_exact(&mut octet).context("the server's greeting")?;
+            client.seen_as.push(char::from(octet[0]));
+        }
+        Ok(client)
+    }
+
+    /// The server and the client see each other and nobody else.
+    fn sees_the_truth(&self, ip: IpAddr) -> anyhow::Result<()> {
+        let own = self.stream.local_addr()?.to_string();
+        ensure!(
+            self.seen_as.trim_end() == own,
+            "the server sees {} instead of {own}",
+            self.seen_as.trim_end()
+        );
+        ensure!(self.stream.peer_addr()? == (ip, ECHO).into(), "{:?}", self.stream.peer_addr());
+        Ok(())
+    }
+
+    fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
+        let (sent, back) = (Sha256::digest(octets), self.exchange(octets)?);
+        ensure!(back == octets.len() as u64, "{back} octets of {} came back", octets.len());
+        drop(sent);
+        Ok(())
+    }
+
+    fn exchange(&mut self, octets: &[u8]) -> anyhow::Result<u64> {
+        let (mut up, own) = (self.stream.try_clone()?, octets.to_vec());
+        let writing = thread::spawn(move || up.write_all(&own));
+        let mut back = vec![0; octets.len()];
+        self.stream.read_exact(&mut back).context("what was sent does not come back")?;
+        ensure!(Sha256::digest(&back) == Sha256::digest(octets), "other octets came back");
+        match writing.join() {
+            Ok(written) => written?,
+            Err(_) => bail!("the writer panicked"),
+        }
+        Ok(back.len() as u64)
+    }
+
+    /// Half-close, and the server's own end.
+    fn ends(mut self) -> anyhow::Result<()> {
+        self.stream.shutdown(Shutdown::Write)?;
+        ensure!(self.stream.read(&mut [0; 16])? == 0, "something after the end");
+        Ok(())
+    }
+}
+
+fn noise(octets: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut out = Vec::with_capacity(octets + 8);
+    while out.len() < octets {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend(state.to_le_bytes());
+    }
+    out.truncate(octets);
+    out
+}
+
+/// SYNs to the echo port, seen on a device.
+struct Capture {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Capture {
+    fn begin(lab: &Lab, place: Place, device: &str) -> anyhow::Result<Self> {
+        let mut command = lab.command(place, "tcpdump");
+        // In IPv6 libpcap looks for flags behind the fixed header only, which is where they are here.
+        let syn = "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn or (ip6 and ip6[53] & 0x12 == 2)";
+        let filter = format!("tcp dst port {ECHO} and ({syn})");
+        command.args(["-i", device, "-l", "-n", "-v", "--immediate-mode", &filter]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("tcpdump")?;
+        let (tell, lines) = channel();
+        let stdout = child.stdout.take().context("tcpdump's output")?;
+        let stderr = child.stderr.take().context("tcpdump's messages")?;
+        thread::spawn(move || {
+            use std::io::BufRead as _;
+            for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
+                drop(tell.send(line));
+            }
+        });
+        let (ready, begun) = channel();
+        thread::spawn(move || {
+            use std::io::BufRead as _;
+            for line in std::io::BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains("listening on") {
+                    drop(ready.send(()));
+                }
+            }
+        });
+        begun.recv_timeout(STALL).context("tcpdump does not begin")?;
+        Ok(Self { child, lines })
+    }
+
+    /// How many SYNs, and how many of them with the probe.
+    fn end(mut self) -> anyhow::Result<(usize, usize)> {
+        // What was sent a moment ago is on its way to us.
+        thread::sleep(Duration::from_millis(300));
+        lab::sys::kill(i32::try_from(self.child.id())?, libc::SIGTERM)?;
+        self.child.wait()?;
+        let text: Vec<String> = self.lines.iter().collect();
+        let syns = text.iter().filter(|line| line.contains("Flags [S]")).count();
+        let probed = text.iter().filter(|line| line.contains("Flags [S]") && line.contains("5750")).count();
+        Ok((syns, probed))
+    }
+}
+
+/// Two nodes find each other, over IPv4 and IPv6; neither end sees them; the next connection needs no probe.
+pub(crate) fn carries(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let mut nodes = Nodes::pair(case, &lab)?;
+    let wan = wan_device(&lab, Place::Centre)?;
+    for ip in [Place::Server.v4(), Place::Server.v6()] {
+        let (on_wan, at_server) =
+            (Capture::begin(&lab, Place::Centre, &wan)?, Capture::begin(&lab, Place::Server, "eth0")?);
+        let mut client = Client::connect(&lab, ip)?;
+        client.sees_the_truth(ip)?;
+        client.echoes(&noise(3_000_000))?;
+        client.ends()?;
+        let ((wan_syns, probed), (server_syns, leaked)) = (on_wan.end()?, at_server.end()?);
+        ensure!(wan_syns > 0 && probed > 0, "{ip}: {wan_syns} SYNs on the WAN, {probed} with the probe");
+        // The far node asks on for a further one; the server ignores it.
+        ensure!(server_syns == 1, "{ip}: {server_syns} SYNs at the server");
+        case.note("query-at-server", leaked);
+        nodes.at_rest(&[Place::Branch, Place::Centre])?;
+        let before = nodes.count(Place::Branch, "table-hit")?;
+        let on_wan = Capture::begin(&lab, Place::Centre, &wan)?;
+        let mut again = Client::connect(&lab, ip)?;
+        again.sees_the_truth(ip)?;
+        again.echoes(&noise(100_000))?;
+        again.ends()?;
+        let (syns, _) = on_wan.end()?;
+        ensure!(nodes.count(Place::Branch, "table-hit")? == before + 1, "{ip}: the peer is not known");
+        ensure!(syns == 0, "{ip}: {syns} SYNs of a connection that the link carries");
+    }
+    let carried = nodes.count(Place::Branch, "carried")?;
+    ensure!(carried == 4, "{carried} connections were carried, of 4");
+    // Without the rule, nobody asks: the same capture would not have seen a probe.
+    nodes.node(Place::Branch)?.signal(libc::SIGTERM)?;
+    nodes.node(Place::Branch)?.wait(STALL)?;
+    nodes.start(Place::Branch, "pass")?;
+    let on_wan = Capture::begin(&lab, Place::Centre, &wan)?;
+    Client::connect(&lab, Place::Server.v4())?.ends()?;
+    let (syns, probed) = on_wan.end()?;
+    ensure!(syns == 1 && probed == 0, "without the rule: {syns} SYNs, {probed} with the probe");
+    Ok(())
+}
+
+/// A closed port is refused to the client within a round trip or two, and a node alone is not in the way.
+pub(crate) fn refused_and_alone(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let mut nodes = Nodes::pair(case, &lab)?;
+    let (refused, took) = lab.inside(Place::Client, || {
+        let start = Instant::now();
+        let closed = SocketAddr::new(Place::Server.v4(), CLOSED);
+        (TcpStream::connect_timeout(&closed, STALL), start.elapsed())
+    })?;
+    let kind = refused.err().map(|error| error.kind());
+    ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "a closed port: {kind:?}");
+    ensure!(took < Duration::from_secs(1), "a closed port is refused after {took:?}");
+    case.note("refused-ms", u64::try_from(took.as_millis())?);
+    nodes.node(Place::Centre)?.signal(libc::SIGTERM)?;
+    nodes.node(Place::Centre)?.wait(STALL)?;
+    nodes.node(Place::Branch)?.kill()?;
+    nodes.start(Place::Branch, "intercept")?;
+    for expected in ["server-answered", "no-proxy"] {
+        let before = nodes.count(Place::Branch, expected)?;
+        let mut client = Client::connect(&lab, Place::Server.v4())?;
+        client.sees_the_truth(Place::Server.v4())?;
+        client.echoes(&noise(100_000))?;
+        client.ends()?;
+        ensure!(nodes.count(Place::Branch, expected)? > before, "not {expected}");
+    }
+    ensure!(nodes.count(Place::Branch, "carried")? == 0, "carried without a peer");
+    Ok(())
+}
+
+/// A node that is killed takes what it carries with it, at once, and nothing else: new connections go direct.
+pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let ip = Place::Server.v4();
+    for killed in [Place::Branch, Place::Centre] {
+        let mut nodes = Nodes::pair(case, &lab)?;
+        let mut live = Client::connect(&lab, ip)?;
+        live.echoes(b"before")?;
+        let start = Instant::now();
+        nodes.node(killed)?.kill()?;
+        let next = Client::connect(&lab, ip)?;
+        ensure!(next.connected < Duration::from_secs(3), "a new connection took {:?}", next.connected);
+        next.sees_the_truth(ip)?;
+        next.ends()?;
+        // Whoever writes learns it; a client that only waits learns it when the link has given up.
+        let told = loop {
+            let spoken = live.stream.write_all(b"after").and_then(|()| live.stream.read(&mut [0; 5]));
+            match spoken {
+                Ok(0) | Err(_) => break start.elapsed(),
+                Ok(_) => ensure!(start.elapsed() < STALL, "a connection lives on without its node"),
+            }
+        };
+        case.note(
+            if killed == Place::Branch { "branch-told-ms" } else { "centre-told-ms" },
+            u64::try_from(told.as_millis())?,
+        );
+        let most = if killed == Place::Branch { Duration::from_secs(1) } else { STALL };
+        ensure!(told < most, "{}: a dead connection was told after {told:?}", killed.name());
+        for place in [Place::Branch, Place::Centre].into_iter().filter(|place| *place != killed) {
+            nodes.node(place)?.watch.announce("");
+        }
+    }
+    Ok(())
+}
+
+/// `bypass on`: nothing new is taken, what is carried goes on; `off` takes again.
+pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let ip = Place::Server.v4();
+    let mut nodes = Nodes::pair(case, &lab)?;
+    nodes.node(Place::Branch)?.watch.announce("bypass");
+    let socket = nodes.directory(Place::Branch).join("admin.sock");
+    let mut live = Client::connect(&lab, ip)?;
+    live.echoes(b"before")?;
+    let carried = |nodes: &Nodes<'_>| nodes.count(Place::Branch, "carried");
+    ensure!(carried(&nodes)? == 1, "the first connection is not carried");
+    nodes.run(&["bypass", "on", "--socket", text(&socket)?])?;
+    let mut direct = Client::connect(&lab, ip)?;
+    direct.echoes(b"direct")?;
+    ensure!(carried(&nodes)? == 1, "a connection was taken while bypassed");
+    live.echoes(b"still carried")?;
+    nodes.run(&["bypass", "off", "--socket", text(&socket)?])?;
+    let mut again = Client::connect(&lab, ip)?;
+    again.echoes(b"again")?;
+    ensure!(carried(&nodes)? == 2, "nothing is taken after the bypass");
+    for client in [live, direct, again] {
+        client.ends()?;
+    }
+    Ok(())
+}
+
+/// The line is dead for a while: what is carried goes on where it was.
+pub(crate) fn outage(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let nodes = Nodes::pair(case, &lab)?;
+    let mut client = Client::connect(&lab, Place::Server.v4())?;
+    client.echoes(b"before")?;
+    let cut = |cut: bool| lab.wan()?.change(|link| (link.up.outage, link.down.outage) = (cut, cut));
+    let octets = noise(4_000_000);
+    let writing = {
+        let mut up = client.stream.try_clone()?;
+        let octets = octets.clone();
+        thread::spawn(move || up.write_all(&octets))
+    };
+    cut(true)?;
+    thread::sleep(Duration::from_secs(8));
+    cut(false)?;
+    client.stream.set_read_timeout(Some(STALL * 2))?;
+    let mut back = vec![0; octets.len()];
+    client.stream.read_exact(&mut back).context("after the outage")?;
+    ensure!(Sha256::digest(&back) == Sha256::digest(&octets), "other octets came back");
+    ensure!(writing.join().is_ok_and(|written| written.is_ok()), "the writer failed");
+    client.ends()?;
+    let status = nodes.status(Place::Branch)?;
+    let peers = status.get("peers").and_then(Value::as_array).context("no peers")?;
+    let resumes = peers.iter().filter_map(|peer| peer.get("resumes")?.as_u64()).sum::<u64>();
+    ensure!(resumes > 0, "the link never broke, so nothing was shown");
+    case.note("resumes", resumes);
+    Ok(())
+}
+
+/// Mail of an unmodified client and server, as octets over the link: what it reads is what stands there.
+pub(crate) fn mail(case: &Case) -> anyhow::Result<()> {
+    let mut corpus = Corpus::sized(31, 10, 100_000);
+    corpus.users.retain(|user| user.name == "alice");
+    let site = Site::build(case, corpus, &[Server::Dovecot])?;
+    let nodes = Nodes::pair(case, &site.lab)?;
+    site.send_clients(Way::Direct)?;
+    for round in 1..=2 {
+        let account = site.account(Server::Dovecot, Way::Direct, "alice")?;
+        let mut wire = lab::clients::Wire::log_in(&site.lab, Place::Client, &account, STALL)?;
+        wire.command("SELECT INBOX")?.ok()?;
+        let reply = wire.command("UID FETCH 1:5 (BODY.PEEK[])")?.ok()?;
+        let canary = site.corpus.canary("alice");
+        let bodies = reply.literals().filter(|body| canary.is_in(body)).count();
+        ensure!(bodies == 5, "{bodies} bodies of 5");
+        wire.command("LOGOUT")?;
+        let carried = nodes.count(Place::Branch, "carried")?;
+        ensure!(carried == round, "{carried} connections were carried, of {round}");
+    }
+    Ok(())
+}
