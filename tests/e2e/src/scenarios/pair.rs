@@ -428,6 +428,47 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The packet loop stands still: a SYN that it holds is lost, the next one passes, and what is carried goes on.
+pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let ip = Place::Server.v4();
+    let mut nodes = Nodes::pair(case, &lab)?;
+    for words in ["stands still", "turns again"] {
+        nodes.node(Place::Branch)?.watch.announce(words);
+    }
+    let mut live = Client::connect(&lab, ip)?;
+    live.echoes(b"before")?;
+    let stopped = lab::sys::stop_thread(thread_of(nodes.node(Place::Branch)?.pid(), "netd")?)?;
+    let mut next = Client::connect(&lab, ip)?;
+    next.sees_the_truth(ip)?;
+    next.echoes(b"direct")?;
+    // One SYN is lost with the loop; its repetition comes after a second.
+    ensure!(next.connected < Duration::from_millis(1500), "a new connection took {:?}", next.connected);
+    case.note("connect-while-hung-ms", u64::try_from(next.connected.as_millis())?);
+    live.echoes(b"still carried")?;
+    let state = nodes.status(Place::Branch)?;
+    ensure!(state.get("state").and_then(Value::as_str) == Some("hanging"), "status says {state}");
+    drop(stopped);
+    let start = Instant::now();
+    let before = nodes.count(Place::Branch, "carried")?;
+    while nodes.count(Place::Branch, "carried")? == before {
+        ensure!(start.elapsed() < STALL, "nothing is taken after the loop turned again");
+        Client::connect(&lab, ip)?.ends()?;
+    }
+    live.ends()
+}
+
+fn thread_of(process: i32, name: &str) -> anyhow::Result<i32> {
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let task = task?;
+        if std::fs::read_to_string(task.path().join("comm"))?.trim() == name {
+            return Ok(task.file_name().to_string_lossy().parse()?);
+        }
+    }
+    bail!("no thread {name}")
+}
+
 /// The line is dead for a while: what is carried goes on where it was.
 pub(crate) fn outage(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
