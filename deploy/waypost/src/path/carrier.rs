@@ -319,7 +319,10 @@ pub(super) async fn watch_peers(carrier: Arc<Carrier>) {
 impl Far {
     async fn carry(self, client: &mut Tcp) {
         match self {
-            Self::Stream(stream) => drop(wan::splice(stream, client).await),
+            Self::Stream(stream) => {
+                let wan::Spliced { sent, received, cut } = wan::splice(stream, client).await;
+                tracing::debug!(sent, received, cut = cut.map(wan_core::Reason::word), "carried");
+            }
             Self::Server(mut server) => {
                 if copy_bidirectional(client, &mut server).await.is_err() {
                     seams::AsyncIo::reset_on_close(client);
@@ -358,8 +361,11 @@ fn failed(failure: socket::ConnectFailure) -> ConnectFailure {
             ConnectFailure::Unreachable(engine::Unreachable::Network)
         }
         socket::ConnectFailure::HostUnreachable => ConnectFailure::Unreachable(engine::Unreachable::Host),
-        socket::ConnectFailure::NotPermitted => ConnectFailure::Unreachable(engine::Unreachable::Prohibited),
-        _ => ConnectFailure::Local,
+        socket::ConnectFailure::Prohibited => ConnectFailure::Unreachable(engine::Unreachable::Prohibited),
+        socket::ConnectFailure::NotPermitted
+        | socket::ConnectFailure::AddressInUse
+        | socket::ConnectFailure::Exhausted
+        | socket::ConnectFailure::Other(_) => ConnectFailure::Local,
     }
 }
 
