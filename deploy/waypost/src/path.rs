@@ -17,6 +17,7 @@ mod plan;
 mod shown;
 mod tcp;
 mod view;
+mod watchdog;
 
 use crate::{
     api::{Explained, PathStatus},
@@ -53,17 +54,18 @@ use std::{
 };
 use tokio::net::TcpListener;
 use wan::{AllGranted, Links};
+use watchdog::Beats;
 
 /// See the module's documentation.
 pub(crate) struct Path {
     handle: Option<Handle>,
     links: Links,
     carrier: Arc<Carrier>,
-    rules: Mutex<Option<Rules>>,
+    rules: Arc<Mutex<Option<Rules>>>,
     /// As they are in force, for `explain`.
     ruled: RuleSet,
     first_interface: Option<Ingress>,
-    bypassed: AtomicBool,
+    bypassed: Arc<AtomicBool>,
     loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
 }
 
@@ -98,10 +100,10 @@ impl Path {
             handle: None,
             links,
             carrier,
-            rules: Mutex::default(),
+            rules: Arc::default(),
             ruled: RuleSet::default(),
             first_interface: None,
-            bypassed: AtomicBool::new(false),
+            bypassed: Arc::default(),
             loop_ended: Mutex::default(),
         };
         if let Some(interception) = &config.interception {
@@ -133,11 +135,16 @@ impl Path {
             .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))?;
         let engine = Engine::new(plan::engine(interception, link));
         let agent = PathAgent::new(Arc::clone(&self.carrier), tokio::runtime::Handle::current());
-        let (netd, handle) =
+        let (mut netd, handle) =
             Netd::new(engine, queue, agent, Early::default(), settings).map_err(needs("raw sockets"))?;
         self.ruled = plan::rules(interception).await?;
         self.first_interface = interception.interfaces.first().and_then(plan::number);
         handle.rules(self.ruled.clone());
+        let beats = Arc::new(Beats::default());
+        let beating = Arc::clone(&beats);
+        netd.on_beat(move || {
+            beating.packets.fetch_add(1, Ordering::Relaxed);
+        });
         self.carrier.handle(handle.clone());
         let ended = thread::Builder::new()
             .name("netd".to_owned())
@@ -161,6 +168,8 @@ impl Path {
         })?;
         tracing::info!(?backend, rules = interception.rules.len(), "on the path");
         *lock(&self.rules) = Some(rules);
+        watchdog::start(beats, Arc::downgrade(&self.rules), Arc::clone(&self.bypassed))
+            .map_err(|error| Failure::io("the system gives no threads", error))?;
         *lock(&self.loop_ended) = Some(ended);
         self.handle = Some(handle);
         Ok(())
@@ -183,9 +192,9 @@ impl Path {
     /// `false` where there are none.
     pub(crate) async fn bypass(self: &Arc<Self>, on: bool) -> Result<bool, Failure> {
         let Some(handle) = &self.handle else { return Ok(false) };
-        let path = Arc::clone(self);
+        let rules = Arc::clone(&self.rules);
         let extent = if on { Extent::Drain } else { Extent::Full };
-        let set = tokio::task::spawn_blocking(move || match lock(&path.rules).as_mut() {
+        let set = tokio::task::spawn_blocking(move || match lock(&rules).as_mut() {
             Some(rules) => rules.set(extent).map(|()| true),
             None => Ok(false),
         });
@@ -204,16 +213,13 @@ impl Path {
     }
 
     async fn change_rules(&self, change: impl FnOnce(&mut Rules) -> Result<(), RulesError> + Send + 'static) {
-        let Some(mut rules) = lock(&self.rules).take() else { return };
-        let changed = tokio::task::spawn_blocking(move || {
-            let changed = change(&mut rules);
-            (rules, changed)
-        });
-        let Ok((rules, changed)) = changed.await else { return };
-        if let Err(error) = changed {
+        // Nobody shall put them in again.
+        self.bypassed.store(true, Ordering::Relaxed);
+        let rules = Arc::clone(&self.rules);
+        let changed = tokio::task::spawn_blocking(move || lock(&rules).as_mut().map(change));
+        if let Ok(Some(Err(error))) = changed.await {
             tracing::error!(%error, "rules are left behind; the next start removes them");
         }
-        *lock(&self.rules) = Some(rules);
     }
 
     /// Ends what is carried.

@@ -1,5 +1,5 @@
 //! What is said on a link. Every frame is `length varint | type u8 | body`, the length counting type and body; all
-//! numbers are [`varint`](crate::varint)s unless a width is given, fixed widths are big-endian.
+//! numbers are [`varint`]s unless a width is given, fixed widths are big-endian.
 //!
 //! | type | frame | body |
 //! |---|---|---|

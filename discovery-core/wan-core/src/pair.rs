@@ -304,7 +304,7 @@ impl Pair {
     pub fn come_to_rest(&mut self) {
         self.cut_all();
         self.connect_all(0, true);
-        for _ in 0..20_000 {
+        for _ in 0..3000 {
             self.settle();
             let mut busy = false;
             for who in 0..2 {
@@ -385,6 +385,7 @@ impl Pair {
                 }
                 Output::Refused(id, reason) | Output::Reset(id, reason) => {
                     let used = end.uses.get_mut(&id).unwrap();
+                    assert!(reason != Reason::PeerForgot, "{id:?}: no side forgets what stands");
                     // One that was reset in the same breath may have been refused meanwhile.
                     let former = used.dead.replace(reason);
                     assert!(former.is_none_or(|r| r == Reason::ServerRefused), "{id:?} died twice");

@@ -3,9 +3,10 @@
 use crate::{
     handshake::{Met, part},
     links::Inner,
+    socket,
 };
 use bytes::{Buf, Bytes};
-use std::{io::IoSlice, os::fd::AsFd, sync::Arc};
+use std::{io::IoSlice, os::fd::AsFd, pin::pin, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     time::{Instant, sleep_until},
@@ -15,15 +16,22 @@ use wan_core::{Lane, LaneSet, Reason, pace};
 /// Until the end of the connection; why it ended.
 pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
     let Met { link, taken, tls, mut arrived, lanes } = met;
+    socket::bound_unsent(tls.get_ref().0, lanes);
     let mut pacer = Pacer::new(&inner, lanes, &link);
     let (mut reader, mut writer) = split(tls);
     let mut pending: Vec<Bytes> = Vec::new();
     let mut unflushed = false;
+    // One timer for the life of the connection, set back only when it must fire earlier: to set one costs a lock.
+    let mut timer = pin!(sleep_until(far()));
     let reason = loop {
         let deadline = match link.turn(taken.conn, &mut arrived, TURN_OCTETS, &mut pending) {
             Ok(deadline) => deadline.map_or_else(far, Instant::from_std),
             Err(reason) => break reason,
         };
+        let deadline = if pacer.is_on() { deadline.min(pacer.next) } else { deadline };
+        if deadline < timer.deadline() || timer.is_elapsed() {
+            timer.as_mut().reset(deadline);
+        }
         unflushed |= !pending.is_empty();
         if arrived.capacity() - arrived.len() < READ_OCTETS / 4 {
             arrived.reserve(READ_OCTETS);
@@ -40,8 +48,7 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
                 Ok(_) => {}
             },
             () = taken.wake.notified() => {}
-            () = sleep_until(deadline) => link.tick(),
-            () = sleep_until(pacer.next), if pacer.is_on() => {}
+            () = &mut timer => link.tick(),
         }
         // Also beside octets that never stop.
         if pacer.is_on() && pacer.next <= Instant::now() {
@@ -149,8 +156,9 @@ impl Pacer {
     }
 }
 
-/// What is ordered at a time: what comes later and is more urgent waits behind no more.
-const TURN_OCTETS: usize = 64 * 1024;
+/// What is ordered at a time, and the frame that passes it: what comes later and is more urgent waits behind no more,
+/// and TLS takes it in one go.
+const TURN_OCTETS: usize = 48 * 1024;
 /// Four TLS records.
 const READ_OCTETS: usize = 64 * 1024;
 /// More pieces wait for the next call.

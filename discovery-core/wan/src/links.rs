@@ -456,6 +456,10 @@ impl Inner {
                     Ok(()) if stood => failed = 0,
                     Ok(()) | Err(Reason::Duplicate) => failed += 1,
                     Err(reason) if reason.is_final() && !link.is_at_rest() => link.close(reason),
+                    // Nobody listens where the peer did, again and again: its process is gone, and what it held too.
+                    Err(Reason::PeerRefused) if missing == LaneSet::ALL && failed >= REFUSED_MAX => {
+                        link.close(Reason::PeerRefused);
+                    }
                     Err(reason) => {
                         link.fail(reason);
                         failed += 1;
@@ -580,6 +584,8 @@ const DIALS_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that stood for so long is dialled again at once.
 const STOOD_MIN: Duration = Duration::from_secs(2);
+/// So many refusals may be those of a node that starts.
+const REFUSED_MAX: u32 = 2;
 /// How often a link at rest is looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// A peer that only dials and has been away for so long is forgotten; its streams are long since.

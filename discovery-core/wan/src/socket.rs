@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
-use wan_core::Reason;
+use wan_core::{Lane, LaneSet, Reason};
 
 /// Connects.
 pub(crate) async fn dial(to: SocketAddr, mark: Option<u32>) -> Result<TcpStream, Reason> {
@@ -37,7 +37,6 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<String> {
     if socket.set_tcp_congestion(b"bbr").is_err() && !WARNED.swap(true, Ordering::Relaxed) {
         tracing::warn!("this kernel has no BBR (module tcp_bbr): links are slow where packets are lost");
     }
-    socket.set_tcp_notsent_lowat(NOTSENT_OCTETS)?;
     // The link asks for itself; this is for what a firewall forgets.
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
@@ -47,9 +46,16 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
+/// Keeps what waits in the kernel short: it has been ordered already. A person's octets wait behind it where they share
+/// the connection; where they do not, more of it costs fewer wake-ups.
+pub(crate) fn bound_unsent(stream: &TcpStream, lanes: LaneSet) {
+    let octets = if lanes.has(Lane::Interactive) { 32 * 1024 } else { 128 * 1024 };
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(octets) {
+        tracing::debug!(%error, "no bound of what waits in the kernel");
+    }
+}
+
 static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// Two retransmitted SYNs.
 const CONNECT_MAX: Duration = Duration::from_millis(3500);
-/// What waits in the kernel has been ordered already: the less, the sooner a person's octets go.
-const NOTSENT_OCTETS: u32 = 32 * 1024;

@@ -42,6 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("pair-outage", "streams live on through 8 s without a line", pair::outage),
     quick(row("pair-carries", "two nodes find each other and nobody sees them", pair::carries)),
     row("pair-killed", "a killed node: its connections are reset, new ones go direct", pair::killed),
+    row("pair-hung", "a packet loop that stands still is gone round", pair::hung),
     row("pair-bypass", "bypass takes nothing new and ends nothing", pair::bypassed),
     row(
         "pair-refused-alone",

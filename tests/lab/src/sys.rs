@@ -118,3 +118,56 @@ pub fn shutdown_file_system(mountpoint: &Path) -> io::Result<()> {
     let done = unsafe { libc::ioctl(directory.as_raw_fd(), FS_IOC_SHUTDOWN, &raw const flags) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// One thread of another process, standing still while this value lives.
+#[derive(Debug)]
+pub struct StoppedThread {
+    release: Option<std::sync::mpsc::Sender<()>>,
+    tracer: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Makes one thread of another process stand still, and no other: a signal would stop them all.
+///
+/// # Errors
+/// The system's: no such thread, or somebody traces it already.
+pub fn stop_thread(thread: i32) -> io::Result<StoppedThread> {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    // Only the thread that attached may let go.
+    let tracer = std::thread::spawn(move || {
+        let stopped = trace(libc::PTRACE_SEIZE, thread).and_then(|()| trace(libc::PTRACE_INTERRUPT, thread));
+        let stopped = stopped.and_then(|()| {
+            let mut status = 0;
+            // SAFETY: waitpid writes one int, and `status` is one that lives until it returns.
+            let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+            if waited < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
+        let goes_on = stopped.is_ok();
+        drop(tell.send(stopped));
+        if goes_on {
+            let _released = released.recv();
+            drop(trace(libc::PTRACE_DETACH, thread));
+        }
+    });
+    told.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+    Ok(StoppedThread { release: Some(release), tracer: Some(tracer) })
+}
+
+fn trace(request: libc::c_uint, thread: i32) -> io::Result<()> {
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: none of the requests made here reads or writes memory through its two last arguments.
+    if unsafe { libc::ptrace(request, thread, none, none) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(tracer) = self.tracer.take() {
+            drop(tracer.join());
+        }
+    }
+}

@@ -83,6 +83,41 @@ fn a_stream_outlives_a_cut_at_every_step() {
     }
 }
 
+/// The question, the answer, the end: each is lost once.
+#[test]
+fn what_a_cut_swallowed_is_asked_again() {
+    let mut pair = pair();
+    let id = pair.open(0, Class::Interactive).unwrap();
+    let swallow = |pair: &mut Pair, from: usize| {
+        let conn = pair.ends[from].endpoint.lane(Lane::Interactive).unwrap().0;
+        let mut out = Vec::new();
+        pair.ends[from].endpoint.poll_transmit(conn, usize::MAX / 2, &mut out);
+        assert!(!out.is_empty());
+        pair.cut(conn, [true, true]);
+    };
+    swallow(&mut pair, 0);
+    pair.connect(0, LaneSet::only(Lane::Interactive), true);
+    let conn = pair.ends[0].endpoint.lane(Lane::Interactive).unwrap().0;
+    // RESUME both ways, and then the question again; its answer is lost.
+    for from in [0, 1, 0] {
+        pair.deliver(conn, from, usize::MAX / 2);
+    }
+    assert!(pair.ends[1].uses.contains_key(&id));
+    swallow(&mut pair, 1);
+    pair.connect(1, LaneSet::only(Lane::Interactive), true);
+    pair.settle();
+    assert!(pair.ends[0].uses[&id].opened, "the answer is given again");
+    pair.write(0, id, 10);
+    pair.finish(0, id);
+    swallow(&mut pair, 0);
+    pair.connect(1, LaneSet::only(Lane::Interactive), true);
+    pair.settle();
+    pair.read(1, id, 100);
+    pair.read(1, id, 100);
+    assert!(pair.ends[1].uses[&id].ended, "and the end is said again");
+    pair.come_to_rest();
+}
+
 #[test]
 fn half_a_minute_without_a_line_loses_nothing() {
     let mut pair = pair();

@@ -3,6 +3,7 @@
 
 mod admission;
 mod outage;
+mod pacing;
 mod streams;
 #[allow(dead_code, reason = "what it does not use, the other tests do")]
 mod support;

@@ -1,10 +1,12 @@
-use crate::support::{Road, Two, echo, open, pattern, summary, summing, until};
+use crate::support::{Ca, Road, Two, echo, id, links, open, pattern, settings, summary, summing, until};
 use discovery_core::value::Class;
 use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
     time::{Instant, sleep},
 };
+use wan::{Peer, PeerSpec};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_break_again_and_again_lose_no_octet() {
@@ -72,4 +74,43 @@ async fn silence_is_noticed_within_three_seconds_and_streams_outlive_it() {
     stream.read_to_end(&mut heard).await.unwrap();
     assert_eq!(heard, summary(b"before, meanwhile, after"));
     println!("noticed after {noticed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_replaced_keeps_its_streams_and_its_successor_gets_the_new_ones() {
+    let ca = Ca::new();
+    let theirs = settings(&ca, ca.identity(&["b"]));
+    let old = links(&theirs);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = tokio::spawn({
+        let old = old.clone();
+        async move { old.serve(listener).await }
+    });
+    let mut own = settings(&ca, ca.identity(&["a"]));
+    own.peers.known.insert(id("b"), PeerSpec { addresses: vec![at], ..PeerSpec::default() });
+    let (a, peer, server) = (links(&own), Peer::Node(id("b")), echo().await);
+    let mut stands = a.open(&peer, open(server, Class::Interactive)).await.unwrap();
+    stands.write_all(b"x").await.unwrap();
+    stands.read_u8().await.unwrap();
+    serving.abort();
+    drop(serving.await);
+    let new = links(&theirs);
+    let listener = TcpListener::bind(at).await.unwrap();
+    tokio::spawn({
+        let new = new.clone();
+        async move { new.serve(listener).await }
+    });
+    old.leave();
+    until("the successor is met", || new.status().first().is_some_and(|link| link.lanes.len() == 3)).await;
+    let mut next = a.open(&peer, open(server, Class::Interactive)).await.unwrap();
+    for stream in [&mut stands, &mut next] {
+        stream.write_all(b"y").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'y');
+    }
+    assert_eq!((old.status()[0].counts.accepted, new.status()[0].counts.accepted), (1, 1));
+    old.stop();
+    assert!(stands.read_u8().await.is_err(), "what stood ends with its process, at once");
+    next.write_all(b"z").await.unwrap();
+    assert_eq!(next.read_u8().await.unwrap(), b'z');
 }

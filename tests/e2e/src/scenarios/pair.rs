@@ -81,6 +81,9 @@ impl<'l> Nodes<'l> {
         let mut command = self.lab.command(place, &self.case.executable);
         command.arg("run").arg("-c").arg(file);
         let mut node = Waypost::spawn(self.case, command)?;
+        if action == "pass" {
+            node.watch.announce("so nothing is touched");
+        }
         let start = Instant::now();
         while !node.watch.text().contains("\"ready\"") {
             node.still_runs()?;
@@ -200,9 +203,8 @@ impl Client {
     }
 
     fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
-        let (sent, back) = (Sha256::digest(octets), self.exchange(octets)?);
+        let back = self.exchange(octets)?;
         ensure!(back == octets.len() as u64, "{back} octets of {} came back", octets.len());
-        drop(sent);
         Ok(())
     }
 
@@ -268,7 +270,7 @@ impl Capture {
             use std::io::BufRead as _;
             for line in std::io::BufReader::new(stderr).lines().map_while(Result::ok) {
                 if line.contains("listening on") {
-                    drop(ready.send(()));
+                    let _gone = ready.send(());
                 }
             }
         });
@@ -366,8 +368,8 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     echo_server(&lab)?;
     let ip = Place::Server.v4();
+    let mut nodes = Nodes::pair(case, &lab)?;
     for killed in [Place::Branch, Place::Centre] {
-        let mut nodes = Nodes::pair(case, &lab)?;
         let mut live = Client::connect(&lab, ip)?;
         live.echoes(b"before")?;
         let start = Instant::now();
@@ -388,11 +390,13 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
             if killed == Place::Branch { "branch-told-ms" } else { "centre-told-ms" },
             u64::try_from(told.as_millis())?,
         );
-        let most = if killed == Place::Branch { Duration::from_secs(1) } else { STALL };
+        let most = Duration::from_secs(if killed == Place::Branch { 1 } else { 5 });
         ensure!(told < most, "{}: a dead connection was told after {told:?}", killed.name());
-        for place in [Place::Branch, Place::Centre].into_iter().filter(|place| *place != killed) {
-            nodes.node(place)?.watch.announce("");
-        }
+        nodes.start(killed, "intercept")?;
+        // The one that stayed has marked its peer as gone for a while.
+        let survivor = if killed == Place::Branch { Place::Centre } else { Place::Branch };
+        nodes.node(survivor)?.kill()?;
+        nodes.start(survivor, "intercept")?;
     }
     Ok(())
 }
@@ -422,6 +426,47 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
         client.ends()?;
     }
     Ok(())
+}
+
+/// The packet loop stands still: a SYN that it holds is lost, the next one passes, and what is carried goes on.
+pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let ip = Place::Server.v4();
+    let mut nodes = Nodes::pair(case, &lab)?;
+    for words in ["stands still", "turns again"] {
+        nodes.node(Place::Branch)?.watch.announce(words);
+    }
+    let mut live = Client::connect(&lab, ip)?;
+    live.echoes(b"before")?;
+    let stopped = lab::sys::stop_thread(thread_of(nodes.node(Place::Branch)?.pid(), "netd")?)?;
+    let mut next = Client::connect(&lab, ip)?;
+    next.sees_the_truth(ip)?;
+    next.echoes(b"direct")?;
+    // One SYN is lost with the loop; its repetition comes after a second.
+    ensure!(next.connected < Duration::from_millis(1500), "a new connection took {:?}", next.connected);
+    case.note("connect-while-hung-ms", u64::try_from(next.connected.as_millis())?);
+    live.echoes(b"still carried")?;
+    let state = nodes.status(Place::Branch)?;
+    ensure!(state.get("state").and_then(Value::as_str) == Some("hanging"), "status says {state}");
+    drop(stopped);
+    let start = Instant::now();
+    let before = nodes.count(Place::Branch, "carried")?;
+    while nodes.count(Place::Branch, "carried")? == before {
+        ensure!(start.elapsed() < STALL, "nothing is taken after the loop turned again");
+        Client::connect(&lab, ip)?.ends()?;
+    }
+    live.ends()
+}
+
+fn thread_of(process: i32, name: &str) -> anyhow::Result<i32> {
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let task = task?;
+        if std::fs::read_to_string(task.path().join("comm"))?.trim() == name {
+            return Ok(task.file_name().to_string_lossy().parse()?);
+        }
+    }
+    bail!("no thread {name}")
 }
 
 /// The line is dead for a while: what is carried goes on where it was.
