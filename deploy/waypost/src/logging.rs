@@ -65,7 +65,18 @@ fn targets(level: LogLevel) -> Targets {
     })
 }
 
-const OURS: &[&str] = &["waypost", "epc", "cep", "affinity_db", "imap_core", "seams", "discovery_core"];
+const OURS: &[&str] = &[
+    "waypost",
+    "epc",
+    "cep",
+    "affinity_db",
+    "imap_core",
+    "seams",
+    "discovery_core",
+    "discovery_linux",
+    "wan",
+    "wan_core",
+];
 
 #[cfg(test)]
 mod tests {

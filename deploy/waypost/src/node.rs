@@ -155,6 +155,9 @@ impl Node {
     pub(crate) async fn reload(&self, config: &Config) -> Result<(), Failure> {
         let origins = parking(config)?;
         let shown = shown(config)?;
+        if let Some(path) = &self.path {
+            path.reload(config)?;
+        }
         let leaving = {
             let mut served = self.served();
             let old = std::mem::replace(&mut served.config, config.clone());
@@ -412,7 +415,7 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
         ("[store]", Config::store_needs_restart(old, new)),
         ("[log] format", old.log.format != new.log.format),
         ("[interception], [[rule]]", old.interception != new.interception),
-        ("[link], [[peer]]", old.link != new.link),
+        ("[link], [[peer]]", Config::link_needs_restart(old, new)),
     ];
     for (part, changed) in parts {
         if changed {
@@ -426,6 +429,24 @@ impl Config {
         let mut same = old.sustain;
         same.enabled = new.sustain.enabled;
         same != new.sustain
+    }
+
+    /// Who may be a peer is taken on at once.
+    fn link_needs_restart(old: &Self, new: &Self) -> bool {
+        match (&old.link, &new.link) {
+            (Some(old), Some(new)) => {
+                let same_peers = |peer: &config::network::Peer| {
+                    new.peers.iter().all(|other| {
+                        other.id != peer.id
+                            || (&other.servers, &other.may_open) == (&peer.servers, &peer.may_open)
+                    })
+                };
+                (old.listen, &old.identity, &old.advertise) != (new.listen, &new.identity, &new.advertise)
+                    || !old.peers.iter().all(same_peers)
+            }
+            (None, None) => false,
+            (Some(_), None) | (None, Some(_)) => true,
+        }
     }
 
     fn store_needs_restart(old: &Self, new: &Self) -> bool {

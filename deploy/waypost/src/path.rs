@@ -6,7 +6,7 @@
 //!     └──accepted by the transparent listener────────► │  ──claim──► netd: the connection opened early
 //!                                                      └──splice: client ⇄ stream, stream ⇄ server
 //! ```
-//! Mail is terminated where this node serves it; everything else is carried as octets.
+//! Everything is carried as octets.
 
 mod agent;
 mod carrier;
@@ -38,7 +38,7 @@ use discovery_linux::{
     marks::ALONE,
     netd::{Handle, Netd, NetdSettings},
     queue::{NfQueue, QueueSettings},
-    rules::{Extent, Rules, RulesError},
+    rules::{Extent, Rules, RulesError, forwarding_off},
     socket::{Family, TransparentListener},
 };
 use opener::{Asked, Opener};
@@ -66,6 +66,7 @@ pub(crate) struct Path {
     ruled: RuleSet,
     first_interface: Option<Ingress>,
     bypassed: Arc<AtomicBool>,
+    leaving: AtomicBool,
     loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
 }
 
@@ -104,6 +105,7 @@ impl Path {
             ruled: RuleSet::default(),
             first_interface: None,
             bypassed: Arc::default(),
+            leaving: AtomicBool::new(false),
             loop_ended: Mutex::default(),
         };
         if let Some(interception) = &config.interception {
@@ -130,6 +132,7 @@ impl Path {
         let addresses = plan::addresses(interception, link).await?;
         let mut settings = NetdSettings::new(addresses, key);
         settings.v6 = v6.is_some();
+        settings.here = plan::here(interception).await?;
         settings.codec = plan::codec(interception);
         let queue = NfQueue::open(QueueSettings::handshakes(interception.queue))
             .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))?;
@@ -148,7 +151,13 @@ impl Path {
         self.carrier.handle(handle.clone());
         let ended = thread::Builder::new()
             .name("netd".to_owned())
-            .spawn(move || netd.run())
+            .spawn(move || {
+                let ended = netd.run();
+                if let Err(error) = &ended {
+                    tracing::error!(%error, "the packet queue was lost; connections flow past this node: restart it");
+                }
+                ended
+            })
             .map_err(|error| Failure::io("the system gives no threads", error))?;
         for listener in [Some(v4), v6].into_iter().flatten() {
             let listener = std::net::TcpListener::from(OwnedFd::from(listener));
@@ -157,6 +166,9 @@ impl Path {
         }
         handle.tell(engine::Event::AgentUp);
         tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
+        for setting in forwarding_off(&plan) {
+            tracing::warn!(setting, "is 0: this machine does not forward what it is to stand in the path of");
+        }
         let saved = plan::saved(config, interception.queue);
         let mut rules = Rules::new(plan, saved);
         let installed = tokio::task::spawn_blocking(move || rules.install().map(|backend| (rules, backend)))
@@ -191,7 +203,14 @@ impl Path {
     /// Takes the rules out of the kernel, or puts them in again: at once, whatever the loop does. What is carried goes on.
     /// `false` where there are none.
     pub(crate) async fn bypass(self: &Arc<Self>, on: bool) -> Result<bool, Failure> {
-        let Some(handle) = &self.handle else { return Ok(false) };
+        let Some(handle) = self.handle.as_ref().filter(|_| !self.leaving.load(Ordering::Relaxed)) else {
+            return Ok(false);
+        };
+        // The engine must not order what the rules no longer deliver.
+        if on {
+            handle.tell(engine::Event::Bypass { on });
+        }
+        self.bypassed.store(on, Ordering::Relaxed);
         let rules = Arc::clone(&self.rules);
         let extent = if on { Extent::Drain } else { Extent::Full };
         let set = tokio::task::spawn_blocking(move || match lock(&rules).as_mut() {
@@ -200,14 +219,32 @@ impl Path {
         });
         let set = set.await.map_err(|error| Failure::say(Exit::Bug, error))?;
         let set = set.map_err(|error| Failure::new(Exit::Unavailable, error))?;
-        handle.tell(engine::Event::Bypass { on });
-        self.bypassed.store(on, Ordering::Relaxed);
+        if !on {
+            handle.tell(engine::Event::Bypass { on });
+        }
         tracing::warn!(on, "bypass");
         Ok(set)
     }
 
+    /// Takes on who may be a peer and who this node is. The rest needs a restart.
+    pub(crate) fn reload(&self, config: &Config) -> Result<(), Failure> {
+        let Some(link) = &config.link else { return Ok(()) };
+        let known = identity::load(config, link)?;
+        self.links.update(&known.settings).map_err(|error| Failure::new(Exit::Usage, error))
+    }
+
     /// Takes no new connections; those that are carried go on.
     pub(crate) async fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        if let Some(handle) = &self.handle {
+            handle.tell(engine::Event::Bypass { on: true });
+            // Until it has heard that, it may order what is no longer delivered.
+            let (heard, hears) = tokio::sync::oneshot::channel();
+            handle.with(move |_, _, _| {
+                let _gone = heard.send(());
+            });
+            let _hangs = tokio::time::timeout(HEARS_WITHIN, hears).await;
+        }
         self.change_rules(|rules| rules.set(Extent::Drain)).await;
         self.links.leave();
     }
@@ -224,8 +261,9 @@ impl Path {
 
     /// Ends what is carried.
     pub(crate) async fn stop(&self) {
-        self.change_rules(Rules::remove).await;
+        self.leaving.store(true, Ordering::Relaxed);
         self.links.stop();
+        self.change_rules(Rules::remove).await;
         if let Some(handle) = &self.handle {
             handle.stop();
         }
@@ -270,6 +308,8 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
     }
 }
 
+/// A loop that hangs hears nothing, and orders nothing either.
+const HEARS_WITHIN: std::time::Duration = std::time::Duration::from_millis(200);
 /// Descriptors may be scarce for a moment.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 

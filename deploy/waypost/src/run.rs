@@ -38,9 +38,19 @@ pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure
         .map_err(|error| Failure::io("the system gives no threads", error))?;
     let done = runtime.block_on(async {
         let node = Arc::new(Node::start(config).await?);
-        let admin = Admin::start(&config.admin, Arc::clone(&node)).await?;
-        let done = serve(&node, &admin, path, &level).await;
-        admin.stop();
+        // From here on a signal is an order, and no longer the end.
+        let done = match (Signals::new(), Admin::start(&config.admin, Arc::clone(&node)).await) {
+            (Ok(signals), Ok(admin)) => {
+                let done = serve(&node, &admin, path, &level, signals).await;
+                admin.stop();
+                done
+            }
+            (Err(failure), _) | (_, Err(failure)) => Err(failure),
+        };
+        // Nothing of it may stay in the kernel, however it ends.
+        if let Some(path) = node.path() {
+            path.stop().await;
+        }
         done
     });
     // A thread that waits for a disk must not keep an ended process.
@@ -58,8 +68,13 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level) -> Result<Exit, Failure> {
-    let mut signals = Signals::new()?;
+async fn serve(
+    node: &Node,
+    admin: &Admin,
+    path: Option<&Path>,
+    level: &Level,
+    mut signals: Signals,
+) -> Result<Exit, Failure> {
     admin.say(Health::Ready);
     notify::ready();
     tracing::info!("ready");

@@ -171,6 +171,7 @@ action = "intercept"
 protocol = "udp""#,
         &[
             r#"w.toml:5:10: error: [[rule]]: action: rule 1 is about udp, which is never intercepted: pass, drop or deny"#,
+            r#"w.toml:6:12: warning: [[rule]]: protocol: this build does not look at datagrams: they pass, whatever this rule says"#,
         ],
     ),
     (
@@ -190,18 +191,22 @@ id = "centre-1""#,
         r#"version = 1"#,
         r#"version = 1
 [link]
+revoked = ["centre-1"]
 advertise = ["0.0.0.0:7782"]
 [[peer]]
 id = "branch-1"
 [[peer]]
+id = "centre-1"
+[[peer]]
 id = "branch-1"
 servers = ["10.2.0.0/16"]"#,
         &[
-            r#"w.toml:3:13: error: [link]: advertise: 0.0.0.0:7782 is no address that another node could reach"#,
-            r#"w.toml:5:6: error: [[peer]]: id: "branch-1" is this node"#,
-            r#"w.toml:7:6: error: [[peer]]: id: "branch-1" is the id of another [[peer]]; ids must differ"#,
-            r#"w.toml:7:6: error: [[peer]]: id: "branch-1" is this node"#,
-            r#"w.toml:8:11: error: [[peer]]: servers: they are reached through this peer without asking the path, so its address must be known; add: address = "192.0.2.1:7782""#,
+            r#"w.toml:3:11: error: [link]: revoked: "centre-1" is a [[peer]] of this file too"#,
+            r#"w.toml:4:13: error: [link]: advertise: 0.0.0.0:7782 is no address that another node could reach"#,
+            r#"w.toml:6:6: error: [[peer]]: id: "branch-1" is this node"#,
+            r#"w.toml:10:6: error: [[peer]]: id: "branch-1" is the id of another [[peer]]; ids must differ"#,
+            r#"w.toml:10:6: error: [[peer]]: id: "branch-1" is this node"#,
+            r#"w.toml:11:11: error: [[peer]]: servers: they are reached through this peer without asking the path, so its address must be known; add: address = "192.0.2.1:7782""#,
         ],
     ),
     (

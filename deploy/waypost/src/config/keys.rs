@@ -282,7 +282,7 @@ pub(crate) const LINK: Section = Section {
             "a list of addresses with ports where other nodes reach this one, behind a NAT",
             r#"["198.51.100.1:7782"]"#,
         ),
-        key("congestion_control", "bbr, system", r#""bbr""#),
+        key("revoked", "a list of [node] ids that are not peers any more", r#"["branch-9"]"#),
     ],
 };
 

@@ -5,7 +5,7 @@ use super::{
     problem::{Place, Problem},
     reader::{Found, TableReader},
     sections::{Around, Sections},
-    value::{Ack, Congestion, HostSide, InterfaceName, Pin, Port, ProbeManner, Standing, quoted},
+    value::{Ack, HostSide, InterfaceName, Pin, Port, ProbeManner, Standing, quoted},
 };
 use discovery_core::{
     flow::Ingress,
@@ -54,7 +54,8 @@ pub(crate) struct Link {
     pub(crate) identity: PathBuf,
     /// Where other nodes reach this one, if not where the question came in.
     pub(crate) advertise: Vec<SocketAddr>,
-    pub(crate) congestion: Congestion,
+    /// Nodes that are none of ours any more, whatever their certificates say.
+    pub(crate) revoked: Vec<NodeId>,
     pub(crate) peers: Vec<Peer>,
 }
 
@@ -167,6 +168,9 @@ fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
         protocol: t.maybe("protocol"),
         bpf: t.maybe("bpf"),
     };
+    if rule.protocol == Some(Protocol::Udp) {
+        t.warn("protocol", "this build does not look at datagrams: they pass, whatever this rule says");
+    }
     action.map(|action| RuleConfig { action, ..rule })
 }
 
@@ -247,8 +251,11 @@ pub(super) fn link(
     if let Some(nobody) = advertise.iter().find(|address| address.ip().is_unspecified()) {
         t.object("advertise", format!("{nobody} is no address that another node could reach"));
     }
-    let congestion = t.get("congestion_control", Congestion::Bbr);
-    Some(Link { listen, identity, advertise, congestion, peers })
+    let revoked: Vec<NodeId> = t.get("revoked", Vec::new());
+    if let Some(both) = peers.iter().find(|peer| revoked.contains(&peer.id)) {
+        t.object("revoked", format!("{} is a [[peer]] of this file too", quoted(both.id.as_str())));
+    }
+    Some(Link { listen, identity, advertise, revoked, peers })
 }
 
 /// Of the dynamic range; nobody else's.

@@ -545,16 +545,6 @@ choice! {
 }
 
 choice! {
-    /// The congestion control of the link.
-    Congestion {
-        /// BBR, if the kernel has it.
-        Bbr = "bbr",
-        /// The machine's own.
-        System = "system",
-    }
-}
-
-choice! {
     /// How the log looks.
     LogFormat {
         /// For people.

@@ -43,7 +43,7 @@ pub(super) fn load(config: &Config, link: &Link) -> Result<Known, Failure> {
     let settings = Settings {
         identity: Identity { chain, key },
         authorities: vec![authority],
-        peers: Peers { known: peers.collect(), revoked: Vec::new() },
+        peers: Peers { known: peers.collect(), revoked: link.revoked.clone() },
         mark: config.interception.as_ref().map(|_| super::UNTOUCHED),
         link: wan_core::Config::default(),
         patience: PATIENCE,

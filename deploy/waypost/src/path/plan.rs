@@ -106,8 +106,16 @@ pub(super) fn names(link: &Link) -> HashMap<engine::Peer, NodeId> {
 }
 
 fn named(peer: &crate::config::network::Peer) -> Option<engine::Peer> {
-    let key = peer.pin.map_or(KeyHint([0; 8]), |pin| wan::key_hint(&pin.0));
+    // Without a pin its key is not known; it only has to differ from the others'.
+    let key = peer.pin.map_or_else(|| stand_in(&peer.id), |pin| wan::key_hint(&pin.0));
     Some(engine::Peer { link: peer.address?, key })
+}
+
+fn stand_in(id: &NodeId) -> KeyHint {
+    let mut hint = [0; 8];
+    let digest = blake3::hash(id.as_str().as_bytes());
+    hint.iter_mut().zip(digest.as_bytes()).for_each(|(to, from)| *to = *from);
+    KeyHint(hint)
 }
 
 fn cookie() -> u32 {
@@ -192,14 +200,8 @@ pub(super) async fn addresses(
     }
     let names = interception.bridge.iter().chain(&interception.interfaces);
     for name in names {
-        let output = Command::new("ip").args(["-j", "addr", "show", "dev", &name.0]).output().await;
-        let output = output.map_err(|error| Failure::io("ip, of the package iproute2", error))?;
-        let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let addresses = shown.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info"));
-        let local = addresses.filter_map(|info| info.as_array()).flatten();
-        let local = local.filter(|info| info.get("scope").and_then(|scope| scope.as_str()) == Some("global"));
-        let local = local.filter_map(|info| info.get("local")?.as_str()?.parse::<IpAddr>().ok());
-        all.extend(local.map(|ip| SocketAddr::new(ip, link.listen.port())));
+        let own = global_addresses(&["dev", &name.0]).await?;
+        all.extend(own.into_iter().map(|ip| SocketAddr::new(ip, link.listen.port())));
     }
     let v4 = all.iter().find(|address| address.is_ipv4()).copied();
     let v6 = all.iter().find(|address| address.is_ipv6()).copied();
@@ -211,6 +213,22 @@ pub(super) async fn addresses(
         ));
     }
     Ok((v4, v6))
+}
+
+/// This machine's own addresses, where its own servers' connections are taken.
+pub(super) async fn here(interception: &Interception) -> Result<Vec<IpAddr>, Failure> {
+    let serves = matches!(interception.host, HostSide::Server | HostSide::Both);
+    if interception.mode == Standing::Host && serves { global_addresses(&[]).await } else { Ok(Vec::new()) }
+}
+
+async fn global_addresses(of: &[&str]) -> Result<Vec<IpAddr>, Failure> {
+    let output = Command::new("ip").args(["-j", "addr", "show"]).args(of).output().await;
+    let output = output.map_err(|error| Failure::io("ip, of the package iproute2", error))?;
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let addresses = shown.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info"));
+    let local = addresses.filter_map(|info| info.as_array()).flatten();
+    let local = local.filter(|info| info.get("scope").and_then(|scope| scope.as_str()) == Some("global"));
+    Ok(local.filter_map(|info| info.get("local")?.as_str()?.parse().ok()).collect())
 }
 
 pub(super) fn needs_rights(what: impl Display, error: io::Error) -> Failure {

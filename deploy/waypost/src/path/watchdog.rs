@@ -24,26 +24,23 @@ pub(super) struct Beats {
 #[derive(Debug)]
 struct Pulse {
     seen: [(u64, Instant); 2],
-    standing: bool,
 }
 
 impl Pulse {
     fn new(now: Instant) -> Self {
-        Self { seen: [(0, now); 2], standing: false }
+        Self { seen: [(0, now); 2] }
     }
 
-    /// Whether something stands still now; `Some` when that has changed.
-    fn look(&mut self, counts: [u64; 2], now: Instant) -> Option<bool> {
+    /// Whether something stands still now.
+    fn is_still(&mut self, counts: [u64; 2], now: Instant) -> bool {
         let mut still = false;
         for ((count, since), seen) in self.seen.iter_mut().zip(counts) {
             if *count != seen {
                 (*count, *since) = (seen, now);
             }
-            // One that comes to itself again must show it for a while.
             still |= now.saturating_duration_since(*since) >= STILL_MAX;
         }
-        let changed = std::mem::replace(&mut self.standing, still) != still;
-        changed.then_some(still)
+        still
     }
 }
 
@@ -63,31 +60,52 @@ pub(super) fn start(
     let watching = thread::Builder::new().name("watchdog".to_owned());
     let watch = move || {
         let mut pulse = Pulse::new(Instant::now());
+        let (mut stood, mut verified) = (false, Instant::now());
         loop {
             thread::sleep(EVERY);
             let Some(rules) = rules.upgrade() else { return };
             let counts = [beats.packets.load(Ordering::Relaxed), beats.runtime.load(Ordering::Relaxed)];
-            let Some(still) = pulse.look(counts, Instant::now()) else { continue };
+            let still = pulse.is_still(counts, Instant::now());
             if bypassed.load(Ordering::Relaxed) {
+                // What comes after it must be looked at anew.
+                stood = true;
                 continue;
             }
-            let extent = if still { Extent::Drain } else { Extent::Full };
-            let set = lock(&rules).as_mut().map(|rules| rules.set(extent));
-            match set {
-                Some(Ok(())) if still => {
-                    tracing::error!(
-                        "the node stands still; new connections flow past it until it turns again"
-                    );
-                }
-                Some(Ok(())) => tracing::warn!("the node turns again; connections are taken again"),
-                Some(Err(error)) => tracing::error!(%error, still, "the watchdog cannot change the rules"),
-                None => {}
+            if still != stood {
+                stood = still;
+                change(&rules, still);
+            } else if !still && verified.elapsed() >= VERIFY_EVERY {
+                verified = Instant::now();
+                mend(&rules);
             }
         }
     };
     watching.spawn(watch).map(drop)
 }
 
+fn change(rules: &Mutex<Option<Rules>>, still: bool) {
+    let extent = if still { Extent::Drain } else { Extent::Full };
+    let set = lock(rules).as_mut().map(|rules| rules.set(extent));
+    match set {
+        Some(Ok(())) if still => {
+            tracing::error!("the node stands still; new connections flow past it until it turns again");
+        }
+        Some(Ok(())) => tracing::info!("the node turns; connections are taken"),
+        Some(Err(error)) => tracing::error!(%error, still, "the watchdog cannot change the rules"),
+        None => {}
+    }
+}
+
+/// Somebody may have loaded rules of his own over ours.
+fn mend(rules: &Mutex<Option<Rules>>) {
+    match lock(rules).as_mut().map(Rules::verify) {
+        Some(Ok(0)) | None => {}
+        Some(Ok(parts)) => tracing::warn!(parts, "rules or settings had been changed by somebody; mended"),
+        Some(Err(error)) => tracing::error!(%error, "the rules cannot be looked at"),
+    }
+}
+
+const VERIFY_EVERY: Duration = Duration::from_secs(30);
 const EVERY: Duration = Duration::from_millis(100);
 /// A client repeats its SYN after a second; by then nothing may hold it.
 const STILL_MAX: Duration = Duration::from_millis(750);
@@ -100,18 +118,18 @@ mod tests {
     fn either_of_the_two_standing_still_is_noticed_and_its_return_too() {
         let start = Instant::now();
         let mut pulse = Pulse::new(start);
-        let rows: [(u64, [u64; 2], Option<bool>); 8] = [
-            (100, [1, 1], None),
-            (700, [2, 2], None),
-            (1400, [2, 9], None),
-            (1500, [2, 10], Some(true)),
-            (1600, [2, 11], None),
-            (1700, [3, 12], Some(false)),
-            (2400, [4, 12], None),
-            (2500, [5, 12], Some(true)),
+        let rows = [
+            (100, [1, 1], false),
+            (700, [2, 2], false),
+            (1400, [2, 9], false),
+            (1500, [2, 10], true),
+            (1600, [2, 11], true),
+            (1700, [3, 12], false),
+            (2400, [4, 12], false),
+            (2500, [5, 12], true),
         ];
-        for (at, counts, change) in rows {
-            assert_eq!(pulse.look(counts, start + Duration::from_millis(at)), change, "at {at}");
+        for (at, counts, still) in rows {
+            assert_eq!(pulse.is_still(counts, start + Duration::from_millis(at)), still, "at {at}");
         }
     }
 }
