@@ -6,6 +6,7 @@
 
 mod arm;
 mod case;
+mod connects;
 pub mod crowd;
 mod liar;
 mod mail;
@@ -15,4 +16,5 @@ mod scenarios;
 mod site;
 mod waypost;
 
+pub use connects::connects;
 pub use runner::{Options, list, run};

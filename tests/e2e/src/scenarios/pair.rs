@@ -24,7 +24,7 @@ const CLOSED: u16 = 8001;
 const STALL: Duration = Duration::from_secs(20);
 
 /// Both nodes of a lab, or one of them.
-struct Nodes<'l> {
+pub(crate) struct Nodes<'l> {
     lab: &'l Lab,
     case: &'l Case,
     branch: Option<Waypost>,
@@ -33,7 +33,7 @@ struct Nodes<'l> {
 
 impl<'l> Nodes<'l> {
     /// Makes an authority and gives both nodes an identity; starts nothing.
-    fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
+    pub(crate) fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
         let nodes = Self { lab, case, branch: None, centre: None };
         let authority = lab.directory().join("node-ca");
         nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
@@ -68,12 +68,17 @@ impl<'l> Nodes<'l> {
     }
 
     fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
+        self.start_for(place, action, &format!("{ECHO}, {CLOSED}, 143, 993"))
+    }
+
+    /// With a rule for these ports.
+    pub(crate) fn start_for(&mut self, place: Place, action: &str, ports: &str) -> anyhow::Result<()> {
         let directory = self.directory(place);
         let wan = wan_device(self.lab, place)?;
         let text = format!(
             "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
              [interception]\ninterfaces = [\"lan0\", {wan:?}]\n\
-             [[rule]]\naction = {action:?}\nports = [{ECHO}, {CLOSED}, 143, 993]\n",
+             [[rule]]\naction = {action:?}\nports = [{ports}]\n",
             place.name(),
         );
         let file = directory.join("waypost.toml");
@@ -98,7 +103,7 @@ impl<'l> Nodes<'l> {
         if place == Place::Branch { &mut self.branch } else { &mut self.centre }
     }
 
-    fn node(&mut self, place: Place) -> anyhow::Result<&mut Waypost> {
+    pub(crate) fn node(&mut self, place: Place) -> anyhow::Result<&mut Waypost> {
         self.slot(place).as_mut().context("this node does not run")
     }
 
@@ -111,7 +116,7 @@ impl<'l> Nodes<'l> {
     }
 
     /// How often the node gave a reason.
-    fn count(&self, place: Place, reason: &str) -> anyhow::Result<u64> {
+    pub(crate) fn count(&self, place: Place, reason: &str) -> anyhow::Result<u64> {
         let status = self.status(place)?;
         let reasons = status.get("reasons").and_then(Value::as_array).context("no reasons")?;
         let named = reasons.iter().find(|named| named.get("word").and_then(Value::as_str) == Some(reason));
