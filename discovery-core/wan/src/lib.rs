@@ -7,12 +7,15 @@
 pub mod admit;
 mod carry;
 mod facts;
+mod gate;
 mod handshake;
 mod identity;
 mod link;
 mod links;
 mod opener;
 mod prefix;
+mod reachable;
+mod roster;
 mod socket;
 mod splice;
 mod status;
