@@ -46,6 +46,13 @@ impl Prefix {
     /// # Errors
     /// [`PrefixError::Length`]; [`PrefixError::HostBits`].
     pub fn new(address: IpAddr, length: u8) -> Result<Self, PrefixError> {
+        // Such a network has IPv4 addresses only.
+        let (address, length) = match (address, address.to_canonical()) {
+            (IpAddr::V6(_), IpAddr::V4(within)) if (96..=128).contains(&length) => {
+                (within.into(), length - 96)
+            }
+            (IpAddr::V4(_) | IpAddr::V6(_), _) => (address, length),
+        };
         let (family, max) = if address.is_ipv4() { ("IPv4", 32) } else { ("IPv6", 128) };
         if length > max {
             return Err(PrefixError::Length { family, max, length });
@@ -69,9 +76,11 @@ impl Prefix {
         self.length
     }
 
-    /// Whether the address lies in it. Addresses of the other family never do.
+    /// Whether the address lies in it. Addresses of the other family never do; an IPv4 address in IPv6's clothes
+    /// (`::ffff:10.1.0.2`) is an IPv4 address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
         network(address, self.length) == self.network && address.is_ipv4() == self.network.is_ipv4()
     }
 
@@ -99,6 +108,7 @@ fn network(address: IpAddr, length: u8) -> IpAddr {
 impl From<IpAddr> for Prefix {
     /// One host.
     fn from(address: IpAddr) -> Self {
+        let address = address.to_canonical();
         Self { network: address, length: if address.is_ipv4() { 32 } else { 128 } }
     }
 }
@@ -152,7 +162,32 @@ mod tests {
         let all4: Prefix = "0.0.0.0/0".parse().unwrap();
         let all6: Prefix = "::/0".parse().unwrap();
         let (v4, v6): (IpAddr, IpAddr) = ([10, 1, 0, 2].into(), "::ffff:10.1.0.2".parse().unwrap());
-        assert!(all4.contains(v4) && !all4.contains(v6) && all6.contains(v6) && !all6.contains(v4));
+        assert!(all4.contains(v4) && all4.contains(v6) && !all6.contains(v6) && !all6.contains(v4));
+    }
+
+    #[test]
+    fn a_prefix_contains_what_begins_like_it() {
+        let rows = [
+            ("10.2.0.0/16", "10.2.255.1", true),
+            ("10.2.0.0/16", "10.3.0.1", false),
+            ("10.2.0.0/16", "::ffff:10.2.0.9", true),
+            ("10.2.0.0/16", "::ffff:10.3.0.1", false),
+            ("::ffff:10.2.0.0/112", "10.2.0.9", true),
+            ("::ffff:10.2.0.0/112", "::ffff:10.2.0.9", true),
+            ("::ffff:10.2.0.0/112", "::ffff:10.3.0.1", false),
+            ("::ffff:10.2.0.1", "10.2.0.1", true),
+            ("0.0.0.0/0", "192.0.2.1", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("::/0", "2001:db9::1", true),
+            ("::/0", "::ffff:192.0.2.1", false),
+            ("2001:db8::/32", "2001:db8:9::1", true),
+            ("2001:db8::/32", "2001:db9::1", false),
+            ("192.0.2.1/32", "192.0.2.0", false),
+        ];
+        for (prefix, address, contains) in rows {
+            let parsed: Prefix = prefix.parse().unwrap();
+            assert_eq!(parsed.contains(address.parse().unwrap()), contains, "{prefix} {address}");
+        }
     }
 
     proptest! {
@@ -166,6 +201,8 @@ mod tests {
                 };
                 octets.iter().flat_map(|octet| (0..8).rev().map(move |bit| octet >> bit & 1 == 1)).collect()
             };
+            // An IPv4 address in IPv6's clothes is one.
+            let (a, b) = (a.to_canonical(), b.to_canonical());
             let length = if a.is_ipv4() { length % 33 } else { length };
             let b = match (near, a) {
                 (false, _) => b,

@@ -23,11 +23,23 @@ pub struct Expected {
     pub key: Option<KeyHint>,
 }
 
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Asking<'a> {
+    /// What its certificate says.
+    pub presented: &'a Presented,
+    /// Who vouches for that.
+    pub authority: &'a str,
+    /// Who vouched when the link of this node was made, if it has one: another authority may not name its nodes.
+    pub bound: Option<&'a str>,
+}
+
 /// The first row that fits says why not.
 ///
 /// # Errors
 /// The reason, as the other side is told.
-pub fn admit(own: &NodeId, peers: &Peers, expected: &Expected, presented: &Presented) -> Result<(), Reason> {
+pub fn admit(own: &NodeId, peers: &Peers, expected: &Expected, asks: &Asking<'_>) -> Result<(), Reason> {
+    let presented = asks.presented;
     let known = peers.known.get(&presented.node);
     if presented.node == *own {
         return Err(Reason::Itself);
@@ -37,6 +49,7 @@ pub fn admit(own: &NodeId, peers: &Peers, expected: &Expected, presented: &Prese
     }
     if expected.node.as_ref().is_some_and(|node| *node != presented.node)
         || expected.key.is_some_and(|key| key != key_hint(&presented.spki))
+        || asks.bound.is_some_and(|bound| bound != asks.authority)
     {
         return Err(Reason::WrongNode);
     }
@@ -81,7 +94,19 @@ mod tests {
             ("a", peers(&[("b", Some([8; 32]))], &[]), expected(None, None), Err(Reason::WrongPin)),
         ];
         for (nth, (own, peers, expected, verdict)) in rows.into_iter().enumerate() {
-            assert_eq!(admit(&node(own), &peers, &expected, &presented), verdict, "row {nth}");
+            let asks = Asking { presented: &presented, authority: "own", bound: None };
+            assert_eq!(admit(&node(own), &peers, &expected, &asks), verdict, "row {nth}");
+        }
+        let rows = [
+            (None, &[][..], Ok(())),
+            (Some("own"), &[], Ok(())),
+            (Some("partner"), &[], Err(Reason::WrongNode)),
+            (Some("partner"), &["b"], Err(Reason::Revoked)),
+        ];
+        for (bound, revoked, verdict) in rows {
+            let asks = Asking { presented: &presented, authority: "own", bound };
+            let said = admit(&node("a"), &peers(&[], revoked), &expected(None, None), &asks);
+            assert_eq!(said, verdict, "bound to {bound:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From a TCP connection to one that a link has taken: TLS, who it is, HELLO.
 
 use crate::{
-    admit::{Expected, admit},
+    admit::Expected,
     identity::{Authority, Presented},
     link::{Link, Taken},
     links::Inner,
@@ -59,14 +59,13 @@ async fn meet(
         Reason::Tls
     })?;
     let mut tls = TlsStream::Client(tls);
-    let (presented, authority) = match who(inner, &tls, expected) {
+    let (link, authority) = match who(inner, &tls, expected) {
         Ok(known) => known,
         Err(reason) => {
             part(&mut tls, reason).await;
             return Err(reason);
         }
     };
-    let link = inner.link_of(&presented.node);
     let mut hello = BytesMut::new();
     link.hello(lanes).encode(&mut hello);
     let lost = |_| Reason::Tls;
@@ -81,7 +80,7 @@ async fn meet(
             return Err(reason);
         }
     };
-    let dialled = Link::side(&setup.node, &presented.node);
+    let dialled = Link::side(&setup.node, &link.node);
     let taken = link.attach(dialled, &greeting, authority, to, congestion)?;
     Ok(Met { link, taken, tls, arrived, lanes })
 }
@@ -94,7 +93,8 @@ pub(crate) async fn accept(inner: &Arc<Inner>, tcp: TcpStream, from: SocketAddr)
 async fn welcome(inner: &Arc<Inner>, tcp: TcpStream, from: SocketAddr) -> Result<Met, Reason> {
     let congestion = socket::prepare(&tcp).map_err(|_| Reason::PeerUnreachable)?;
     let setup = inner.setup();
-    let tls = TlsAcceptor::from(setup.tls.server.clone()).accept(tcp).await.map_err(|error| {
+    let tls = timeout(TLS_MAX, TlsAcceptor::from(setup.tls.server.clone()).accept(tcp)).await;
+    let tls = tls.map_err(|_| Reason::PeerTimedOut)?.map_err(|error| {
         tracing::debug!(%from, %error, "no TLS with somebody who connected");
         Reason::Tls
     })?;
@@ -102,9 +102,8 @@ async fn welcome(inner: &Arc<Inner>, tcp: TcpStream, from: SocketAddr) -> Result
     let mut arrived = BytesMut::new();
     // Read first: a connection that is closed with octets unread is reset, and the reason is lost with it.
     let met = match greeting(&mut tls, &mut arrived).await {
-        Ok(greeting) => who(inner, &tls, &Expected::default()).and_then(|(presented, authority)| {
-            let link = inner.link_of(&presented.node);
-            let dialled = Link::side(&presented.node, &setup.node);
+        Ok(greeting) => who(inner, &tls, &Expected::default()).and_then(|(link, authority)| {
+            let dialled = Link::side(&link.node, &setup.node);
             let taken = link.attach(dialled, &greeting, authority, from, congestion)?;
             Ok((link, taken, greeting.lanes))
         }),
@@ -126,21 +125,17 @@ async fn welcome(inner: &Arc<Inner>, tcp: TcpStream, from: SocketAddr) -> Result
     Ok(Met { link, taken, tls, arrived, lanes })
 }
 
-/// Who the other side's certificate says it is, and whether that may be.
+/// The link with who the other side's certificate says it is, if that may be.
 fn who(
     inner: &Arc<Inner>,
     tls: &TlsStream<TcpStream>,
     expected: &Expected,
-) -> Result<(Presented, Authority), Reason> {
+) -> Result<(Arc<Link>, Authority), Reason> {
     let setup = inner.setup();
     let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
     let presented = Presented::of(chain)?;
     let authority = setup.tls.authority(chain).ok_or(Reason::Tls)?;
-    let verdict = admit(&setup.node, &setup.peers, expected, &presented);
-    if let Err(reason) = verdict {
-        tracing::info!(node = %presented.node, %reason, "a peer is not admitted");
-    }
-    verdict.map(|()| (presented, authority))
+    inner.admit(&setup, expected, &presented, &authority).map(|link| (link, authority))
 }
 
 /// The other side's HELLO, or its goodbye.
@@ -176,6 +171,8 @@ pub(crate) async fn part(tls: &mut TlsStream<TcpStream>, reason: Reason) {
 
 /// Four round trips of a satellite and a slow machine.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Who connected has said who it is by then: one round trip of a satellite, and one packet sent again on any other line.
+const TLS_MAX: Duration = Duration::from_millis(1500);
 const PART_MAX: Duration = Duration::from_millis(500);
 /// Of a newer version, too.
 const HELLO_OCTETS_MAX: usize = 4096;

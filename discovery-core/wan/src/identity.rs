@@ -1,8 +1,7 @@
 //! Who a node is: a certificate of the node authority with its id as a URI, `waypost://node/<id>`, and the key that
 //! goes with it.
 
-use crate::prefix::Prefix;
-use discovery_core::{id::NodeId, probe::KeyHint};
+use discovery_core::{id::NodeId, probe::KeyHint, rule::Prefix};
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;

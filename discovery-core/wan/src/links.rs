@@ -1,13 +1,16 @@
 //! All links of a node.
 
 use crate::{
-    admit::{Expected, Peers},
+    admit::{Asking, Expected, Peers, admit},
     carry::carry,
     facts::TcpFacts,
+    gate::{Gate, is_fatal},
     handshake,
-    identity::{Authority, BadIdentity, Identity, Presented},
+    identity::{Authority, BadIdentity, Identity, Presented, key_hint},
     link::{Link, Owner},
     opener::{Grants, StreamOpener, within},
+    reachable::reachable,
+    roster::Roster,
     splice::splice,
     status::LinkStatus,
     stream::LinkStream,
@@ -19,16 +22,13 @@ use std::{
     collections::HashMap,
     fmt, io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 use tokio::{
     net::TcpListener,
-    sync::{Mutex as AsyncMutex, Semaphore},
-    time::{Instant, sleep, timeout_at},
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use wan_core::{Candidate, Config, Lane, LaneSet, Notice, OpenFrame, Reason, StreamId, backoff, mutants};
 
@@ -67,6 +67,8 @@ pub struct Settings {
     pub link: Config,
     /// How long a stream waits for a link before it is refused.
     pub patience: Duration,
+    /// Whether a probe may name an address of this machine. False, but for tests: it would be this node, or worse.
+    pub loopback: bool,
 }
 
 /// All links of a node.
@@ -90,23 +92,29 @@ pub(crate) struct Setup {
     mark: Option<u32>,
     link: Config,
     patience: Duration,
+    loopback: bool,
 }
+
+/// What comes of an attempt, for all who wait for it.
+type Dial = watch::Receiver<Option<Result<Arc<Link>, Reason>>>;
 
 pub(crate) struct Inner {
     setup: RwLock<Setup>,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
-    /// Whom an address that was learnt turned out to be.
-    learnt: Mutex<HashMap<(SocketAddr, KeyHint), NodeId>>,
-    /// One attempt at a time for each address that was learnt.
-    dialling: Mutex<HashMap<SocketAddr, Arc<AsyncMutex<()>>>>,
+    /// Locked before `links`, where both are.
+    roster: Mutex<Roster>,
+    /// One attempt at a time for each node that a probe told of.
+    dialling: Mutex<HashMap<(SocketAddr, KeyHint), Dial>>,
     opener: Arc<dyn StreamOpener>,
     grants: Arc<dyn Grants>,
     notices: Arc<dyn Sink<(NodeId, Notice)>>,
     candidates: Arc<dyn Sink<(NodeId, Vec<Candidate>)>>,
     facts: Option<Arc<dyn TcpFacts>>,
     handshakes: Arc<Semaphore>,
+    gate: Arc<Gate>,
     random: SystemRandom,
-    stopped: AtomicBool,
+    /// No new links.
+    leaving: watch::Sender<bool>,
     myself: std::sync::Weak<Inner>,
 }
 
@@ -127,7 +135,7 @@ impl Links {
         let inner = Arc::new_cyclic(|myself| Inner {
             setup: RwLock::new(setup),
             links: Mutex::default(),
-            learnt: Mutex::default(),
+            roster: Mutex::default(),
             dialling: Mutex::default(),
             opener,
             grants,
@@ -135,8 +143,9 @@ impl Links {
             candidates,
             facts,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            gate: Arc::default(),
             random: SystemRandom::new(),
-            stopped: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
             myself: myself.clone(),
         });
         inner.meet_known();
@@ -162,27 +171,42 @@ impl Links {
         Ok(())
     }
 
-    /// Takes connections of peers on `listener`, until it fails.
+    /// Takes connections of peers on `listener`, until it fails, or this node leaves: the port is free then.
     ///
     /// # Errors
-    /// The listener's.
+    /// The listener's, when it can accept nothing any more.
     pub async fn serve(&self, listener: TcpListener) -> io::Result<()> {
+        let mut leaving = self.inner.leaving.subscribe();
+        let mut failing = false;
         loop {
-            let permit = self.inner.handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
-            let (tcp, from) = match listener.accept().await {
+            let next = async {
+                let permit = self.inner.handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
+                listener.accept().await.map(|(tcp, from)| (permit, tcp, from))
+            };
+            let accepted = tokio::select! {
+                _ = leaving.wait_for(|leaving| *leaving) => return Ok(()),
+                accepted = next => accepted,
+            };
+            let (permit, tcp, from) = match accepted {
                 Ok(accepted) => accepted,
-                // Too many open files: somebody will close one.
-                Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
+                Err(error) if is_fatal(&error) => return Err(error),
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "a peer's connection could not be accepted");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => return Err(error),
+            };
+            failing = false;
+            let Some(pass) = self.inner.gate.enter(from.ip(), HANDSHAKES_MAX / 4) else {
+                tracing::debug!(%from, "too many handshakes from one address");
+                continue;
             };
             let inner = self.inner.clone();
             tokio::spawn(async move {
                 let met = handshake::accept(&inner, tcp, from).await;
-                drop(permit);
+                drop((permit, pass));
                 match met {
                     Ok(met) => inner.run(met),
                     Err(reason) => tracing::debug!(%from, %reason, "no link with who connected"),
@@ -252,14 +276,15 @@ impl Links {
         all
     }
 
-    /// Takes no more streams; those that stand go on.
+    /// Takes no more streams, connections or links; the streams that stand go on.
     pub fn leave(&self) {
+        self.inner.leaving.send_replace(true);
         self.inner.all().into_iter().for_each(|link| link.leave());
     }
 
     /// Ends every link.
     pub fn stop(&self) {
-        self.inner.stopped.store(true, Ordering::Relaxed);
+        self.inner.leaving.send_replace(true);
         self.inner.all().into_iter().for_each(|link| link.close(Reason::ShuttingDown));
     }
 }
@@ -283,6 +308,7 @@ fn setup(settings: &Settings) -> Result<Setup, BadIdentity> {
         mark: settings.mark,
         link: settings.link,
         patience: settings.patience,
+        loopback: settings.loopback,
     })
 }
 
@@ -327,11 +353,22 @@ impl Inner {
         self.lock().values().cloned().collect()
     }
 
+    fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The link to `node`, made if there is none, and seen to from then on.
-    pub(crate) fn link_of(self: &Arc<Self>, node: &NodeId) -> Arc<Link> {
+    ///
+    /// # Errors
+    /// There is none, and this node leaves.
+    fn link_of(self: &Arc<Self>, node: &NodeId) -> Result<Arc<Link>, Reason> {
         let mut links = self.lock();
         if let Some(link) = links.get(node).filter(|link| link.is_current()) {
-            return link.clone();
+            return Ok(link.clone());
+        }
+        // With the lock: `leave` tells all that there are, after it has set this.
+        if *self.leaving.borrow() {
+            return Err(Reason::ShuttingDown);
         }
         let setup = self.setup();
         let owner: Arc<dyn Owner> = self.clone();
@@ -339,21 +376,49 @@ impl Inner {
         links.insert(node.clone(), link.clone());
         drop(links);
         tokio::spawn(self.clone().keep(link.clone()));
-        link
+        Ok(link)
     }
 
+    /// The link to who has proved to be `presented`, if it may be a peer.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        setup: &Setup,
+        expected: &Expected,
+        presented: &Presented,
+        authority: &Authority,
+    ) -> Result<Arc<Link>, Reason> {
+        // Locked until the link stands, or two authorities could vouch for one node at once.
+        let mut roster = self.roster();
+        // What is trusted no more binds nobody.
+        let bound = roster.authority(&presented.node).filter(|name| setup.tls.trusts(name));
+        let asked = Asking { presented, authority: &authority.name, bound };
+        if let Err(reason) = admit(&setup.node, &setup.peers, expected, &asked) {
+            tracing::info!(node = %presented.node, authority = %authority.name, %reason, "a peer is not admitted");
+            return Err(reason);
+        }
+        let link = self.link_of(&presented.node)?;
+        roster.met(&presented.node, &authority.name, key_hint(&presented.spki));
+        Ok(link)
+    }
+
+    /// The link to whom a probe told of: wherever it was found, its key says who it is.
     fn at(&self, address: SocketAddr, key: KeyHint) -> Option<Arc<Link>> {
-        let learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
-        let node = learnt.get(&(address, key)).cloned()?;
-        drop(learnt);
-        self.lock().get(&node).filter(|link| link.is_current()).cloned()
+        let roster = self.roster();
+        let (whose, learnt) = (roster.whose(key).cloned(), roster.at(address, key).cloned());
+        drop(roster);
+        let links = self.lock();
+        let current = |node: NodeId| links.get(&node).filter(|link| link.is_current());
+        // One without connections is redialled where it was learnt only.
+        let attached = whose.and_then(current).filter(|link| link.attached() != LaneSet::NONE);
+        attached.or_else(|| learnt.and_then(current)).cloned()
     }
 
     fn meet_known(self: &Arc<Self>) {
         let peers = self.setup().peers;
         for (node, spec) in peers.known.iter().filter(|(node, _)| !peers.revoked.contains(node)) {
             if !spec.addresses.is_empty() || spec.fallback.is_some() {
-                self.link_of(node);
+                // Not when this node leaves.
+                drop(self.link_of(node));
             }
         }
     }
@@ -364,7 +429,7 @@ impl Inner {
                 let setup = self.setup();
                 let known = setup.peers.known.get(node);
                 if known.is_some_and(|spec| !spec.addresses.is_empty() || spec.fallback.is_some()) {
-                    return Ok(self.link_of(node));
+                    return self.link_of(node);
                 }
                 self.lock().get(node).cloned().ok_or(Reason::NoLink)
             }
@@ -376,26 +441,58 @@ impl Inner {
         if let Some(link) = self.at(address, key) {
             return Ok(link);
         }
-        let turn = {
-            let mut dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
-            // Whoever can forge a probe can name addresses: not more than these are tried at once.
-            dialling.retain(|_, turn| Arc::strong_count(turn) > 1);
-            if dialling.len() >= DIALS_MAX && !dialling.contains_key(&address) {
-                return Err(Reason::Busy);
-            }
-            dialling.entry(address).or_default().clone()
-        };
-        let _turn = turn.lock().await;
-        if let Some(link) = self.at(address, key) {
-            return Ok(link);
+        if !reachable(address, self.setup().loopback) {
+            return Err(Reason::PeerUnreachable);
         }
-        let expected = Expected { node: None, key: Some(key) };
-        let met = handshake::dial(self, address, &expected, LaneSet::only(Lane::Interactive)).await?;
-        let link = met.link.clone();
-        self.learnt.lock().unwrap_or_else(PoisonError::into_inner).insert((address, key), link.node.clone());
-        self.run(met);
-        link.changed.notify_waiters();
-        Ok(link)
+        let mut dial = self.dial_learnt(address, key)?;
+        let done = dial.wait_for(Option::is_some).await.map_err(|_| Reason::Closed)?;
+        done.clone().unwrap_or(Err(Reason::Closed))
+    }
+
+    /// The attempt that goes on, or a new one. Whoever waits may give up: the next one finds the link.
+    fn dial_learnt(self: &Arc<Self>, address: SocketAddr, key: KeyHint) -> Result<Dial, Reason> {
+        let mut dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dial) = dialling.get(&(address, key)) {
+            return Ok(dial.clone());
+        }
+        // One that has just ended.
+        if let Some(link) = self.at(address, key) {
+            return Ok(watch::channel(Some(Ok(link))).1);
+        }
+        // Whoever can forge a probe can name addresses and keys: not more than these are tried at once.
+        let same = dialling.keys().filter(|(other, _)| *other == address).count();
+        if dialling.len() >= DIALS_MAX || same >= DIALS_EACH_MAX {
+            return Err(Reason::Busy);
+        }
+        let (told, dial) = watch::channel(None);
+        dialling.insert((address, key), dial.clone());
+        drop(dialling);
+        let inner = self.clone();
+        tokio::spawn(async move {
+            let expected = Expected { node: None, key: Some(key) };
+            let lanes = LaneSet::only(Lane::Interactive);
+            let met = timeout(DIAL_MAX, handshake::dial(&inner, address, &expected, lanes)).await;
+            let link = match met.unwrap_or(Err(Reason::PeerTimedOut)) {
+                Ok(met) => {
+                    let link = met.link.clone();
+                    inner.roster().learn(address, key, &link.node);
+                    inner.run(met);
+                    link.changed.notify_waiters();
+                    Ok(link)
+                }
+                // It has dialled us at the same time, and its connection is the one that stays.
+                Err(Reason::Duplicate) => inner.of_key(key).ok_or(Reason::Duplicate),
+                Err(reason) => Err(reason),
+            };
+            inner.dialling.lock().unwrap_or_else(PoisonError::into_inner).remove(&(address, key));
+            told.send_replace(Some(link));
+        });
+        Ok(dial)
+    }
+
+    fn of_key(&self, key: KeyHint) -> Option<Arc<Link>> {
+        let node = self.roster().whose(key).cloned()?;
+        self.lock().get(&node).filter(|link| link.is_current()).cloned()
     }
 
     /// Moves the octets of a connection, in a task of its own.
@@ -415,8 +512,7 @@ impl Inner {
         if let Some(spec) = setup.peers.known.get(node) {
             return (spec.addresses.clone(), spec.fallback);
         }
-        let learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
-        (learnt.iter().filter(|(_, at)| *at == node).map(|((address, _), _)| *address).collect(), None)
+        (self.roster().places(node), None)
     }
 
     /// Sees to a link until it ends: dials what is missing, gives up what has been away for too long.
@@ -475,18 +571,17 @@ impl Inner {
         self.forget(&link);
         // A configured peer that ended the link, or broke its rules, is met again: after a while, as a new link.
         sleep(backoff::wait(REMEET_STEP, self.random())).await;
-        if !self.stopped.load(Ordering::Relaxed) {
-            self.meet_known();
-        }
+        self.meet_known();
     }
 
     fn forget(&self, link: &Arc<Link>) {
+        let mut roster = self.roster();
         let mut links = self.lock();
+        // What is known of the node is its successor's, if there is one.
         if links.get(&link.node).is_some_and(|now| Arc::ptr_eq(now, link)) {
             links.remove(&link.node);
+            roster.forget(&link.node);
         }
-        drop(links);
-        self.learnt.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, node| *node != link.node);
     }
 
     async fn dial_missing(
@@ -581,6 +676,10 @@ impl Owner for Inner {
 const HANDSHAKES_MAX: usize = 64;
 /// Addresses that were learnt and are tried at once.
 const DIALS_MAX: usize = 64;
+/// Of those, at one address: more nodes are seldom behind one.
+const DIALS_EACH_MAX: usize = 4;
+/// One of those: five round trips of a satellite. A forged address holds its place for no longer.
+const DIAL_MAX: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that stood for so long is dialled again at once.
 const STOOD_MIN: Duration = Duration::from_secs(2);
@@ -592,5 +691,3 @@ const TICK: Duration = Duration::from_secs(1);
 const FORGET_AFTER: Duration = Duration::from_secs(300);
 /// As after so many failures.
 const REMEET_STEP: u32 = 4;
-const EMFILE: i32 = 24;
-const ENFILE: i32 = 23;

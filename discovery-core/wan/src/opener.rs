@@ -1,8 +1,7 @@
 //! What happens when a peer opens a stream.
 
-use crate::prefix::Prefix;
 use bytes::Bytes;
-use discovery_core::id::NodeId;
+use discovery_core::{id::NodeId, rule::Prefix};
 use seams::{AsyncIo, BoxFuture};
 use std::fmt;
 use wan_core::{OpenFrame, Reason, mutants};
@@ -51,7 +50,7 @@ pub(crate) fn within(prefixes: Option<&[Prefix]>, open: &OpenFrame) -> Result<()
     let server = open.flow.server.ip();
     match prefixes {
         Some(prefixes)
-            if !prefixes.iter().any(|prefix| prefix.holds(server))
+            if !prefixes.iter().any(|prefix| prefix.contains(server))
                 && !mutants::on("link-prefixes-ignored") =>
         {
             Err(Reason::NotGranted)

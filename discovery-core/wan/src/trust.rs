@@ -55,6 +55,11 @@ impl Tls {
         Ok(Self { client: Arc::new(client), server: Arc::new(server), trust })
     }
 
+    /// Whether there is an authority of this name.
+    pub(crate) fn trusts(&self, name: &str) -> bool {
+        self.trust.roots.iter().any(|root| root.authority.name == name)
+    }
+
     /// Which authority a chain is of; asked after the handshake, which has checked it.
     pub(crate) fn authority(&self, chain: &[CertificateDer<'_>]) -> Option<Authority> {
         let (leaf, rest) = chain.split_first()?;

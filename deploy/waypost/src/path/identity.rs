@@ -47,6 +47,7 @@ pub(super) fn load(config: &Config, link: &Link) -> Result<Known, Failure> {
         mark: config.interception.as_ref().map(|_| super::UNTOUCHED),
         link: wan_core::Config::default(),
         patience: PATIENCE,
+        loopback: false,
     };
     Ok(Known { settings, key: key_hint(&presented.spki) })
 }

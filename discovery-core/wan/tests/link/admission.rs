@@ -1,5 +1,5 @@
 use crate::support::{Ca, Dialler, Two, echo, granted, hint, id, links, listen, open, settings, until};
-use discovery_core::{id::NodeId, probe::KeyHint, value::Class};
+use discovery_core::{id::NodeId, probe::KeyHint, rule::Prefix, value::Class};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -7,7 +7,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsConnector;
-use wan::{AllGranted, Grants, Identity, Links, Peer, PeerSpec, Prefix, Presented};
+use wan::{AllGranted, Grants, Identity, Links, Peer, PeerSpec, Presented};
 use wan_core::{OpenFrame, Reason};
 
 /// What comes of connecting to `b` with what a probe would have told.

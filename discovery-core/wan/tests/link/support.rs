@@ -77,6 +77,7 @@ pub(crate) fn settings(ca: &Ca, identity: Identity) -> Settings {
         mark: None,
         link: Config::default(),
         patience: Duration::from_secs(4),
+        loopback: true,
     }
 }
 
@@ -308,4 +309,46 @@ impl Road {
         }
         drop(to.shutdown().await);
     }
+}
+
+/// A road to `at` on which every octet takes so long, each way.
+pub(crate) async fn far(at: SocketAddr, delay: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let far = TcpStream::connect(at).await?;
+                let (near, far) = (near.into_split(), far.into_split());
+                tokio::try_join!(late(near.0, far.1, delay), late(far.0, near.1, delay))
+            });
+        }
+    });
+    own
+}
+
+async fn late(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+) -> std::io::Result<()> {
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let reading = async move {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let n = from.read(&mut buffer).await?;
+            let sent = sender.send((Instant::now() + delay, buffer[..n].to_vec()));
+            if n == 0 || sent.is_err() {
+                return Ok::<_, std::io::Error>(());
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, octets)) = receiver.recv().await {
+            tokio::time::sleep_until(due).await;
+            to.write_all(&octets).await?;
+        }
+        to.shutdown().await
+    };
+    tokio::try_join!(reading, writing).map(|_| ())
 }
