@@ -357,7 +357,11 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         match self.engine.claim(now(), flow, granted) {
             Claim::Early => match self.connects.take(flow) {
                 Some(connection) => Claimed::Ready(Ready::Here(connection)),
-                None => Claimed::Refused(Reason::Closed),
+                None => {
+                    // It is not there: nobody else would ever say that it is over.
+                    self.engine.handle_event(now(), Event::Closed { flow });
+                    Claimed::Refused(Reason::Closed)
+                }
             },
             Claim::Onward(peer) => Claimed::Ready(Ready::Onward(peer)),
             Claim::Wait => Claimed::Wait,

@@ -9,6 +9,7 @@ use discovery_core::{
 use std::{
     collections::HashMap,
     fmt,
+    future::{pending, poll_fn},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -415,7 +416,8 @@ impl Link {
 
     pub(crate) fn poll_opened(&self, cx: &mut Context<'_>, id: StreamId) -> Poll<Result<Bytes, Reason>> {
         let mut state = self.lock();
-        let wait = state.waits.entry(id).or_default();
+        // Its user has gone: there is nobody left for whom to keep anything.
+        let Some(wait) = state.waits.get_mut(&id) else { return Poll::Ready(Err(Reason::Cancelled)) };
         match (&wait.answered, wait.dead) {
             (Some(info), _) => Poll::Ready(Ok(info.clone())),
             (None, Some(reason)) => Poll::Ready(Err(reason)),
@@ -423,6 +425,15 @@ impl Link {
                 keep(&mut wait.answer, cx);
                 Poll::Pending
             }
+        }
+    }
+
+    /// Why a peer's stream that is not answered yet has ended.
+    pub(crate) async fn given_up(&self, id: StreamId) -> Reason {
+        match poll_fn(|cx| self.poll_opened(cx, id)).await {
+            Err(reason) => reason,
+            // Nobody answers a question that is his own to answer.
+            Ok(_) => pending().await,
         }
     }
 

@@ -640,7 +640,11 @@ impl Inner {
                 false => self.grants.may_open(&link.node, &open),
             });
         let opened = match allowed {
-            Ok(()) => self.opener.open(link.node.clone(), open).await,
+            // Whoever asks may give up first; what was begun for him ends with it.
+            Ok(()) => tokio::select! {
+                opened = self.opener.open(link.node.clone(), open) => opened,
+                reason = link.given_up(id) => Err(reason),
+            },
             Err(reason) => Err(reason),
         };
         match opened {

@@ -2,6 +2,7 @@
 
 use crate::link::Link;
 use bytes::Bytes;
+use discovery_core::id::NodeId;
 use seams::AsyncIo;
 use std::{
     fmt,
@@ -31,6 +32,12 @@ impl LinkStream {
         Self { link, id }
     }
 
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &NodeId {
+        &self.link.node
+    }
+
     /// Waits for the peer's answer, and what it told. What is written before goes out with the question.
     ///
     /// # Errors
@@ -39,7 +46,7 @@ impl LinkStream {
         poll_fn(|cx| self.link.poll_opened(cx, self.id)).await
     }
 
-    /// The same, apart from the stream, which may be in use meanwhile.
+    /// The same, apart from the stream, which may be in use meanwhile; [`Reason::Cancelled`] when it has been dropped.
     pub fn answer(&self) -> impl Future<Output = Result<Bytes, Reason>> + Send + 'static {
         let (link, id) = (self.link.clone(), self.id);
         poll_fn(move |cx| link.poll_opened(cx, id))

@@ -49,6 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a closed port is refused; a node alone is not in the way",
         pair::refused_and_alone,
     ),
+    row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
     row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),

@@ -23,11 +23,13 @@ impl PathAgent {
 
 impl Agent for PathAgent {
     fn open(&mut self, flow: Flow, peer: Peer) {
-        self.runtime.spawn(Arc::clone(&self.carrier).open(flow, peer));
+        let attempt = self.carrier.begin(flow);
+        self.runtime.spawn(Arc::clone(&self.carrier).open(attempt, peer));
     }
 
     fn single(&mut self, flow: Flow) {
-        self.runtime.spawn(Arc::clone(&self.carrier).single(flow));
+        let attempt = self.carrier.begin(flow);
+        self.runtime.spawn(Arc::clone(&self.carrier).single(attempt));
     }
 
     fn abort(&mut self, flow: Flow, why: Reason) {
@@ -37,7 +39,7 @@ impl Agent for PathAgent {
 
     fn abandon(&mut self, flow: Flow, why: Reason) {
         tracing::debug!(%flow, why = why.word(), "the server's side is given up");
-        self.carrier.abort(flow);
+        self.carrier.abandon(flow);
     }
 
     fn claim_ready(&mut self, flow: Flow, ready: Ready) {

@@ -1,17 +1,24 @@
 //! Brings the two halves of a connection together and carries octets between them: the client that the transparent
 //! listener accepted, and the stream to its peer or the connection to its server, in whichever order they come.
 
-use super::tcp::Tcp;
+mod attempts;
+mod outcome;
+mod serving;
+
+use super::tcp::{self, Tcp};
+use attempts::{Attempt, Attempts, Half};
 use discovery_core::{
-    engine::{self, ConnectFailure, Event, Reason, Refusal},
+    engine::{self, ConnectFailure, Event, Reason},
     flow::Flow,
     id::NodeId,
     value::Class,
 };
 use discovery_linux::{
     netd::{Claimed, Handle, Ready},
-    socket::{self, Connecting, Target},
+    socket::{Connecting, Target},
 };
+use outcome::{failed, refusal};
+use serving::{Served, Serving};
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
@@ -21,7 +28,7 @@ use std::{
 use tokio::{
     io::copy_bidirectional,
     net::TcpStream,
-    sync::{Notify, oneshot},
+    sync::oneshot,
     time::{sleep, timeout},
 };
 use wan::{LinkStream, Links, Peer};
@@ -39,12 +46,11 @@ pub(crate) struct Carrier {
 
 #[derive(Default)]
 struct State {
-    clients: HashMap<Flow, Tcp>,
-    fars: HashMap<Flow, Far>,
-    carried: HashMap<Flow, Arc<Notify>>,
-    /// The servers' ends of what peers carry.
-    served: HashMap<Flow, Arc<Notify>>,
-    claims: HashMap<Flow, oneshot::Sender<Result<Ready, Reason>>>,
+    attempts: Attempts<Tcp, Far>,
+    /// What peers have claimed.
+    served: HashMap<Flow, Served>,
+    /// How many claims there were.
+    claims: u64,
     /// Whether there is a link, as the engine was told.
     peers: HashMap<engine::Peer, Met>,
 }
@@ -82,7 +88,7 @@ impl Carrier {
     /// How many connections are carried for clients here, and for peers.
     pub(crate) fn carried(&self) -> usize {
         let state = self.lock();
-        state.carried.len() + state.served.len()
+        state.attempts.carried() + state.served.len()
     }
 
     pub(super) fn tell(&self, event: Event) {
@@ -105,154 +111,207 @@ impl Carrier {
 
 /// On the client's side.
 impl Carrier {
-    /// Opens a stream for `flow`. Its client may be here already, and need not wait for the answer.
-    pub(super) async fn open(self: Arc<Self>, flow: Flow, peer: engine::Peer) {
+    /// From now on a client of `flow` is waited for. What is left of an older attempt ends.
+    pub(super) fn begin(&self, flow: Flow) -> Attempt {
+        let (attempt, older) = self.lock().attempts.begin(flow);
+        drop(older);
+        attempt
+    }
+
+    /// Opens a stream. Its client may be here already, and need not wait for the answer.
+    pub(super) async fn open(self: Arc<Self>, attempt: Attempt, peer: engine::Peer) {
+        tokio::select! {
+            () = attempt.over() => {}
+            () = self.ask(&attempt, peer) => {}
+        }
+    }
+
+    async fn ask(self: &Arc<Self>, attempt: &Attempt, peer: engine::Peer) {
+        let flow = attempt.flow;
         let Some(links) = self.links.get() else { return };
         let stream = match links.open(&self.at(peer), asks(flow)).await {
             Ok(stream) => stream,
-            Err(why) => {
-                tracing::debug!(%flow, %why, "no stream");
-                return self.tell(Event::Refused { flow, why: refusal(why) });
-            }
+            Err(why) => return self.ended(attempt, Some(why)),
         };
-        self.set_up(peer, true);
+        self.met(peer, stream.peer().clone());
         let answer = stream.answer();
-        self.far(flow, Far::Stream(stream));
+        self.far(attempt, Far::Stream(stream));
         match answer.await {
-            Ok(_) => self.tell(Event::Opened { flow }),
+            Ok(_) => self.opened(attempt),
+            Err(why) => self.ended(attempt, Some(why)),
+        }
+    }
+
+    /// Reaches the server from the client's address, without a peer.
+    pub(super) async fn single(self: Arc<Self>, attempt: Attempt) {
+        let connected = tokio::select! {
+            () = attempt.over() => return,
+            connected = timeout(CONNECT_MAX, connect(attempt.flow)) => connected,
+        };
+        match connected.unwrap_or(Err(ConnectFailure::TimedOut)) {
+            Ok(server) => {
+                self.opened(&attempt);
+                self.far(&attempt, Far::Server(server));
+            }
             Err(why) => {
-                tracing::debug!(%flow, %why, "refused by the peer");
-                drop(self.lock().fars.remove(&flow));
-                self.tell(Event::Refused { flow, why: refusal(why) });
+                tracing::debug!(flow = %attempt.flow, ?why, "the server is not reached");
+                // The client has been answered: a reset is all that is left to tell it.
+                self.closed(&attempt);
             }
         }
     }
 
-    /// Reaches the server of `flow` from its client's address, without a peer.
-    pub(super) async fn single(self: Arc<Self>, flow: Flow) {
-        match timeout(CONNECT_MAX, connect(flow)).await {
-            Ok(Ok(server)) => {
-                self.far(flow, Far::Server(server));
-                self.tell(Event::Opened { flow });
-            }
-            Ok(Err(failure)) => self.tell(Event::Refused { flow, why: unreached(failure) }),
-            Err(_) => self.tell(Event::Refused { flow, why: Refusal::ServerSilent }),
-        }
-    }
-
-    /// The client is here.
+    /// The client is here. One that nobody waits for is reset.
     pub(super) fn accepted(self: &Arc<Self>, flow: Flow, client: TcpStream) {
         let client = match Tcp::new(client) {
             Ok(client) => client,
             Err(error) => return tracing::debug!(%flow, %error, "the client has gone"),
         };
-        let far = {
-            let mut state = self.lock();
-            match state.fars.remove(&flow) {
-                Some(far) => far,
-                None => {
-                    state.clients.insert(flow, client);
-                    drop(state);
-                    return self.give_up_later(flow);
-                }
-            }
-        };
-        self.carry(flow, client, far);
+        let half = self.lock().attempts.client(flow, client);
+        self.go_on(half);
     }
 
-    fn far(self: &Arc<Self>, flow: Flow, far: Far) {
-        let client = {
-            let mut state = self.lock();
-            match state.clients.remove(&flow) {
-                Some(client) => client,
-                None => {
-                    state.fars.insert(flow, far);
-                    drop(state);
-                    return self.give_up_later(flow);
-                }
-            }
-        };
-        self.carry(flow, client, far);
+    fn far(self: &Arc<Self>, attempt: &Attempt, far: Far) {
+        let half = self.lock().attempts.far(attempt, far);
+        self.go_on(half);
     }
 
-    fn carry(self: &Arc<Self>, flow: Flow, mut client: Tcp, far: Far) {
-        let aborted = Arc::new(Notify::new());
-        self.lock().carried.insert(flow, Arc::clone(&aborted));
+    fn go_on(self: &Arc<Self>, half: Half<Tcp, Far>) {
         let carrier = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = aborted.notified() => seams::AsyncIo::reset_on_close(&mut client),
-                () = far.carry(&mut client) => carrier.tell(Event::Closed { flow }),
-            }
-            let mut state = carrier.lock();
-            // A newer connection between the same ports has an entry of its own.
-            if state.carried.get(&flow).is_some_and(|now| Arc::ptr_eq(now, &aborted)) {
-                state.carried.remove(&flow);
-            }
-        });
+        match half {
+            Half::Both(attempt, client, far) => drop(tokio::spawn(carrier.carry(attempt, client, far))),
+            Half::Waits(attempt) => drop(tokio::spawn(carrier.give_up_later(attempt))),
+            Half::Unasked => {}
+        }
+    }
+
+    async fn carry(self: Arc<Self>, attempt: Attempt, mut client: Tcp, far: Far) {
+        let cut = tokio::select! {
+            () = attempt.over() => return,
+            cut = far.carry(&mut client) => cut,
+        };
+        // Before the engine hears of it, and may take another one between the same ends.
+        drop(client);
+        self.ended(&attempt, cut);
     }
 
     /// A half whose other half does not come is let go.
-    fn give_up_later(self: &Arc<Self>, flow: Flow) {
-        let carrier = Arc::clone(self);
-        tokio::spawn(async move {
-            sleep(ALONE_MAX).await;
-            let (client, far) = {
-                let mut state = carrier.lock();
-                (state.clients.remove(&flow), state.fars.remove(&flow))
-            };
-            if client.is_some() || far.is_some() {
-                carrier.tell(Event::Closed { flow });
+    async fn give_up_later(self: Arc<Self>, attempt: Attempt) {
+        if timeout(ALONE_MAX, attempt.over()).await.is_err() {
+            let ended = self.lock().attempts.end_alone(&attempt);
+            if ended.is_some() {
+                self.tell(Event::Closed { flow: attempt.flow });
             }
-        });
+        }
     }
 
-    /// Ends what there is of `flow`, the client with a reset.
-    pub(super) fn abort(&self, flow: Flow) {
-        let (client, far, carried, served) = {
-            let mut state = self.lock();
-            let client = state.clients.remove(&flow);
-            (client, state.fars.remove(&flow), state.carried.remove(&flow), state.served.remove(&flow))
-        };
-        if let Some(mut client) = client {
-            seams::AsyncIo::reset_on_close(&mut client);
+    fn opened(&self, attempt: &Attempt) {
+        let mut state = self.lock();
+        if state.attempts.opened(attempt) {
+            // Under the lock: its end must not be told before.
+            self.tell(Event::Opened { flow: attempt.flow });
         }
-        drop(far);
-        [carried, served].into_iter().flatten().for_each(|end| end.notify_one());
+    }
+
+    fn closed(&self, attempt: &Attempt) {
+        let ended = self.lock().attempts.end(attempt);
+        if ended.is_some() {
+            drop(ended);
+            self.tell(Event::Closed { flow: attempt.flow });
+        }
+    }
+
+    /// It is over; `cut`: before its time.
+    fn ended(&self, attempt: &Attempt, cut: Option<wan_core::Reason>) {
+        let flow = attempt.flow;
+        let Some(entry) = self.lock().attempts.end(attempt) else { return };
+        let opened = entry.opened;
+        // The client is reset, if it waits.
+        drop(entry);
+        match cut {
+            // A reset before the answer is the client's doing, not the peer's word.
+            Some(wan_core::Reason::ConnectionReset | wan_core::Reason::Cancelled) => {}
+            Some(why) if !opened => {
+                tracing::debug!(%flow, %why, "no stream");
+                return self.tell(Event::Refused { flow, why: refusal(why) });
+            }
+            // It ran its course faster than its answer was noted.
+            None if !opened => self.tell(Event::Opened { flow }),
+            Some(_) | None => {}
+        }
+        self.tell(Event::Closed { flow });
+    }
+
+    /// Ends what there is for the client of `flow`, with a reset.
+    pub(super) fn abort(&self, flow: Flow) {
+        let ended = self.lock().attempts.abort(flow);
+        drop(ended);
     }
 }
 
 /// On the server's side.
 impl Carrier {
-    /// The connection that was opened early for `flow`, or the node that takes it on.
-    pub(super) async fn claim(&self, flow: Flow, granted: bool) -> Result<Ready, Reason> {
+    /// The connection that was opened early for `flow`, or the node that takes it on. Whatever becomes of it, the
+    /// engine hears of its end.
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        flow: Flow,
+        granted: bool,
+    ) -> Result<(Ready, Serving), Reason> {
         let Some(handle) = self.handle.get() else { return Err(Reason::NotGranted) };
         let (answer, answered) = oneshot::channel();
-        // Before the question: the answer to a claim that waits may come at once.
-        self.lock().claims.insert(flow, answer);
-        let (first, firstly) = oneshot::channel();
-        handle.claim(flow, granted, move |claimed| drop(first.send(claimed)));
-        let claimed = match firstly.await {
-            Ok(Claimed::Ready(ready)) => Ok(ready),
-            Ok(Claimed::Refused(why)) => Err(why),
-            Ok(Claimed::Wait) => return answered.await.unwrap_or(Err(Reason::Closed)),
-            Err(_) => Err(Reason::AgentDown),
+        let carrier = Arc::clone(self);
+        // In the loop's thread: whoever waits is known before the answer can come.
+        handle.claim(flow, granted, move |claimed| {
+            let first = match claimed {
+                Claimed::Ready(ready) => {
+                    Ok((Serving::begin(&carrier, flow, None), First::Ready(born(ready))))
+                }
+                Claimed::Wait => {
+                    let (waits, later) = oneshot::channel();
+                    Ok((Serving::begin(&carrier, flow, Some(waits)), First::Wait(later)))
+                }
+                Claimed::Refused(why) => Err(why),
+            };
+            drop(answer.send(first));
+        });
+        let (serving, first) = answered.await.unwrap_or(Err(Reason::AgentDown))?;
+        let ready = match first {
+            First::Ready(ready) => ready,
+            First::Wait(later) => match timeout(CLAIM_MAX, later).await {
+                Ok(ready) => ready.unwrap_or(Err(Reason::Closed))?,
+                Err(_) => return Err(Reason::ServerSilent),
+            },
         };
-        self.lock().claims.remove(&flow);
-        claimed
+        Ok((ready, serving))
     }
 
+    /// The outcome of a claim that waits.
     pub(super) fn claimed(&self, flow: Flow, ready: Result<Ready, Reason>) {
-        let waiting = self.lock().claims.remove(&flow);
-        if let Some(waiting) = waiting {
-            let _gone = waiting.send(ready);
+        let ready = ready.map(born);
+        let waits = {
+            let mut state = self.lock();
+            match &ready {
+                Ok(_) => state.served.get_mut(&flow).and_then(|served| served.waits.take()),
+                // The engine has forgotten it already.
+                Err(_) => state.served.remove(&flow).and_then(|served| served.waits),
+            }
+        };
+        match waits {
+            // Who has gone meanwhile tells it too.
+            Some(waits) => drop(waits.send(ready)),
+            None if ready.is_ok() => {
+                drop(ready);
+                self.tell(Event::Closed { flow });
+            }
+            None => {}
         }
     }
 
-    /// The connection of a claim, as a peer's stream is carried to it.
-    pub(super) fn serve(self: &Arc<Self>, flow: Flow, connection: OwnedFd) -> std::io::Result<Tcp> {
-        let carrier = Arc::clone(self);
-        Ok(Tcp::from_fd(connection)?.on_end(move || carrier.tell(Event::Closed { flow })))
+    /// The engine has given up what a peer was promised.
+    pub(super) fn abandon(&self, flow: Flow) {
+        let served = self.lock().served.remove(&flow);
+        drop(served);
     }
 
     /// A stream that goes on to the next node.
@@ -263,7 +322,9 @@ impl Carrier {
     ) -> Result<LinkStream, wan_core::Reason> {
         let links = self.links.get().ok_or(wan_core::Reason::NoLink)?;
         let stream = links.open(&self.at(next), asks(flow)).await?;
-        stream.answer().await?;
+        self.met(next, stream.peer().clone());
+        stream.opened().await?;
+        self.tell(Event::Opened { flow });
         Ok(stream)
     }
 
@@ -282,15 +343,18 @@ impl Carrier {
     pub(super) async fn meet(self: Arc<Self>, peer: engine::Peer) {
         let Some(links) = self.links.get() else { return };
         match links.connect(&self.at(peer)).await {
-            Ok(node) => {
-                self.lock().peers.entry(peer).or_default().node = Some(node);
-                self.set_up(peer, true);
-            }
+            Ok(node) => self.met(peer, node),
             Err(why) => {
                 tracing::info!(link = %peer.link, %why, "a peer on the path has no link; connections go direct");
                 self.set_up(peer, false);
             }
         }
+    }
+
+    /// There is a link to `peer`, and now it is known who that is.
+    fn met(&self, peer: engine::Peer, node: NodeId) {
+        self.lock().peers.entry(peer).or_default().node = Some(node);
+        self.set_up(peer, true);
     }
 
     fn set_up(&self, peer: engine::Peer, up: bool) {
@@ -317,20 +381,34 @@ pub(super) async fn watch_peers(carrier: Arc<Carrier>) {
 }
 
 impl Far {
-    async fn carry(self, client: &mut Tcp) {
+    /// Why it ended before its time.
+    async fn carry(self, client: &mut Tcp) -> Option<wan_core::Reason> {
         match self {
             Self::Stream(stream) => {
                 let wan::Spliced { sent, received, cut } = wan::splice(stream, client).await;
                 tracing::debug!(sent, received, cut = cut.map(wan_core::Reason::word), "carried");
+                cut
             }
             Self::Server(mut server) => {
-                if copy_bidirectional(client, &mut server).await.is_err() {
-                    seams::AsyncIo::reset_on_close(client);
-                    seams::AsyncIo::reset_on_close(&mut server);
-                }
+                let copied = copy_bidirectional(client, &mut server).await;
+                copied.is_err().then_some(wan_core::Reason::ConnectionReset)
             }
         }
     }
+}
+
+/// The answer to a claim.
+enum First {
+    Ready(Ready),
+    Wait(oneshot::Receiver<Result<Ready, Reason>>),
+}
+
+/// A connection that nobody takes any more leaves no trace.
+fn born(ready: Ready) -> Ready {
+    if let Ready::Here(connection) = &ready {
+        tcp::reset_when_closed(connection);
+    }
+    ready
 }
 
 fn asks(flow: Flow) -> OpenFrame {
@@ -353,75 +431,12 @@ async fn connect(flow: Flow) -> Result<Tcp, ConnectFailure> {
     }
 }
 
-fn failed(failure: socket::ConnectFailure) -> ConnectFailure {
-    match failure {
-        socket::ConnectFailure::Refused => ConnectFailure::Refused,
-        socket::ConnectFailure::TimedOut => ConnectFailure::TimedOut,
-        socket::ConnectFailure::NetworkUnreachable => {
-            ConnectFailure::Unreachable(engine::Unreachable::Network)
-        }
-        socket::ConnectFailure::HostUnreachable => ConnectFailure::Unreachable(engine::Unreachable::Host),
-        socket::ConnectFailure::Prohibited => ConnectFailure::Unreachable(engine::Unreachable::Prohibited),
-        socket::ConnectFailure::NotPermitted
-        | socket::ConnectFailure::AddressInUse
-        | socket::ConnectFailure::Exhausted
-        | socket::ConnectFailure::Other(_) => ConnectFailure::Local,
-    }
-}
-
-fn unreached(failure: ConnectFailure) -> Refusal {
-    match failure {
-        ConnectFailure::Refused => Refusal::ServerRefused,
-        ConnectFailure::Unreachable(what) => Refusal::ServerUnreachable(what),
-        ConnectFailure::TimedOut => Refusal::ServerSilent,
-        ConnectFailure::Local => Refusal::Peer,
-    }
-}
-
-fn refusal(why: wan_core::Reason) -> Refusal {
-    use wan_core::Reason as Why;
-    match why {
-        Why::ServerRefused => Refusal::ServerRefused,
-        Why::ServerUnreachable => Refusal::ServerUnreachable(engine::Unreachable::Host),
-        Why::ServerTimedOut => Refusal::ServerSilent,
-        Why::NoLink
-        | Why::LinkLost
-        | Why::PeerRestarted
-        | Why::PeerRefused
-        | Why::PeerUnreachable
-        | Why::PeerTimedOut
-        | Why::ShuttingDown
-        | Why::Closed
-        | Why::Silent
-        | Why::Tls
-        | Why::Revoked
-        | Why::WrongPin
-        | Why::WrongNode
-        | Why::NoIdentity
-        | Why::UnknownPeer
-        | Why::OlderVersion
-        | Why::NewerVersion
-        | Why::Itself => Refusal::NoLink,
-        Why::Unknown
-        | Why::Cancelled
-        | Why::ConnectionReset
-        | Why::ServerTls
-        | Why::UnknownServer
-        | Why::UnknownFlow
-        | Why::NotGranted
-        | Why::Busy
-        | Why::Unsupported
-        | Why::PeerForgot
-        | Why::Violation
-        | Why::Duplicate
-        | Why::Replaced => Refusal::Peer,
-    }
-}
-
 /// What people wait for octet by octet: shells, mail, directories. Anything else may be large.
 const INTERACTIVE: &[u16] = &[22, 23, 53, 88, 110, 143, 389, 587, 636, 993, 995];
 /// A server that says nothing for so long is silent.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
 /// The two halves of a connection come within a round trip of each other.
 const ALONE_MAX: Duration = Duration::from_secs(30);
+/// Longer than the engine waits for a server.
+const CLAIM_MAX: Duration = Duration::from_secs(35);
 const LOOK_EVERY: Duration = Duration::from_millis(200);

@@ -53,16 +53,20 @@ impl Opener {
         if !self.stands {
             return if named { dial(&open).await } else { Err(Why::NotGranted) };
         }
-        let ready = self.carrier.claim(flow, granted).await.map_err(|why| {
+        let (ready, serving) = self.carrier.claim(flow, granted).await.map_err(|why| {
             tracing::debug!(%flow, %peer, why = why.word(), "a peer's stream is refused");
             refused(why)
         })?;
         let io: Box<dyn seams::AsyncIo> = match ready {
             Ready::Here(connection) => {
-                self.shown().note(&peer, flow, Instant::now());
-                Box::new(self.carrier.serve(flow, connection).map_err(|_| Why::ConnectionReset)?)
+                let server = Tcp::from_fd(connection).map_err(|_| Why::ConnectionReset)?;
+                // Without a grant it was the client's own SYN that was seen here. A grant must not prolong itself.
+                if !granted {
+                    self.shown().note(&peer, flow, Instant::now());
+                }
+                Box::new(serving.around(server))
             }
-            Ready::Onward(next) => Box::new(self.carrier.onward(flow, next).await?),
+            Ready::Onward(next) => Box::new(serving.around(self.carrier.onward(flow, next).await?)),
         };
         Ok(OpenedStream { io, info: Bytes::new() })
     }

@@ -1,54 +1,56 @@
-//! A connection to a client or a server, as a stream that can be reset.
+//! A connection to a client or a server. Whatever ends it before both directions have ended in order, be it the end of
+//! the process, resets it: an end that looks orderly would make a mutilated file look whole.
 
 use seams::AsyncIo;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use std::{
-    fmt, io,
-    os::fd::OwnedFd,
+    io,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-/// See the module's documentation. Says that it has ended, once, when it is dropped.
-pub(super) struct Tcp<Io = TcpStream> {
-    io: Io,
-    ended: Option<Box<dyn FnOnce() + Send>>,
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Tcp {
+    io: TcpStream,
+    read_ended: bool,
+    write_ended: bool,
+    reset: bool,
 }
 
 impl Tcp {
     pub(super) fn new(io: TcpStream) -> io::Result<Self> {
+        reset_when_closed(&io);
         io.set_nodelay(true)?;
-        Ok(Self { io, ended: None })
+        let keepalive =
+            TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_EVERY).with_retries(ASK_TIMES);
+        SockRef::from(&io).set_tcp_keepalive(&keepalive)?;
+        Ok(Self { io, read_ended: false, write_ended: false, reset: false })
     }
 
     /// Of a socket that does not block.
     pub(super) fn from_fd(socket: OwnedFd) -> io::Result<Self> {
+        reset_when_closed(&socket);
         Self::new(TcpStream::from_std(socket.into())?)
     }
 
-    pub(super) fn on_end(mut self, ended: impl FnOnce() + Send + 'static) -> Self {
-        self.ended = Some(Box::new(ended));
-        self
-    }
-}
-
-impl<Io> Drop for Tcp<Io> {
-    fn drop(&mut self) {
-        if let Some(ended) = self.ended.take() {
-            ended();
+    /// Both directions have ended in order: what the kernel has still to send goes out, and then the end.
+    fn end_in_order(&self) {
+        if self.read_ended && self.write_ended && !self.reset {
+            let _closed_already = SockRef::from(&self.io).set_linger(None);
         }
     }
 }
 
-impl<Io> fmt::Debug for Tcp<Io> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tcp").finish_non_exhaustive()
-    }
+/// From now on closing the socket resets the connection.
+pub(super) fn reset_when_closed(socket: &impl AsFd) {
+    let _closed_already = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 impl AsyncIo for Tcp {
@@ -57,7 +59,8 @@ impl AsyncIo for Tcp {
     }
 
     fn reset_on_close(&mut self) {
-        let _closed_already = SockRef::from(&self.io).set_linger(Some(Duration::ZERO));
+        self.reset = true;
+        reset_when_closed(&self.io);
     }
 }
 
@@ -67,8 +70,99 @@ impl AsyncRead for Tcp {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if buf.filled().len() == before && buf.remaining() > 0 {
+            self.read_ended = true;
+            self.end_in_order();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
-seams::write_through!(Tcp);
+impl AsyncWrite for Tcp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, octets)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        self.write_ended = true;
+        self.end_in_order();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// A client or server that has vanished without a word is noticed after two minutes.
+const ASK_AFTER: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_TIMES: u32 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    async fn pair() -> (Tcp, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (other, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (Tcp::new(accepted.unwrap().0).unwrap(), other.unwrap())
+    }
+
+    async fn read(other: &mut TcpStream) -> Result<usize, io::ErrorKind> {
+        other.read(&mut [0; 8]).await.map_err(|error| error.kind())
+    }
+
+    #[tokio::test]
+    async fn dropped_it_is_reset() {
+        for half_closed in [false, true] {
+            let (mut tcp, mut other) = pair().await;
+            if half_closed {
+                other.shutdown().await.unwrap();
+                assert_eq!(tcp.read(&mut [0; 8]).await.unwrap(), 0);
+            }
+            drop(tcp);
+            assert_eq!(read(&mut other).await, Err(io::ErrorKind::ConnectionReset), "{half_closed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn ended_in_both_directions_it_ends() {
+        for told in [false, true] {
+            let (mut tcp, mut other) = pair().await;
+            tcp.write_all(b"last").await.unwrap();
+            tcp.shutdown().await.unwrap();
+            other.shutdown().await.unwrap();
+            assert_eq!(tcp.read(&mut [0; 8]).await.unwrap(), 0);
+            assert_eq!(SockRef::from(&tcp.io).linger().unwrap(), None);
+            if told {
+                tcp.reset_on_close();
+                assert_eq!(SockRef::from(&tcp.io).linger().unwrap(), Some(Duration::ZERO));
+            }
+            drop(tcp);
+            if !told {
+                assert_eq!((read(&mut other).await, read(&mut other).await), (Ok(4), Ok(0)));
+            }
+        }
+    }
+}

@@ -105,7 +105,10 @@ pub(super) fn obey(
         Output::ClaimReady { flow, onward: Some(peer) } => agent.claim_ready(flow, Ready::Onward(peer)),
         Output::ClaimReady { flow, onward: None } => match connects.take(flow) {
             Some(connection) => agent.claim_ready(flow, Ready::Here(connection)),
-            None => agent.claim_failed(flow, Reason::Closed),
+            None => {
+                agent.claim_failed(flow, Reason::Closed);
+                return Outcome { event: Some(Event::Closed { flow }), unsent: false };
+            }
         },
         Output::ClaimFailed { flow, why } => agent.claim_failed(flow, why),
         Output::AbortOnward { flow, next, isn } => agent.abort_onward(flow, next, isn),

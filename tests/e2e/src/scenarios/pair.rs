@@ -368,6 +368,45 @@ pub(crate) fn refused_and_alone(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A node alone terminates connections: the server sees the client's address, and what the server refuses is reset.
+pub(crate) fn single(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let mut nodes = Nodes::of(case, &lab)?;
+    nodes.start(Place::Branch, "intercept-single")?;
+    for ip in [Place::Server.v4(), Place::Server.v6()] {
+        let mut client = Client::connect(&lab, ip)?;
+        client.sees_the_truth(ip)?;
+        client.echoes(&noise(1_000_000))?;
+        let status = nodes.status(Place::Branch)?;
+        ensure!(status.get("carried").and_then(Value::as_u64) == Some(1), "it is not terminated: {status}");
+        client.ends()?;
+        // The client is answered before the server is asked: a reset right after is the most that it can be told.
+        let (told, took) = lab.inside(Place::Client, move || {
+            let start = Instant::now();
+            let told =
+                TcpStream::connect_timeout(&SocketAddr::new(ip, CLOSED), STALL).and_then(|mut stream| {
+                    stream.set_read_timeout(Some(STALL))?;
+                    stream.read(&mut [0])
+                });
+            (told.map_err(|error| error.kind()), start.elapsed())
+        })?;
+        use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
+        ensure!(matches!(told, Err(ConnectionRefused | ConnectionReset)), "{ip}: a closed port: {told:?}");
+        ensure!(took < Duration::from_secs(2), "{ip}: a closed port is told after {took:?}");
+        case.note(
+            if ip.is_ipv4() { "v4-closed-ms" } else { "v6-closed-ms" },
+            u64::try_from(took.as_millis())?,
+        );
+        nodes.at_rest(&[Place::Branch])?;
+    }
+    ensure!(nodes.count(Place::Branch, "single")? >= 4, "not all were terminated here");
+    let status = nodes.status(Place::Branch)?;
+    let left = status.get("flows").and_then(Value::as_array).map(Vec::len);
+    ensure!(left == Some(0), "flows are left over: {status}");
+    Ok(())
+}
+
 /// A node that is killed takes what it carries with it, at once, and nothing else: new connections go direct.
 pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
