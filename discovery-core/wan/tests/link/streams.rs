@@ -105,3 +105,13 @@ async fn a_client_that_reads_slowly_holds_up_its_server_and_nobody_else() {
     timeout(Duration::from_secs(5), other.read_exact(&mut heard)).await.unwrap().unwrap();
     drop(slow);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_stream_that_was_dropped_does_not_stay_away() {
+    let (two, server) = (Two::new().await, echo().await);
+    let stream = two.a.open(&two.to_b, open(server, Class::Interactive)).await.unwrap();
+    let answer = stream.answer();
+    drop(stream);
+    let answer = timeout(Duration::from_secs(5), answer).await.unwrap();
+    assert_eq!(answer.err(), Some(Reason::Cancelled));
+}
