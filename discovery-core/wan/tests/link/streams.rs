@@ -1,12 +1,19 @@
-use crate::support::{Two, echo, front, open, pattern, summary, summing, until};
-use discovery_core::value::Class;
-use std::time::Duration;
+use crate::support::{
+    Ca, Two, echo, front, id, links, listen, open, pattern, settings, summary, summing, until,
+};
+use discovery_core::{id::NodeId, seam::sink::Nowhere, value::Class};
+use seams::BoxFuture;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     time::timeout,
 };
-use wan_core::Reason;
+use wan::{AllGranted, Links, OpenedStream, Peer, PeerSpec, StreamOpener};
+use wan_core::{OpenFrame, Reason};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_reaches_the_server_and_each_direction_ends_alone() {
@@ -104,4 +111,48 @@ async fn a_client_that_reads_slowly_holds_up_its_server_and_nobody_else() {
     let mut heard = [0; 5];
     timeout(Duration::from_secs(5), other.read_exact(&mut heard)).await.unwrap().unwrap();
     drop(slow);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_stream_that_was_dropped_does_not_stay_away() {
+    let (two, server) = (Two::new().await, echo().await);
+    let stream = two.a.open(&two.to_b, open(server, Class::Interactive)).await.unwrap();
+    let answer = stream.answer();
+    drop(stream);
+    let answer = timeout(Duration::from_secs(5), answer).await.unwrap();
+    assert_eq!(answer.err(), Some(Reason::Cancelled));
+}
+
+/// Never gets through; what it holds meanwhile counts the tries.
+struct Trying(Arc<()>);
+
+impl StreamOpener for Trying {
+    fn open(&self, _: NodeId, _: OpenFrame) -> BoxFuture<'_, Result<OpenedStream, Reason>> {
+        let held = self.0.clone();
+        Box::pin(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+            Err(Reason::ServerTimedOut)
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gives_up_ends_what_was_begun_for_him() {
+    let ca = Ca::new();
+    let held = Arc::new(());
+    let tries = Arc::downgrade(&held);
+    let trying = Arc::new(Trying(held));
+    let own = settings(&ca, ca.identity(&["b"]));
+    let nowhere = (Arc::new(Nowhere), Arc::new(Nowhere));
+    let b = Links::new(&own, trying, Arc::new(AllGranted), nowhere.0, nowhere.1, None).unwrap();
+    let at = listen(&b).await;
+    let mut own = settings(&ca, ca.identity(&["a"]));
+    own.peers.known.insert(id("b"), PeerSpec { addresses: vec![at], ..PeerSpec::default() });
+    let a = links(&own);
+    let server = ([192, 0, 2, 1], 993).into();
+    let stream = a.open(&Peer::Node(id("b")), open(server, Class::Interactive)).await.unwrap();
+    until("it is tried", || Weak::strong_count(&tries) == 2).await;
+    drop(stream);
+    until("it is tried no more", || Weak::strong_count(&tries) == 1).await;
 }
