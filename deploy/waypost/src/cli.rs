@@ -260,7 +260,7 @@ pub(crate) enum TokenCommand {
     ///
     /// The token is secret: it holds the node's private key. Bring it to the node, `waypost join` it there, delete it.
     New {
-        /// The node's name, unique in the organisation; [node] id of its configuration
+        /// The node's name, unique in the organisation: `id` under `[node]` in its configuration
         #[arg(long, value_name = "NAME")]
         id: String,
         /// The directory of the node authority [default: node-ca in the state directory]
