@@ -694,7 +694,9 @@ impl Client {
         let at =
             (n as usize).checked_sub(1).filter(|at| *at < open.view.len()).ok_or("EXPUNGE of no message")?;
         let gone = open.view.remove(at);
-        if let Some(uid) = gone.filter(|uid| truth.mail.live(&open.name, *uid).is_some()) {
+        if let Some(uid) = gone
+            && truth.mail.lives(&(open.name.clone(), open.validity, uid))
+        {
             return Err(format!("UID {uid} was expunged and is there"));
         }
         for asked in &mut self.asked {
