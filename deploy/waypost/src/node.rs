@@ -443,6 +443,10 @@ impl Config {
                 };
                 (old.listen, &old.identity, &old.advertise) != (new.listen, &new.identity, &new.advertise)
                     || !old.peers.iter().all(same_peers)
+                    || new.peers.iter().any(|peer| {
+                        let known = old.peers.iter().any(|other| other.id == peer.id);
+                        !known && (!peer.servers.is_empty() || !peer.may_open.is_empty())
+                    })
             }
             (None, None) => false,
             (Some(_), None) | (None, Some(_)) => true,

@@ -15,6 +15,7 @@ mod identity;
 mod opener;
 mod plan;
 mod shown;
+mod switch;
 mod tcp;
 mod view;
 mod watchdog;
@@ -30,6 +31,7 @@ use discovery_core::{
     engine,
     engine::Engine,
     flow::{Flow, Ingress},
+    probe::KeyHint,
     rule::RuleSet,
     seam::sink::Nowhere,
 };
@@ -38,7 +40,7 @@ use discovery_linux::{
     marks::ALONE,
     netd::{Handle, Netd, NetdSettings},
     queue::{NfQueue, QueueSettings},
-    rules::{Extent, Rules, RulesError, forwarding_off},
+    rules::{Rules, RulesError, forwarding_off},
     socket::{Family, TransparentListener},
 };
 use opener::{Asked, Opener};
@@ -46,12 +48,10 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread,
 };
+use switch::Switch;
 use tokio::net::TcpListener;
 use wan::{AllGranted, Links};
 use watchdog::Beats;
@@ -61,12 +61,13 @@ pub(crate) struct Path {
     handle: Option<Handle>,
     links: Links,
     carrier: Arc<Carrier>,
-    rules: Arc<Mutex<Option<Rules>>>,
+    /// None without a place on the path.
+    switch: Option<Arc<Switch>>,
     /// As they are in force, for `explain`.
     ruled: RuleSet,
     first_interface: Option<Ingress>,
-    bypassed: Arc<AtomicBool>,
-    leaving: AtomicBool,
+    /// How probe responses name this node: it cannot change while it runs.
+    key: KeyHint,
     loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
 }
 
@@ -101,11 +102,10 @@ impl Path {
             handle: None,
             links,
             carrier,
-            rules: Arc::default(),
+            switch: None,
             ruled: RuleSet::default(),
             first_interface: None,
-            bypassed: Arc::default(),
-            leaving: AtomicBool::new(false),
+            key: known.key,
             loop_ended: Mutex::default(),
         };
         if let Some(interception) = &config.interception {
@@ -119,7 +119,7 @@ impl Path {
         config: &Config,
         interception: &network::Interception,
         link: &network::Link,
-        key: discovery_core::probe::KeyHint,
+        key: KeyHint,
     ) -> Result<(), Failure> {
         let needs = |what: &'static str| move |error| plan::needs_rights(what, error);
         let v4 = TransparentListener::bind(Family::V4, 0).map_err(needs("the transparent listener"))?;
@@ -179,17 +179,21 @@ impl Path {
             Failure::new(Exit::Unavailable, error)
         })?;
         tracing::info!(?backend, rules = interception.rules.len(), "on the path");
-        *lock(&self.rules) = Some(rules);
-        watchdog::start(beats, Arc::downgrade(&self.rules), Arc::clone(&self.bypassed))
-            .map_err(|error| Failure::io("the system gives no threads", error))?;
+        let switch = Arc::new(Switch::new(handle.clone(), rules));
+        self.switch = Some(Arc::clone(&switch));
         *lock(&self.loop_ended) = Some(ended);
         self.handle = Some(handle);
+        // Who cannot be watched does not stand in the way.
+        if let Err(error) = watchdog::start(&beats, &switch) {
+            self.stop().await;
+            return Err(Failure::io("the system gives no threads", error));
+        }
         Ok(())
     }
 
     /// What can be asked of it.
     pub(crate) async fn status(&self) -> PathStatus {
-        let bypassed = self.bypassed.load(Ordering::Relaxed);
+        let bypassed = self.switch.as_ref().is_some_and(|switch| switch.is_bypassed());
         view::look(self.handle.as_ref(), bypassed, &self.links, &self.carrier).await
     }
 
@@ -202,68 +206,44 @@ impl Path {
 
     /// Takes the rules out of the kernel, or puts them in again: at once, whatever the loop does. What is carried goes on.
     /// `false` where there are none.
-    pub(crate) async fn bypass(self: &Arc<Self>, on: bool) -> Result<bool, Failure> {
-        let Some(handle) = self.handle.as_ref().filter(|_| !self.leaving.load(Ordering::Relaxed)) else {
-            return Ok(false);
-        };
-        // The engine must not order what the rules no longer deliver.
-        if on {
-            handle.tell(engine::Event::Bypass { on });
-        }
-        self.bypassed.store(on, Ordering::Relaxed);
-        let rules = Arc::clone(&self.rules);
-        let extent = if on { Extent::Drain } else { Extent::Full };
-        let set = tokio::task::spawn_blocking(move || match lock(&rules).as_mut() {
-            Some(rules) => rules.set(extent).map(|()| true),
-            None => Ok(false),
-        });
-        let set = set.await.map_err(|error| Failure::say(Exit::Bug, error))?;
-        let set = set.map_err(|error| Failure::new(Exit::Unavailable, error))?;
-        if !on {
-            handle.tell(engine::Event::Bypass { on });
-        }
+    pub(crate) async fn bypass(&self, on: bool) -> Result<bool, Failure> {
+        let Some(switch) = self.switch.clone() else { return Ok(false) };
+        let done = tokio::task::spawn_blocking(move || switch.bypass(on)).await;
+        let done = done.map_err(|error| Failure::say(Exit::Bug, error))?;
+        let done = done.map_err(|error| Failure::new(Exit::Unavailable, error))?;
         tracing::warn!(on, "bypass");
-        Ok(set)
+        Ok(done)
     }
 
-    /// Takes on who may be a peer and who this node is. The rest needs a restart.
+    /// Takes on who may be a peer, and a new certificate of the same key. The rest needs a restart.
     pub(crate) fn reload(&self, config: &Config) -> Result<(), Failure> {
         let Some(link) = &config.link else { return Ok(()) };
         let known = identity::load(config, link)?;
+        if known.key != self.key {
+            let what = "the identity of this node has another key, which it takes on at the next start only";
+            return Err(Failure::say(Exit::Usage, what));
+        }
         self.links.update(&known.settings).map_err(|error| Failure::new(Exit::Usage, error))
     }
 
     /// Takes no new connections; those that are carried go on.
     pub(crate) async fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
-        if let Some(handle) = &self.handle {
-            handle.tell(engine::Event::Bypass { on: true });
-            // Until it has heard that, it may order what is no longer delivered.
-            let (heard, hears) = tokio::sync::oneshot::channel();
-            handle.with(move |_, _, _| {
-                let _gone = heard.send(());
-            });
-            let _hangs = tokio::time::timeout(HEARS_WITHIN, hears).await;
-        }
-        self.change_rules(|rules| rules.set(Extent::Drain)).await;
+        self.switch(Switch::leave).await;
         self.links.leave();
     }
 
-    async fn change_rules(&self, change: impl FnOnce(&mut Rules) -> Result<(), RulesError> + Send + 'static) {
-        // Nobody shall put them in again.
-        self.bypassed.store(true, Ordering::Relaxed);
-        let rules = Arc::clone(&self.rules);
-        let changed = tokio::task::spawn_blocking(move || lock(&rules).as_mut().map(change));
-        if let Ok(Some(Err(error))) = changed.await {
+    async fn switch(&self, change: impl FnOnce(&Switch) -> Result<(), RulesError> + Send + 'static) {
+        let Some(switch) = self.switch.clone() else { return };
+        let changed = tokio::task::spawn_blocking(move || change(&switch)).await;
+        if let Ok(Err(error)) = changed {
             tracing::error!(%error, "rules are left behind; the next start removes them");
         }
     }
 
     /// Ends what is carried.
     pub(crate) async fn stop(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
         self.links.stop();
-        self.change_rules(Rules::remove).await;
+        self.switch(Switch::remove).await;
         if let Some(handle) = &self.handle {
             handle.stop();
         }
@@ -308,8 +288,6 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
     }
 }
 
-/// A loop that hangs hears nothing, and orders nothing either.
-const HEARS_WITHIN: std::time::Duration = std::time::Duration::from_millis(200);
 /// Descriptors may be scarce for a moment.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 

@@ -240,6 +240,10 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     connect => ready.push(connect),
                 }
             }
+            // First: packets that waited while the loop stood still came under rules that may no longer hold.
+            if commanded && !self.command() {
+                return self.queue.close();
+            }
             let mut pause = None;
             if packets {
                 self.queue.receive(&mut batch)?;
@@ -248,9 +252,6 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             }
             for connect in ready {
                 self.connect_ready(connect);
-            }
-            if commanded && !self.command() {
-                return self.queue.close();
             }
             let now = now();
             if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {

@@ -172,7 +172,7 @@ pub(crate) async fn part(tls: &mut TlsStream<TcpStream>, reason: Reason) {
 /// Four round trips of a satellite and a slow machine.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Who connected has said who it is by then: one round trip of a satellite, and one packet sent again on any other line.
-const TLS_MAX: Duration = Duration::from_millis(1500);
+const TLS_MAX: Duration = Duration::from_secs(3);
 const PART_MAX: Duration = Duration::from_millis(500);
 /// Of a newer version, too.
 const HELLO_OCTETS_MAX: usize = 4096;

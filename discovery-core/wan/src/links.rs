@@ -518,6 +518,7 @@ impl Inner {
     /// Sees to a link until it ends: dials what is missing, gives up what has been away for too long.
     async fn keep(self: Arc<Self>, link: Arc<Link>) {
         let mut failed = 0;
+        let mut refused: Option<Instant> = None;
         let mut dialled = None;
         let mut alone = Instant::now();
         loop {
@@ -549,16 +550,21 @@ impl Inner {
                 let stood = dialled.is_none_or(|at: Instant| at.elapsed() > STOOD_MIN);
                 dialled = Some(Instant::now());
                 match self.dial_missing(&link, missing, &places, fallback, failed).await {
-                    Ok(()) if stood => failed = 0,
+                    Ok(()) if stood => (failed, refused) = (0, None),
                     Ok(()) | Err(Reason::Duplicate) => failed += 1,
                     Err(reason) if reason.is_final() && !link.is_at_rest() => link.close(reason),
-                    // Nobody listens where the peer did, again and again: its process is gone, and what it held too.
-                    Err(Reason::PeerRefused) if missing == LaneSet::ALL && failed >= REFUSED_MAX => {
-                        link.close(Reason::PeerRefused);
-                    }
                     Err(reason) => {
                         link.fail(reason);
                         failed += 1;
+                        refused = refused
+                            .filter(|_| reason == Reason::PeerRefused)
+                            .or_else(|| (reason == Reason::PeerRefused).then(Instant::now));
+                        // Nobody listens where the peer did, for as long as one that starts may take: its process is
+                        // gone, and what it held too.
+                        let gone = refused.is_some_and(|since| since.elapsed() > REFUSED_MAX);
+                        if gone && LaneSet::ALL.without(link.attached()) == LaneSet::ALL {
+                            link.close(Reason::PeerRefused);
+                        }
                     }
                 }
                 backoff::wait(failed.max(1), self.random())
@@ -687,8 +693,8 @@ const DIAL_MAX: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that stood for so long is dialled again at once.
 const STOOD_MIN: Duration = Duration::from_secs(2);
-/// So many refusals may be those of a node that starts.
-const REFUSED_MAX: u32 = 2;
+/// Refusals for so long may be those of a node that starts, or of a way that is being changed.
+const REFUSED_MAX: Duration = Duration::from_secs(5);
 /// How often a link at rest is looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// A peer that only dials and has been away for so long is forgotten; its streams are long since.

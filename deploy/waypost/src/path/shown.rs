@@ -1,10 +1,12 @@
-//! What a peer has shown: that connections from a client to a server pass here and are its own to carry. For a while
-//! it may then ask for more of them without a SYN that was seen here, which saves the client the probe.
+//! What a peer has shown: that connections from an office to a server pass here and are its own to carry. For a while it
+//! may then ask for more of them without a SYN that was seen here, which saves the clients of that office the probe. An
+//! office and not a client: the peer's table knows servers, so it asks for all clients without a probe once it has seen
+//! one of them through, and a refusal would send all of them direct.
 
 use discovery_core::{flow::Flow, id::NodeId};
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -21,7 +23,7 @@ impl Shown {
         if until.len() >= SHOWN_MAX {
             until.retain(|_, until| *until > now);
         }
-        let key = (flow.client.ip(), flow.server);
+        let key = (network(flow.client.ip()), flow.server);
         if until.len() < SHOWN_MAX || until.contains_key(&key) {
             until.insert(key, now + SHOWN_FOR);
         }
@@ -29,14 +31,23 @@ impl Shown {
 
     /// Whether `peer` may ask for `flow`.
     pub(super) fn covers(&self, peer: &NodeId, flow: Flow, now: Instant) -> bool {
-        let until = self.until.get(peer).and_then(|until| until.get(&(flow.client.ip(), flow.server)));
+        let until =
+            self.until.get(peer).and_then(|until| until.get(&(network(flow.client.ip()), flow.server)));
         until.is_some_and(|until| *until > now)
     }
 }
 
-/// An address may have another client by then.
-const SHOWN_FOR: Duration = Duration::from_secs(30 * 60);
-/// Of one peer: clients times servers of an office. What one peer shows is no room that another one lacks.
+/// The office of a client: its /24, or its /64.
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << 8)).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
+/// As long as a peer may believe its own table at most.
+const SHOWN_FOR: Duration = Duration::from_secs(3600);
+/// Of one peer: offices times servers. What one peer shows is no room that another one lacks.
 const SHOWN_MAX: usize = 1024;
 
 #[cfg(test)]
@@ -55,9 +66,10 @@ mod tests {
         shown.note(&node("a"), flow("10.1.0.2:1000", "10.2.0.2:993"), now);
         for (peer, client, server, after, covered) in [
             ("a", "10.1.0.2:1000", "10.2.0.2:993", 0, true),
-            ("a", "10.1.0.2:5", "10.2.0.2:993", 1799, true),
-            ("a", "10.1.0.2:5", "10.2.0.2:993", 1800, false),
-            ("a", "10.1.0.3:1000", "10.2.0.2:993", 0, false),
+            ("a", "10.1.0.2:5", "10.2.0.2:993", 3599, true),
+            ("a", "10.1.0.2:5", "10.2.0.2:993", 3600, false),
+            ("a", "10.1.0.3:1000", "10.2.0.2:993", 0, true),
+            ("a", "10.1.1.2:1000", "10.2.0.2:993", 0, false),
             ("b", "10.1.0.2:1000", "10.2.0.2:993", 0, false),
             ("a", "10.1.0.2:1000", "10.2.0.2:22", 0, false),
             ("a", "10.1.0.2:1000", "10.2.0.3:993", 0, false),

@@ -2,12 +2,11 @@
 //! holds every SYN that comes: when one of the two stands still, the rules that lead packets there go out, and come back
 //! when both turn again. What is carried stays.
 
-use super::lock;
-use discovery_linux::rules::{Extent, Rules};
+use super::switch::Switch;
 use std::{
     sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -44,64 +43,49 @@ impl Pulse {
     }
 }
 
-/// Watches until the rules are gone. Whoever switched interception off by hand keeps it off.
-pub(super) fn start(
-    beats: Arc<Beats>,
-    rules: Weak<Mutex<Option<Rules>>>,
-    bypassed: Arc<AtomicBool>,
-) -> std::io::Result<()> {
-    let runtime = Arc::clone(&beats);
+/// Watches as long as there is something to switch.
+pub(super) fn start(beats: &Arc<Beats>, switch: &Arc<Switch>) -> std::io::Result<()> {
+    let runtime = Arc::clone(beats);
     tokio::spawn(async move {
         loop {
             runtime.runtime.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(EVERY).await;
         }
     });
-    let watching = thread::Builder::new().name("watchdog".to_owned());
-    let watch = move || {
-        let mut pulse = Pulse::new(Instant::now());
-        let (mut stood, mut verified) = (false, Instant::now());
-        loop {
-            thread::sleep(EVERY);
-            let Some(rules) = rules.upgrade() else { return };
-            let counts = [beats.packets.load(Ordering::Relaxed), beats.runtime.load(Ordering::Relaxed)];
-            let still = pulse.is_still(counts, Instant::now());
-            if bypassed.load(Ordering::Relaxed) {
-                // What comes after it must be looked at anew.
-                stood = true;
-                continue;
-            }
-            if still != stood {
-                stood = still;
-                change(&rules, still);
-            } else if !still && verified.elapsed() >= VERIFY_EVERY {
-                verified = Instant::now();
-                mend(&rules);
-            }
-        }
-    };
-    watching.spawn(watch).map(drop)
+    let (watched, mended) = (Arc::downgrade(switch), Arc::downgrade(switch));
+    let beats = Arc::clone(beats);
+    thread::Builder::new().name("watchdog".to_owned()).spawn(move || watch(&beats, &watched))?;
+    thread::Builder::new().name("mender".to_owned()).spawn(move || mend(&mended)).map(drop)
 }
 
-fn change(rules: &Mutex<Option<Rules>>, still: bool) {
-    let extent = if still { Extent::Drain } else { Extent::Full };
-    let set = lock(rules).as_mut().map(|rules| rules.set(extent));
-    match set {
-        Some(Ok(())) if still => {
-            tracing::error!("the node stands still; new connections flow past it until it turns again");
+fn watch(beats: &Beats, switch: &Weak<Switch>) {
+    let mut pulse = Pulse::new(Instant::now());
+    loop {
+        thread::sleep(EVERY);
+        let Some(switch) = switch.upgrade() else { return };
+        let counts = [beats.packets.load(Ordering::Relaxed), beats.runtime.load(Ordering::Relaxed)];
+        let still = pulse.is_still(counts, Instant::now());
+        match switch.stands_still(still) {
+            Ok(true) if still => {
+                tracing::error!("the node stands still; new connections flow past it until it turns again");
+            }
+            Ok(true) => tracing::info!("the node turns; connections are taken"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, still, "the rules cannot be changed; tried again"),
         }
-        Some(Ok(())) => tracing::info!("the node turns; connections are taken"),
-        Some(Err(error)) => tracing::error!(%error, still, "the watchdog cannot change the rules"),
-        None => {}
     }
 }
 
-/// Somebody may have loaded rules of his own over ours.
-fn mend(rules: &Mutex<Option<Rules>>) {
-    match lock(rules).as_mut().map(Rules::verify) {
-        Some(Ok(0)) | None => {}
-        Some(Ok(parts)) => tracing::warn!(parts, "rules or settings had been changed by somebody; mended"),
-        Some(Err(error)) => tracing::error!(%error, "the rules cannot be looked at"),
+/// Somebody may load rules of his own over ours.
+fn mend(switch: &Weak<Switch>) {
+    loop {
+        thread::sleep(VERIFY_EVERY);
+        let Some(switch) = switch.upgrade() else { return };
+        match switch.mend() {
+            Ok(0) => {}
+            Ok(parts) => tracing::warn!(parts, "rules or settings had been changed by somebody; mended"),
+            Err(error) => tracing::error!(%error, "the rules cannot be looked at"),
+        }
     }
 }
 
