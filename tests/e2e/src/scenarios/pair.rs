@@ -435,7 +435,7 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
             if killed == Place::Branch { "branch-told-ms" } else { "centre-told-ms" },
             u64::try_from(told.as_millis())?,
         );
-        let most = Duration::from_secs(if killed == Place::Branch { 1 } else { 10 });
+        let most = Duration::from_secs(if killed == Place::Branch { 1 } else { 15 });
         ensure!(told < most, "{}: a dead connection was told after {told:?}", killed.name());
         nodes.start(killed, "intercept")?;
         // The one that stayed has marked its peer as gone for a while.
@@ -488,8 +488,9 @@ pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
     let mut next = Client::connect(&lab, ip)?;
     next.sees_the_truth(ip)?;
     next.echoes(b"direct")?;
-    // One SYN is lost with the loop; its repetition comes after a second.
-    ensure!(next.connected < Duration::from_millis(1500), "a new connection took {:?}", next.connected);
+    // One SYN is lost with the loop; its repetition comes after a second, and on a machine as busy as this one may be,
+    // two are lost. Without the watchdog it never ends.
+    ensure!(next.connected < Duration::from_millis(3500), "a new connection took {:?}", next.connected);
     case.note("connect-while-hung-ms", u64::try_from(next.connected.as_millis())?);
     live.echoes(b"still carried")?;
     let state = nodes.status(Place::Branch)?;
