@@ -18,8 +18,9 @@ pub mod database;
 mod evidence;
 pub mod gate;
 pub mod ledger;
-mod mutants;
 pub mod policy;
 pub mod record;
 #[cfg(feature = "shell")]
 pub mod shell;
+
+use discovery_core::mutants;

@@ -15,7 +15,6 @@ mod endpoint;
 pub mod frame;
 pub mod hello;
 mod lane;
-pub mod mutants;
 mod notice;
 mod open;
 pub mod pace;
@@ -25,6 +24,8 @@ mod reason;
 mod stream;
 mod stream_id;
 pub mod varint;
+
+pub use discovery_core::mutants;
 
 pub use endpoint::{Admission, Config, ConnId, Counts, Endpoint, Gone, Output, Read};
 pub use lane::{Lane, LaneSet};

@@ -14,7 +14,6 @@ pub mod framer;
 pub mod guard;
 pub mod item;
 pub mod mime;
-pub mod mutants;
 pub mod preload;
 pub mod response;
 pub mod retained;
@@ -25,3 +24,5 @@ pub mod session;
 pub mod start_profile;
 pub mod uid;
 pub mod views;
+
+pub use discovery_core::mutants;
