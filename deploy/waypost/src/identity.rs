@@ -168,7 +168,13 @@ fn read_token(from: &Path) -> Result<String, Failure> {
     } else {
         fs::File::open(from).and_then(|file| file.take(TOKEN_OCTETS_MAX).read_to_string(&mut text))
     };
-    read.map_err(|error| Failure::io(format!("the token in {}", from.display()), error))?;
+    read.map_err(|error| {
+        if error.kind() == io::ErrorKind::InvalidData {
+            Failure::say(Exit::Usage, format_args!("this is no token: {} is not text", from.display()))
+        } else {
+            Failure::io(format!("the token in {}", from.display()), error)
+        }
+    })?;
     Ok(text)
 }
 
@@ -228,6 +234,16 @@ mod tests {
         let twice = join(&file, Some(state.clone()), false).err().unwrap();
         assert!(twice.to_string().contains("--replace"), "{twice}");
         join(&file, Some(state), true).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_text_is_no_token() {
+        let at = tempfile::tempdir().unwrap();
+        let file = at.path().join("t");
+        fs::write(&file, [0xff, 0xfe, 0x00]).unwrap();
+        let failure = join(&file, Some(at.path().join("state")), false).err().unwrap();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.to_string().contains("is not text"), "{failure}");
     }
 
     #[test]
