@@ -66,8 +66,21 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         r#"version = 1
 verbose = true"#,
         &[
-            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]]"#,
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]] [[authority]]"#,
         ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[link]
+[[authority]]
+name = "own"
+certificate = "partner.pem"
+servers = []
+[[authority]]
+name = "partner"
+certificate = "partner.pem""#,
+        &[],
     ),
     (
         r#"version = 1"#,
@@ -250,7 +263,7 @@ action = "pass""#,
         r#"version = 1
 [accelerator]"#,
         &[
-            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]]"#,
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]] [[authority]]"#,
         ],
     ),
     (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),

@@ -310,6 +310,16 @@ pub(crate) const PEER: Section = Section {
     ],
 };
 
+pub(crate) const AUTHORITY: Section = Section {
+    name: "authority",
+    many: true,
+    keys: &[
+        key("name", "what logs and status call it", r#""partner""#),
+        key("certificate", "a file with its certificate in PEM", r#""/etc/waypost/partner-nodes.pem""#),
+        key("servers", "a list of networks: its nodes serve, and ask for, nothing else", r#"["10.9.0.0/16"]"#),
+    ],
+};
+
 /// What this build understands.
 pub(crate) const BUILT: &[&Section] = &[
     &NODE,
@@ -325,6 +335,7 @@ pub(crate) const BUILT: &[&Section] = &[
     &RULE,
     &LINK,
     &PEER,
+    &AUTHORITY,
 ];
 
 /// Names that later builds will understand: reserved, so that a file never changes its meaning.

@@ -1,7 +1,7 @@
-//! `[interception]`, `[[rule]]`, `[link]`, `[[peer]]`: how a node stands on the path, and to whom it speaks.
+//! `[interception]`, `[[rule]]`, `[link]`, `[[peer]]`, `[[authority]]`: how a node stands on the path, and to whom it speaks.
 
 use super::{
-    keys::{INTERCEPTION, LINK, PEER, RULE},
+    keys::{AUTHORITY, INTERCEPTION, LINK, PEER, RULE},
     problem::{Place, Problem},
     reader::{Found, TableReader},
     sections::{Around, Sections},
@@ -57,6 +57,15 @@ pub(crate) struct Link {
     /// Nodes that are none of ours any more, whatever their certificates say.
     pub(crate) revoked: Vec<NodeId>,
     pub(crate) peers: Vec<Peer>,
+    pub(crate) authorities: Vec<Authority>,
+}
+
+/// Another organisation, whose nodes may be peers for some servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Authority {
+    pub(crate) name: String,
+    pub(crate) certificate: PathBuf,
+    pub(crate) servers: Vec<Prefix>,
 }
 
 /// Another node, by name.
@@ -232,6 +241,15 @@ pub(super) fn link(
         let reader = TableReader::new(around.text, &PEER, nth, Some(table), found);
         peers.extend(peer(reader, &peers));
     }
+    let mut authorities: Vec<Authority> = Vec::new();
+    for (nth, table) in sections.many(&AUTHORITY, found).into_iter().enumerate() {
+        if !given && !stands && nth == 0 {
+            let what = "[[authority]]: its nodes are met over the link, and there is neither [link] nor [interception]";
+            found.problems.push(Problem::error(table.1, what));
+        }
+        let reader = TableReader::new(around.text, &AUTHORITY, nth, Some(table), found);
+        authorities.extend(authority(reader, around, &authorities));
+    }
     if !given && !stands {
         return None;
     }
@@ -255,7 +273,7 @@ pub(super) fn link(
     if let Some(both) = peers.iter().find(|peer| revoked.contains(&peer.id)) {
         t.object("revoked", format!("{} is a [[peer]] of this file too", quoted(both.id.as_str())));
     }
-    Some(Link { listen, identity, advertise, revoked, peers })
+    Some(Link { listen, identity, advertise, revoked, peers, authorities })
 }
 
 /// Of the dynamic range; nobody else's.
@@ -280,6 +298,24 @@ fn peer(mut t: TableReader<'_, '_>, others: &[Peer]) -> Option<Peer> {
     let may_open = t.get("may_open", Vec::new());
     Some(Peer { id: id?, address, pin, servers, may_open })
 }
+
+fn authority(mut t: TableReader<'_, '_>, around: &Around<'_>, others: &[Authority]) -> Option<Authority> {
+    let name: Option<String> = t.need("name");
+    if let Some(name) = &name
+        && (name == OWN || others.iter().any(|other| other.name == *name))
+    {
+        t.object("name", format!("{} is the name of another one; names must differ", quoted(name)));
+    }
+    let certificate: Option<PathBuf> = t.need("certificate");
+    let servers: Option<Vec<Prefix>> = t.need("servers");
+    if servers.as_ref().is_some_and(Vec::is_empty) {
+        t.object("servers", "it is empty; allowed: at least one; for example: servers = [\"10.9.0.0/16\"]");
+    }
+    Some(Authority { name: name?, certificate: around.path(certificate?), servers: servers? })
+}
+
+/// What the authority of this node's own certificate is called.
+pub(crate) const OWN: &str = "own";
 
 /// What no section can see alone.
 pub(super) fn across(

@@ -1,7 +1,10 @@
 //! Who this node is, and who may be its peer, as the links want it.
 
 use crate::{
-    config::{Config, network::Link},
+    config::{
+        Config,
+        network::{Link, OWN},
+    },
     exit::{Exit, Failure},
     identity::Place,
 };
@@ -30,8 +33,15 @@ pub(super) fn load(config: &Config, link: &Link) -> Result<Known, Failure> {
         return Err(unusable(&place.cert(), &what));
     }
     let key = key(&place.key())?;
-    let authority =
-        Authority { name: "own".to_owned(), roots: certificates(&place.authority())?, prefixes: None };
+    let own = Authority { name: OWN.to_owned(), roots: certificates(&place.authority())?, prefixes: None };
+    let others = link.authorities.iter().map(|other| {
+        Ok(Authority {
+            name: other.name.clone(),
+            roots: certificates(&other.certificate)?,
+            prefixes: Some(other.servers.clone()),
+        })
+    });
+    let authorities = std::iter::once(Ok(own)).chain(others).collect::<Result<_, Failure>>()?;
     let peers = link.peers.iter().map(|peer| {
         let spec = PeerSpec {
             addresses: peer.address.into_iter().collect(),
@@ -42,7 +52,7 @@ pub(super) fn load(config: &Config, link: &Link) -> Result<Known, Failure> {
     });
     let settings = Settings {
         identity: Identity { chain, key },
-        authorities: vec![authority],
+        authorities,
         peers: Peers { known: peers.collect(), revoked: link.revoked.clone() },
         mark: config.interception.as_ref().map(|_| super::UNTOUCHED),
         link: wan_core::Config::default(),
