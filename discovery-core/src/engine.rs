@@ -195,7 +195,9 @@ impl Engine {
                 );
                 for flow in waiting {
                     self.outputs.push_back(Output::Abort { flow, why: Reason::PeerDown });
-                    self.go_past(now, flow, Reason::PeerDown);
+                    if !self.ask_after_all(now, flow) {
+                        self.go_past(now, flow, Reason::PeerDown);
+                    }
                 }
             }
             Event::AgentUp => self.agent = true,

@@ -89,6 +89,8 @@ reasons! {
     ProbeNegative = "probe-negative",
     /// The separate probe was not answered in time.
     ProbeTimedOut = "probe-timed-out",
+    /// The known peer has not seen the SYN, or is another process by now: the SYN goes out with the query after all.
+    ShownAgain = "shown-again",
     /// The same SYN through another ingress: it was here before.
     OtherIngress = "other-ingress",
     /// This node's own query came back to it.

@@ -377,6 +377,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 output,
                 &mut self.connects,
                 &mut self.probes,
+                &mut self.looker,
                 &self.senders,
                 &mut self.agent,
                 &self.settings,

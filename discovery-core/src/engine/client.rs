@@ -34,7 +34,9 @@ impl Engine {
                     self.table.keep(&flow, packet);
                     return (Verdict::Drop, Reason::Held);
                 }
-                State::Opening { .. } if again => {
+                State::Opening { peer, strict, unasked } if again => {
+                    let unasked = unasked.map(|_| now.mono);
+                    self.table.set_state(&flow, State::Opening { peer, strict, unasked });
                     self.table.keep(&flow, packet);
                     return (Verdict::Drop, Reason::Opening);
                 }
@@ -100,11 +102,11 @@ impl Engine {
         };
         match known {
             Some(Known::Static(peer)) if self.up.contains(&peer.key) => {
-                return self.hit(now, flow, isn, ingress, peer, strict, packet, Reason::StaticHit);
+                return self.hit(now, flow, seen, ingress, peer, strict, packet, Reason::StaticHit);
             }
             Some(Known::Static(_)) => return without(Reason::StaticPeerDown),
             Some(Known::Peer(peer)) if self.up.contains(&peer.key) => {
-                return self.hit(now, flow, isn, ingress, peer, strict, packet, Reason::TableHit);
+                return self.hit(now, flow, seen, ingress, peer, strict, packet, Reason::TableHit);
             }
             Some(Known::NoProxy) => return without(Reason::NoProxy),
             Some(Known::Asymmetric) => return without(Reason::Asymmetric),
@@ -159,14 +161,17 @@ impl Engine {
         &mut self,
         now: Now,
         flow: Flow,
-        isn: Option<u32>,
+        seen: &Seen,
         ingress: Ingress,
         peer: Peer,
         strict: bool,
         packet: &[u8],
         reason: Reason,
     ) -> Decision {
-        let entry = table::Entry::new(State::Opening { peer, strict }, isn, Some(ingress));
+        // One that only a peer may carry must not be seen beyond this node.
+        let askable = !strict && seen.room == Room::Fits && self.config.embodiment == Embodiment::OnSyn;
+        let state = State::Opening { peer, strict, unasked: askable.then_some(now.mono) };
+        let entry = table::Entry::new(state, Some(seen.seq), Some(ingress));
         self.table.insert(flow, entry, Some(now.mono + self.config.open_max), packet);
         self.outputs.push_back(Output::Open { flow, peer });
         (Verdict::Drop, reason)

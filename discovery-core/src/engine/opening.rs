@@ -14,7 +14,7 @@ impl Engine {
             // The server has accepted and the way to the peer is proven: the client need not wait for the peer's word.
             self.inject(flow, Some(peer), false);
         } else {
-            self.table.set_state(&flow, State::Opening { peer, strict: false });
+            self.table.set_state(&flow, State::Opening { peer, strict: false, unasked: None });
         }
         self.table.set_deadline(&flow, deadline);
     }
@@ -62,7 +62,10 @@ impl Engine {
                     self.forget(now, flow, Reason::ServerUnreachable);
                 }
                 Refusal::ServerSilent => self.forget(now, flow, Reason::ServerSilent),
-                Refusal::Peer => {
+                // What the table knows may be of a process that is gone. The path says who is there now.
+                Refusal::Unseen | Refusal::NoLink if self.ask_after_all(now, flow) => {}
+                Refusal::NotNow => self.go_past(now, flow, Reason::PeerRefused),
+                Refusal::Unseen | Refusal::Peer => {
                     self.peer_failed(now, flow);
                     self.go_past(now, flow, Reason::PeerRefused);
                 }
@@ -76,7 +79,7 @@ impl Engine {
                     Refusal::ServerRefused => Reason::ServerRefused,
                     Refusal::ServerUnreachable(_) => Reason::ServerUnreachable,
                     Refusal::ServerSilent => Reason::ServerSilent,
-                    Refusal::Peer => Reason::PeerRefused,
+                    Refusal::Unseen | Refusal::NotNow | Refusal::Peer => Reason::PeerRefused,
                     Refusal::NoLink => Reason::PeerDown,
                 };
                 if !opened && matches!(why, Refusal::Peer | Refusal::NoLink) {
@@ -108,7 +111,7 @@ impl Engine {
             match (answer, self.table.get(&flow).map(|entry| entry.state)) {
                 (Some(peer), Some(State::Held { strict })) => {
                     self.journal.note(now.wall, flow, Reason::ProbePositive);
-                    self.table.set_state(&flow, State::Opening { peer, strict });
+                    self.table.set_state(&flow, State::Opening { peer, strict, unasked: None });
                     self.table.set_deadline(&flow, Some(now.mono + self.config.open_max));
                     self.outputs.push_back(Output::Open { flow, peer });
                 }
@@ -122,6 +125,25 @@ impl Engine {
         let packet = self.table.take_packet(&flow);
         self.table.set_state(&flow, State::Carried { peer, opened });
         self.outputs.extend(packet.map(|packet| Output::InjectSyn { flow, packet }));
+    }
+
+    /// Puts a SYN that a known peer did not take out with the query, if it was not on the path before. Whether it did.
+    pub(super) fn ask_after_all(&mut self, now: Now, flow: Flow) -> bool {
+        let Some(State::Opening { unasked: Some(last), .. }) = self.table.get(&flow).map(|entry| entry.state)
+        else {
+            return false;
+        };
+        if crate::mutants::on("engine-unseen-given-up") {
+            return false;
+        }
+        let Some(packet) = self.table.take_packet(&flow) else { return false };
+        // Counted from the client's own SYN: when it comes again is the client's timer, not this node's.
+        self.table.set_state(&flow, State::Probing { probes: 1, last });
+        self.table.set_deadline(&flow, Some(now.mono + self.config.probe_max));
+        self.table.keep(&flow, &packet);
+        self.outputs.push_back(Output::ProbeSyn { flow, packet });
+        self.journal.note(now.wall, flow, Reason::ShownAgain);
+        true
     }
 
     /// A connection whose SYN was kept back goes past this node after all; or nowhere, if the rule says so.

@@ -36,8 +36,9 @@ pub(super) enum State {
     Direct { withheld: bool },
     /// Client: the SYN waits for a separate probe. `strict`: it may not go past a peer.
     Held { strict: bool },
-    /// Client: the SYN waits for the peer's word.
-    Opening { peer: Peer, strict: bool },
+    /// Client: the SYN waits for the peer's word. `unasked`: the path was not asked, because the peer is known, and still
+    /// can be; when the client last sent the SYN.
+    Opening { peer: Peer, strict: bool, unasked: Option<Instant> },
     /// Client: the SYN was given to this node's own stack. No peer: terminated here alone.
     Carried { peer: Option<Peer>, opened: bool },
     /// Server: an own connect is on its way.

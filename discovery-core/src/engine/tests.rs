@@ -157,6 +157,10 @@ pub(super) fn release() -> Output {
     Output::ReleaseSyn { flow: flow(), packet: SYN.to_vec() }
 }
 
+pub(super) fn probe() -> Output {
+    Output::ProbeSyn { flow: flow(), packet: SYN.to_vec() }
+}
+
 pub(super) fn open(n: u8) -> Output {
     Output::Open { flow: flow(), peer: peer(n) }
 }

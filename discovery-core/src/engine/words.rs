@@ -104,6 +104,13 @@ pub enum Output {
         /// The SYN as it came in.
         packet: Vec<u8>,
     },
+    /// The same with the query among its options, if there is still room.
+    ProbeSyn {
+        /// Whose.
+        flow: Flow,
+        /// The SYN as it came in.
+        packet: Vec<u8>,
+    },
     /// Connect to the flow's server from the client's own address and port, with the mark of own connects. The
     /// outcome comes back as [`Event::Connected`] or [`Event::ConnectFailed`].
     Connect {
@@ -242,7 +249,11 @@ pub enum Refusal {
     ServerUnreachable(Unreachable),
     /// The server says nothing.
     ServerSilent,
-    /// The peer does not want to or cannot.
+    /// The peer has not seen the flow's SYN, and may carry it once it has.
+    Unseen,
+    /// The peer does not carry this flow now; that says nothing of its server.
+    NotNow,
+    /// The peer does not carry connections to this server.
     Peer,
     /// There is no link to the peer.
     NoLink,

@@ -346,6 +346,9 @@ impl World {
                 says.into_iter().for_each(|says| self.send(at, false, says));
                 self.later(1_000, Due::Again { at, flow, tries: 1 });
             }
+            Output::ProbeSyn { flow, packet } => {
+                self.send(at, true, Packet { probe: Some(Probe::Query(Query)), ..of_octets(flow, &packet) });
+            }
             Output::ReleaseSyn { flow, packet } => self.send(at, true, of_octets(flow, &packet)),
             Output::Connect { flow } => self.connect(at, flow, false),
             Output::Abandon { flow, why } => {

@@ -52,7 +52,7 @@ reasons! {
     ServerTls = 6 "server-tls",
     /// The server is not configured here.
     UnknownServer = 7 "unknown-server",
-    /// No connection of this name waits here: its SYN was not seen, or too long ago.
+    /// No connection of this name waits here: its SYN was not seen, or too long ago. It may be shown.
     UnknownFlow = 8 "unknown-flow",
     /// The peer may not open this.
     NotGranted = 9 "not-granted",
@@ -104,6 +104,8 @@ reasons! {
     PeerTimedOut = 32 "peer-timed-out",
     /// The connection was closed by the other side.
     Closed = 33 "closed",
+    /// This one connection is not carried here: it goes past, or somebody has it.
+    OtherWay = 34 "other-way",
 }
 
 impl Reason {

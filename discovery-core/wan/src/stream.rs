@@ -132,6 +132,7 @@ fn error(reason: Reason) -> io::Error {
         | Reason::Cancelled
         | Reason::ConnectionReset
         | Reason::ServerTls
+        | Reason::OtherWay
         | Reason::UnknownFlow
         | Reason::Busy
         | Reason::ShuttingDown

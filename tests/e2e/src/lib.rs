@@ -10,6 +10,7 @@ mod connects;
 pub mod crowd;
 mod liar;
 mod mail;
+mod path;
 mod registry;
 mod runner;
 mod scenarios;

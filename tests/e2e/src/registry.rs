@@ -2,7 +2,7 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, pair,
+    ahead, chain, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, pair,
     start,
 };
 
@@ -50,6 +50,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         pair::refused_and_alone,
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
+    row("pair-restarted", "a peer that has started anew carries the next connection", chain::restarted),
+    quick(row("chain-two", "one and two in the middle: each link carries, the ends see the truth", chain::two)),
+    row("chain-three", "three in the middle, and one of them dies", chain::three),
     row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),

@@ -1,6 +1,7 @@
 //! The scenarios, by what they are about.
 
 pub(crate) mod ahead;
+pub(crate) mod chain;
 pub(crate) mod changes;
 pub(crate) mod commands;
 pub(crate) mod crowds;

@@ -141,8 +141,10 @@ impl Shell {
                     Refusal::ServerSilent,
                     Refusal::Peer,
                     Refusal::NoLink,
+                    Refusal::Unseen,
+                    Refusal::NotNow,
                 ];
-                self.tell(Event::Refused { flow, why: all[usize::from(b) % 5] });
+                self.tell(Event::Refused { flow, why: all[usize::from(b) % 7] });
             }
             11 => self.close(flow),
             12 => self.tell(Event::Aborted { flow, isn: u32::from(b & 3) }),
@@ -312,7 +314,9 @@ impl Shell {
                     assert!(self.injected.insert(flow), "{flow} is injected twice");
                     self.given_back(flow, &packet);
                 }
-                Output::ReleaseSyn { flow, packet } => self.given_back(flow, &packet),
+                Output::ProbeSyn { flow, packet } | Output::ReleaseSyn { flow, packet } => {
+                    self.given_back(flow, &packet)
+                }
                 Output::Unreachable { flow, packet, .. } => self.given_back(flow, &packet),
                 Output::Connect { flow } => {
                     assert_eq!(self.sockets.insert(flow, false), None, "a second socket for {flow}");

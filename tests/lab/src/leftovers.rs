@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::net::{Place, ip};
+use crate::net::ip;
 use crate::sys;
 
 /// A lab's claim on its prefix.
@@ -61,11 +61,8 @@ pub fn remove(owner: &Owner) {
     end_all_processes(prefix);
     let directory = directory(prefix);
     unmount_below(&directory);
-    for place in Place::ALL {
-        let name = format!("{prefix}-{}", place.name());
-        if Path::new("/run/netns").join(&name).exists() {
-            drop(ip(&format!("netns del {name}")));
-        }
+    for name in namespaces(prefix) {
+        drop(ip(&format!("netns del {name}")));
         drop(fs::remove_dir_all(etc_directory(&name)));
     }
     drop(fs::remove_dir_all(directory));
@@ -74,8 +71,15 @@ pub fn remove(owner: &Owner) {
 
 /// Ends all processes in all namespaces of a lab.
 pub(crate) fn end_all_processes(prefix: &str) {
-    let names: Vec<String> = Place::ALL.iter().map(|place| format!("{prefix}-{}", place.name())).collect();
-    end_processes_in(&names);
+    end_processes_in(&namespaces(prefix));
+}
+
+/// The namespaces that carry a prefix.
+fn namespaces(prefix: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let start = format!("{prefix}-");
+    names.filter(|name| name.starts_with(&start)).collect()
 }
 
 /// Ends all processes in one namespace.

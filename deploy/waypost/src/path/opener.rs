@@ -105,12 +105,13 @@ fn refused(why: Reason) -> Why {
         (Reason::ServerRefused, Why::ServerRefused),
         (Reason::ServerUnreachable, Why::ServerUnreachable),
         (Reason::ServerSilent, Why::ServerTimedOut),
-        (Reason::NotGranted, Why::NotGranted),
+        // What this node has against the server is said before the engine is asked.
+        (Reason::NotGranted, Why::UnknownFlow),
         (Reason::AgentDown, Why::ShuttingDown),
         (Reason::TableFull, Why::Busy),
         (Reason::LocalFailure, Why::Busy),
     ];
-    WORDS.iter().find(|(reason, _)| *reason == why).map_or(Why::UnknownFlow, |(_, why)| *why)
+    WORDS.iter().find(|(reason, _)| *reason == why).map_or(Why::OtherWay, |(_, why)| *why)
 }
 
 /// Hears what peers say beside their streams.

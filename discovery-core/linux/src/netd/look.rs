@@ -74,6 +74,13 @@ impl Looker {
         Some(Looked { seen, facts, view })
     }
 
+    /// A client's SYN with the query, or as it is where the query does not fit.
+    pub(super) fn asking<'a>(&'a mut self, packet: &'a [u8]) -> &'a [u8] {
+        let spliced = View::parse(packet)
+            .map(|view| splice(&view, self.query.octets(), self.octets_max, &mut self.altered).is_ok());
+        if spliced == Ok(true) { &self.altered } else { packet }
+    }
+
     /// The queue's verdict for the engine's. A query that does not fit after all is left out.
     pub(super) fn verdict(&mut self, looked: &Looked<'_>, verdict: engine::Verdict) -> Verdict<'_> {
         match verdict {
@@ -131,6 +138,8 @@ mod tests {
             panic!()
         };
         let altered = altered.to_vec();
+        assert_eq!(looker.asking(&plain), altered, "the same by another way");
+        assert_eq!(looker.asking(&altered), altered, "never twice");
         let packet = queued(&altered);
         let again = looker.look(&packet).unwrap();
         assert_eq!(again.seen.probe, Some(Probe::Query(Query)));

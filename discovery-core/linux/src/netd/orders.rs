@@ -10,6 +10,7 @@ use discovery_core::packet::{self, Acknowledged, View};
 use discovery_core::probe::{Probe, Response};
 
 use super::connects::Connects;
+use super::look::Looker;
 use super::probes::Probes;
 use super::{Agent, NetdSettings, Ready};
 use crate::marks;
@@ -54,6 +55,7 @@ pub(super) fn obey(
     output: Output,
     connects: &mut Connects,
     probes: &mut Probes,
+    looker: &mut Looker,
     senders: &Senders,
     agent: &mut impl Agent,
     settings: &NetdSettings,
@@ -62,6 +64,10 @@ pub(super) fn obey(
     match output {
         Output::InjectSyn { flow, packet } => {
             return Outcome::sent(senders.inject.send(&packet), "original SYN", flow);
+        }
+        Output::ProbeSyn { flow, packet } => {
+            let packet = looker.asking(&packet);
+            return Outcome::sent(senders.release.send(packet), "SYN kept back, with the query", flow);
         }
         Output::ReleaseSyn { flow, packet } => {
             return Outcome::sent(senders.release.send(&packet), "SYN kept back", flow);

@@ -70,7 +70,9 @@ fn a_peer_that_refuses_is_passed_by_and_the_servers_refusal_is_told() {
     let icmp = || Output::Unreachable { flow: flow(), what: host, packet: SYN.to_vec() };
     for (why, wanted, reason) in [
         (Refusal::Peer, vec![release()], Reason::PeerRefused),
-        (Refusal::NoLink, vec![release()], Reason::PeerDown),
+        (Refusal::NotNow, vec![release()], Reason::PeerRefused),
+        (Refusal::NoLink, vec![probe()], Reason::ShownAgain),
+        (Refusal::Unseen, vec![probe()], Reason::ShownAgain),
         (Refusal::ServerRefused, vec![rst()], Reason::ServerRefused),
         (Refusal::ServerUnreachable(host), vec![icmp()], Reason::ServerUnreachable),
         (Refusal::ServerSilent, vec![], Reason::ServerSilent),
@@ -80,7 +82,16 @@ fn a_peer_that_refuses_is_passed_by_and_the_servers_refusal_is_told() {
         rig.outputs();
         rig.tell(Event::Refused { flow: flow(), why });
         assert_eq!((rig.outputs(), rig.engine.count(reason)), (wanted, 1), "{why:?}");
+        let refused = matches!(why, Refusal::Peer);
+        let known = if refused { Known::NoProxy } else { Known::Peer(peer(1)) };
+        assert_eq!(rig.known(), Lookup::Known(known), "only what it says of the server counts: {why:?}");
         // After the injection there is no way past any more.
+        let reason = match why {
+            Refusal::Unseen => Reason::PeerRefused,
+            Refusal::NoLink => Reason::PeerDown,
+            Refusal::ServerRefused | Refusal::ServerUnreachable(_) | Refusal::ServerSilent => reason,
+            Refusal::NotNow | Refusal::Peer => reason,
+        };
         rig.wait(ms(61_000));
         rig.tell(Event::PeerUp { peer: peer(1) });
         rig.see(&syn(flow(), 7));
@@ -89,6 +100,44 @@ fn a_peer_that_refuses_is_passed_by_and_the_servers_refusal_is_told() {
         rig.tell(Event::Refused { flow: flow(), why });
         let aborted = if rig.standing().is_none() { rig.outputs() } else { vec![] };
         assert_eq!(aborted, [Output::Abort { flow: flow(), why: reason }], "{why:?}");
+    }
+}
+
+/// A peer that has started anew knows nothing of what the former process was shown.
+#[test]
+fn a_peer_that_saw_no_syn_is_shown_one_and_once() {
+    for why in [Refusal::Unseen, Refusal::NoLink] {
+        let mut rig = paired();
+        rig.see(&syn(flow(), ISN));
+        rig.outputs();
+        rig.wait(ms(600));
+        rig.tell(Event::Refused { flow: flow(), why });
+        assert_eq!(rig.outputs(), [probe()], "{why:?}");
+        rig.wait(ms(400));
+        assert_eq!(
+            rig.see(&syn(flow(), ISN)),
+            (PassWithQuery, Reason::ProbedAgain),
+            "a second after the client's own SYN its next one shows nothing of the way back"
+        );
+        assert_eq!(rig.see(&response(flow(), ISN, peer(2), false)), (Drop, Reason::Answered));
+        assert_eq!(rig.outputs(), [open(2)], "whoever is there now");
+        rig.tell(Event::Refused { flow: flow(), why });
+        assert_eq!(rig.outputs(), [release()], "it saw the SYN by now: {why:?}");
+        assert_eq!(rig.known(), Lookup::Known(Known::NoProxy));
+    }
+}
+
+#[test]
+fn what_cannot_be_asked_again_goes_past_and_what_must_not_stays() {
+    for (room, action, wanted) in
+        [(Room::Full, Action::Intercept, vec![release()]), (Room::Fits, Action::DropIfNoPeer, vec![])]
+    {
+        let mut rig = paired();
+        rig.action = action;
+        assert_eq!(rig.see(&Seen { room, ..syn(flow(), ISN) }), (Drop, Reason::TableHit));
+        rig.outputs();
+        rig.tell(Event::Refused { flow: flow(), why: Refusal::Unseen });
+        assert_eq!(rig.outputs(), wanted, "{room:?}");
     }
 }
 

@@ -11,6 +11,7 @@ const STATES: &[&str] = &[
     "direct",
     "held",
     "opening",
+    "opening-known",
     "injected",
     "carried",
     "single",
@@ -41,6 +42,8 @@ const HAPPENINGS: &[&str] = &[
     "opened",
     "refused",
     "refused-late",
+    "refused-unseen",
+    "refused-now",
     "aborted",
     "closed",
     "peer-down",
@@ -76,6 +79,13 @@ fn brought(state: &str) -> Rig {
         "opening" => {
             client(&mut rig);
             rig.see(&response(flow(), ISN, peer(1), false));
+        }
+        "opening-known" => {
+            rig.see(&syn(flow_of(1), 1));
+            rig.see(&response(flow_of(1), 1, peer(1), false));
+            rig.tell(Event::Opened { flow: flow_of(1) });
+            rig.tell(Event::Closed { flow: flow_of(1) });
+            client(&mut rig);
         }
         "injected" => {
             client(&mut rig);
@@ -146,6 +156,8 @@ fn happens(rig: &mut Rig, what: &str) -> String {
                 "connect-local" => Event::ConnectFailed { flow, why: ConnectFailure::Local },
                 "opened" => Event::Opened { flow },
                 "refused" => Event::Refused { flow, why: Refusal::Peer },
+                "refused-unseen" => Event::Refused { flow, why: Refusal::Unseen },
+                "refused-now" => Event::Refused { flow, why: Refusal::NotNow },
                 "refused-late" => Event::Refused { flow, why: Refusal::ServerRefused },
                 "aborted" => Event::Aborted { flow, isn: ISN },
                 "closed" => Event::Closed { flow },
@@ -185,6 +197,7 @@ fn short(output: &Output) -> String {
     match output {
         Output::InjectSyn { .. } => "inject".to_owned(),
         Output::ReleaseSyn { .. } => "release".to_owned(),
+        Output::ProbeSyn { .. } => "probe-syn".to_owned(),
         Output::Connect { .. } => "connect".to_owned(),
         Output::Abandon { why, .. } => format!("abandon({why})"),
         Output::AnswerProbe { connected, .. } => format!("answer({connected})"),

@@ -25,6 +25,8 @@ pub(super) fn refusal(why: wan_core::Reason) -> Refusal {
         Why::ServerRefused => Refusal::ServerRefused,
         Why::ServerUnreachable => Refusal::ServerUnreachable(engine::Unreachable::Host),
         Why::ServerTimedOut => Refusal::ServerSilent,
+        Why::UnknownFlow => Refusal::Unseen,
+        Why::Busy | Why::OtherWay => Refusal::NotNow,
         Why::NoLink
         | Why::LinkLost
         | Why::PeerRestarted
@@ -48,9 +50,7 @@ pub(super) fn refusal(why: wan_core::Reason) -> Refusal {
         | Why::ConnectionReset
         | Why::ServerTls
         | Why::UnknownServer
-        | Why::UnknownFlow
         | Why::NotGranted
-        | Why::Busy
         | Why::Unsupported
         | Why::PeerForgot
         | Why::Violation

@@ -1,0 +1,162 @@
+//! What passes a device: handshakes and resets to and from the test's ports, for as long as the value lives.
+
+use std::io::BufRead as _;
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use lab::Ground;
+
+use super::{STALL, until};
+
+/// Kept by tcpdump.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    child: Child,
+    packets: Arc<Mutex<Vec<Packet>>>,
+    what: String,
+}
+
+/// One that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Packet {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    /// As tcpdump has them: `S`, `S.`, `R`, `R.`
+    pub(crate) flags: String,
+    /// Among its options is one of ours.
+    pub(crate) probe: bool,
+    /// The whole line.
+    pub(crate) line: String,
+}
+
+impl Packet {
+    /// The client's first.
+    pub(crate) fn is_syn(&self) -> bool {
+        self.flags.starts_with('S') && !self.flags.ends_with('.')
+    }
+
+    /// The server's answer.
+    pub(crate) fn is_answer(&self) -> bool {
+        self.flags.starts_with('S') && self.flags.ends_with('.')
+    }
+}
+
+impl Capture {
+    pub(crate) fn begin(ground: &Ground, place: &str, device: &str) -> anyhow::Result<Self> {
+        Ok(Self::several(ground, &[(place, device)])?.remove(0))
+    }
+
+    /// Several at once: each takes a moment to begin.
+    pub(crate) fn several(ground: &Ground, places: &[(&str, &str)]) -> anyhow::Result<Vec<Self>> {
+        let mut begun = Vec::new();
+        for (place, device) in places {
+            let mut command = ground.command(place, "tcpdump");
+            // In IPv6 libpcap looks for flags behind the fixed header only, which is where they are here.
+            let shakes = "tcp[tcpflags] & (tcp-syn|tcp-rst) != 0 or (ip6 and ip6[53] & 6 != 0)";
+            let filter = format!("tcp portrange 8000-8009 and ({shakes})");
+            command.args(["-i", device, "-l", "-n", "--immediate-mode", &filter]);
+            let mut child =
+                command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("tcpdump")?;
+            let packets = Arc::new(Mutex::new(Vec::new()));
+            let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+            let (stdout, stderr) = (stdout.context("tcpdump's output")?, stderr.context("its messages")?);
+            let into = Arc::clone(&packets);
+            thread::spawn(move || {
+                for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
+                    let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
+                    into.extend(parse(&line));
+                }
+            });
+            let (ready, listens) = channel();
+            thread::spawn(move || {
+                for line in std::io::BufReader::new(stderr).lines().map_while(Result::ok) {
+                    if line.contains("listening on") {
+                        let _gone = ready.send(());
+                    }
+                }
+            });
+            begun.push((Self { child, packets, what: format!("{device} of {place}") }, listens));
+        }
+        let mut captures = Vec::new();
+        for (capture, listens) in begun {
+            listens.recv_timeout(STALL).context("tcpdump does not begin")?;
+            captures.push(capture);
+        }
+        Ok(captures)
+    }
+
+    /// All that was seen so far and not yet taken.
+    pub(crate) fn take(&self) -> Vec<Packet> {
+        // What was sent a moment ago is on its way to us.
+        thread::sleep(Duration::from_millis(120));
+        std::mem::take(&mut *self.packets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until one of these has been seen, and returns it.
+    pub(crate) fn sees(&self, what: &str, wanted: impl Fn(&Packet) -> bool) -> anyhow::Result<Packet> {
+        let mut found = None;
+        let seen = until(what, || {
+            let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
+            found = packets.iter().find(|packet| wanted(packet)).cloned();
+            Ok(found.is_some())
+        });
+        seen.with_context(|| format!("{}: {:?}", self.what, self.lines()))?;
+        found.context("just seen")
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
+        packets.iter().map(|packet| packet.line.clone()).collect()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            drop(lab::sys::kill(pid, libc::SIGTERM));
+        }
+        drop(self.child.wait());
+    }
+}
+
+/// `12:00:00.0 IP 10.82.0.1.40000 > 10.82.1.2.8000: Flags [S], seq 1, ... options [...], length 0`
+fn parse(line: &str) -> Option<Packet> {
+    let mut words = line.split(' ').skip_while(|word| *word != "IP" && *word != "IP6").skip(1);
+    let (from, _, to) = (words.next()?, words.next()?, words.next()?);
+    let flags = line.split_once("Flags [")?.1.split_once(']')?.0.to_owned();
+    Some(Packet {
+        from: address(from)?,
+        to: address(to.trim_end_matches(':'))?,
+        flags,
+        probe: line.contains("5750"),
+        line: line.to_owned(),
+    })
+}
+
+/// tcpdump puts the port behind a dot.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.rsplit_once('.')?;
+    Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_are_read() {
+        let v4 = "12:00:00.1 IP 10.82.0.1.40000 > 10.82.1.2.8000: Flags [S], seq 1, win 2, options [mss 1460,exp-5750 0x1], length 0";
+        let v6 = "12:00:00.1 IP6 fd00:82::1.40000 > fd00:82:0:1::2.8000: Flags [S.], seq 1, ack 2, win 2, length 0";
+        let (v4, v6) = (parse(v4).unwrap(), parse(v6).unwrap());
+        assert_eq!((v4.from, v4.to), ("10.82.0.1:40000".parse().unwrap(), "10.82.1.2:8000".parse().unwrap()));
+        assert!(v4.is_syn() && v4.probe && !v4.is_answer());
+        assert_eq!(v6.to, "[fd00:82:0:1::2]:8000".parse().unwrap());
+        assert!(v6.is_answer() && !v6.probe);
+        assert_eq!(parse("tcpdump: listening"), None);
+    }
+}
