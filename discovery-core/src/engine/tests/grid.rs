@@ -187,6 +187,7 @@ fn short(output: &Output) -> String {
         Output::ReleaseSyn { .. } => "release".to_owned(),
         Output::Connect { .. } => "connect".to_owned(),
         Output::Abandon { why, .. } => format!("abandon({why})"),
+        Output::AnswerByDatagram { connected, .. } => format!("answer-by-datagram({connected})"),
         Output::AnswerProbe { connected, .. } => format!("answer({connected})"),
         Output::Reset { .. } => "reset".to_owned(),
         Output::ResetServer { .. } => "reset-server".to_owned(),
