@@ -37,8 +37,8 @@ impl Datagrams {
             }
         }
         match ruled.action {
-            // A refusal would have to be an ICMP message; silence says as much.
-            Action::Drop | Action::Deny => return (Verdict::Drop, Reason::RuleDrop),
+            Action::Drop => return (Verdict::Drop, Reason::RuleDrop),
+            Action::Deny => return (Verdict::Drop, Reason::RuleDeny),
             // There never is a peer for it.
             Action::DropIfNoPeer => return (Verdict::Drop, Reason::NoPeer),
             Action::Pass | Action::Intercept | Action::InterceptSingle => {}
@@ -93,6 +93,7 @@ mod tests {
             "another flow, the other way"
         );
         assert_eq!(see(88, 1, 3, Action::DropIfNoPeer), (Verdict::Drop, Reason::NoPeer));
+        assert_eq!(see(88, 1, 3, Action::Deny), (Verdict::Drop, Reason::RuleDeny));
         for n in 3..9 {
             assert_eq!(see(90, 1, n, Action::Pass), (Verdict::Pass, Reason::DatagramBegins));
         }

@@ -44,6 +44,7 @@
 
 mod client;
 mod config;
+mod datagrams;
 mod endings;
 mod existing;
 mod journal;
@@ -54,7 +55,7 @@ mod table;
 mod words;
 
 pub use crate::reason::Reason;
-pub use config::{AckVariant, Config, Embodiment};
+pub use config::{AckVariant, Answering, Config, Embodiment};
 pub use existing::{Existing, Midstream};
 pub use journal::Decided;
 pub use table::FlowRow;
@@ -63,6 +64,7 @@ pub use words::{
 };
 
 use crate::{
+    datagram::Datagrams,
     flow::Flow,
     lru::Lru,
     now::Now,
@@ -96,6 +98,9 @@ pub struct Engine {
     /// Connections from before that were reset, and how often.
     resets: Lru<Flow, u8>,
     pace: existing::Pace,
+    /// Clients' networks whose way takes options out of what comes back, until when that is believed.
+    stripped: Lru<Prefix, Instant>,
+    datagrams: Datagrams,
     journal: Journal,
     outputs: VecDeque<Output>,
     agent: bool,
@@ -125,6 +130,8 @@ impl Engine {
             tried: Lru::new(config.tried_entries_max),
             resets: Lru::new(config.tried_entries_max),
             pace: existing::Pace::new(),
+            stripped: Lru::new(config.networks_max),
+            datagrams: Datagrams::new(config.datagram_flows_max, config.datagram_idle_max),
             up: BTreeSet::new(),
             journal: Journal::new(config.recent_max),
             outputs: VecDeque::new(),
@@ -310,6 +317,7 @@ impl Engine {
                     Reason::ClientReset
                 }
                 State::Early { .. } | State::Middle { .. } if refused_answer => {
+                    self.option_lost(now, from_client);
                     self.give_up(now, from_client, Reason::ClientRejected);
                     self.went_past(now, from_client);
                     Reason::ClientRejected

@@ -6,11 +6,14 @@
 //! and [`rule`] are its words.
 
 pub mod candidates;
+pub mod capture;
 pub mod datagram;
 pub mod deflector;
+pub mod dry;
 pub mod engine;
 pub mod flow;
 pub mod id;
+pub mod look;
 mod lru;
 pub mod mutants;
 pub mod now;

@@ -16,8 +16,8 @@ mod socket;
 
 use crate::{
     api::{
-        Collected, EndedSessions, Kept, KeptSession, ListenerStatus, Named, ParkedStatus, PreloadReport,
-        Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble, Verified,
+        Collected, EndedSessions, Kept, KeptSession, ListenerStatus, Named, ParkedStatus, PathStatus,
+        PreloadReport, Readiness, SessionStatus, Status, StoreStatus, Trace, TraceLine, Trouble, Verified,
     },
     config,
     exit::Failure,
@@ -136,7 +136,8 @@ async fn serve_tcp(address: SocketAddr, router: Router) -> Result<JoinHandle<()>
 }
 
 async fn metrics(State(asked): State<Asked>) -> Response {
-    let text = spawn_blocking(move || metrics::text(&asked.node, &stats(&asked.node))).await;
+    let path = path_status(&asked).await;
+    let text = spawn_blocking(move || metrics::text(&asked.node, &stats(&asked.node), path.as_ref())).await;
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => trouble(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -159,11 +160,15 @@ async fn readyz(State(asked): State<Asked>) -> Response {
     (code, Json(Readiness { ready, reasons })).into_response()
 }
 
-async fn status(State(asked): State<Asked>) -> Response {
-    let path = match asked.node.path() {
+async fn path_status(asked: &Asked) -> Option<PathStatus> {
+    match asked.node.path() {
         Some(path) => Some(path.status().await),
         None => None,
-    };
+    }
+}
+
+async fn status(State(asked): State<Asked>) -> Response {
+    let path = path_status(&asked).await;
     blocking(move || Status { path, ..describe(&asked.node, stats(&asked.node)) }).await
 }
 

@@ -249,6 +249,19 @@ pub(crate) struct PathStatus {
     pub(crate) reasons: Vec<Named>,
     /// Connections carried now, for clients here and for peers.
     pub(crate) carried: u64,
+    /// Where UDP flows are ruled on.
+    #[serde(default)]
+    pub(crate) datagrams: Option<DatagramStatus>,
+}
+
+/// UDP flows that passed. Those that did not are among the reasons.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct DatagramStatus {
+    /// Since the node started.
+    pub(crate) flows: u64,
+    /// Since the rules were last put in place.
+    pub(crate) datagrams: u64,
+    pub(crate) octets: u64,
 }
 
 /// Another node.

@@ -97,11 +97,19 @@ pub(crate) enum Command {
         node: RunningNode,
     },
     /// What the running node would do with a connection, and why
+    ///
+    /// With --pcap: what a node with this configuration would have done with each connection in a file of captured
+    /// packets (pcap or pcapng). Nothing runs for it, and links to peers that the configuration names are taken to stand.
     Explain {
         /// The client's address, or address and port
-        client: String,
+        #[arg(required_unless_present = "pcap")]
+        client: Option<String>,
         /// The server's address and port
-        server: SocketAddr,
+        #[arg(required_unless_present = "pcap")]
+        server: Option<SocketAddr>,
+        /// A file of captured packets
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["client", "server", "socket"], requires = "config")]
+        pcap: Option<PathBuf>,
         #[command(flatten)]
         node: RunningNode,
     },

@@ -71,6 +71,12 @@ pub(crate) fn describe(path: &PathStatus) -> String {
         path.carried,
         list(&path.reasons)
     );
+    if let Some(udp) = &path.datagrams
+        && udp.flows > 0
+    {
+        let (flows, n, size) = (udp.flows, udp.datagrams, human_size(udp.octets));
+        let _ = writeln!(out, "udp        {flows} flows passed, {n} datagrams, {size}");
+    }
     if !path.peers.is_empty() {
         let mut rows =
             vec![["PEER", "AT", "LANES", "RTT", "STREAMS", "SENT", "RECEIVED", "LAST"].map(str::to_owned)];

@@ -9,6 +9,7 @@ mod ca;
 mod check;
 mod cli;
 mod config;
+mod dry;
 mod durable;
 mod exit;
 mod file;
@@ -79,7 +80,13 @@ fn obey(command: Command) -> Result<Exit, Failure> {
             identity::new_token(&id, ca_dir, user_key.as_deref())
         }
         Command::Bypass { to, node } => interception::bypass(&node, to == OnOff::On),
-        Command::Explain { client, server, node } => interception::explain(&node, &client, server),
+        Command::Explain { pcap: Some(file), node, .. } => dry::explain(&node, &file),
+        Command::Explain { client: Some(client), server: Some(server), node, .. } => {
+            interception::explain(&node, &client, server)
+        }
+        Command::Explain { .. } => {
+            Err(Failure::say(Exit::Usage, "explain needs a client and a server, or --pcap"))
+        }
         Command::Join { token, state_dir, replace } => identity::join(&token, state_dir, replace),
     }
 }

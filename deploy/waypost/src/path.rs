@@ -22,12 +22,13 @@ mod watchdog;
 
 use crate::{
     api::{Explained, PathStatus},
-    config::{Config, network},
+    config::{Config, network, value::InterfaceName},
     exit::{Exit, Failure},
 };
 use agent::PathAgent;
 use carrier::Carrier;
 use discovery_core::{
+    dry::Dry,
     engine,
     engine::Engine,
     flow::{Flow, Ingress},
@@ -40,7 +41,7 @@ use discovery_linux::{
     marks::ALONE,
     netd::{Handle, Netd, NetdSettings},
     queue::{NfQueue, QueueSettings},
-    rules::{Rules, RulesError, forwarding_off},
+    rules::{Instance, Rules, RulesError, forwarding_off},
     socket::{Family, TransparentListener},
 };
 use opener::{Asked, Opener};
@@ -66,6 +67,7 @@ pub(crate) struct Path {
     /// As they are in force, for `explain`.
     ruled: RuleSet,
     first_interface: Option<Ingress>,
+    instance: Option<Instance>,
     /// How probe responses name this node: it cannot change while it runs.
     key: KeyHint,
     loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
@@ -105,6 +107,7 @@ impl Path {
             switch: None,
             ruled: RuleSet::default(),
             first_interface: None,
+            instance: None,
             key: known.key,
             loop_ended: Mutex::default(),
         };
@@ -169,6 +172,7 @@ impl Path {
         for setting in forwarding_off(&plan) {
             tracing::warn!(setting, "is 0: this machine does not forward what it is to stand in the path of");
         }
+        self.instance = Some(plan.instance().clone());
         let saved = plan::saved(config, interception.queue);
         let mut rules = Rules::new(plan, saved);
         let installed = tokio::task::spawn_blocking(move || rules.install().map(|backend| (rules, backend)))
@@ -194,7 +198,7 @@ impl Path {
     /// What can be asked of it.
     pub(crate) async fn status(&self) -> PathStatus {
         let bypassed = self.switch.as_ref().is_some_and(|switch| switch.is_bypassed());
-        view::look(self.handle.as_ref(), bypassed, &self.links, &self.carrier).await
+        view::look(self.handle.as_ref(), self.instance.clone(), bypassed, &self.links, &self.carrier).await
     }
 
     /// What would become of a connection; none when nobody stands on the path, or the loop hangs.
@@ -260,6 +264,24 @@ impl Path {
     pub(crate) fn carried(&self) -> usize {
         self.carrier.carried()
     }
+}
+
+/// An engine, as this configuration would make it, for packets that went by some other time.
+pub(crate) async fn dry(config: &Config) -> Result<Dry, Failure> {
+    let (Some(interception), Some(link)) = (&config.interception, &config.link) else {
+        let what = "the configuration has no [interception], so nothing would be looked at";
+        return Err(Failure::say(Exit::Usage, what));
+    };
+    // The file says where packets were seen no more than the machine it is read on; the first interface is theirs.
+    let number = |name: &InterfaceName| interception.interfaces.iter().position(|other| other == name);
+    let ingress =
+        |name: &InterfaceName| Ingress(number(name).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX));
+    let rules = plan::rules_with(interception, |name, _| ingress(name)).await?;
+    let engine = Engine::new(plan::engine(interception, link));
+    let peers: Vec<engine::Peer> = plan::names(link).into_keys().collect();
+    #[expect(clippy::disallowed_methods, reason = "the shell's clock")]
+    let start = std::time::Instant::now();
+    Ok(Dry::new(engine, rules, plan::codec(interception), Ingress(0), &peers, start))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {

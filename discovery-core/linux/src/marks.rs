@@ -14,6 +14,8 @@ pub const OWN_CONNECT: u32 = 0x20;
 pub const OWN_CONNECT_HERE: u32 = OWN_CONNECT | DELIVER;
 /// A plain SYN of a connection that was opened early a moment ago; set and read by rules alone.
 pub const YOUNG: u32 = 0x40;
+/// A datagram of which no earlier one passed; set and read by rules alone.
+pub const BEGINS: u32 = 0x100;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.
 pub const ALONE: u32 = 0x80;

@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use discovery_core::engine::{Claim, Engine, Event, Peer, Reason};
+use discovery_core::engine::{self, Claim, Engine, Event, Peer, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::now::{Now, UnixMillis};
 use discovery_core::pmt::PmtRow;
@@ -30,12 +30,12 @@ use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
 use crate::broker::Early;
-use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters};
+use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
 pub use handle::Handle;
 
 use connects::Connects;
 use handle::{Command, Commands};
-use look::Looker;
+use look::{Datagram, Looker};
 use orders::Senders;
 use probes::Probes;
 
@@ -306,16 +306,39 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     );
                     self.looker.verdict(&looked, verdict)
                 }
-                None => {
-                    self.counters.unread += 1;
-                    crate::queue::Verdict::Accept
-                }
+                None => self.datagram(now, &packet),
             };
             self.queue.verdict(packet.id, verdict);
         }
         self.queue.flush()?;
         self.obey();
         Ok(())
+    }
+
+    fn datagram(&mut self, now: Now, packet: &QueuedPacket<'_>) -> Verdict<'static> {
+        let verdict = match self.looker.look_datagram(packet, self.settings.probe_port) {
+            Some(Datagram::Answer(seen)) => {
+                if let Some((verdict, event)) = self.probes.answered(&seen) {
+                    self.engine.handle_event(now, event);
+                    return verdict;
+                }
+                let ruled = Ruled { action: Action::Intercept, rule: None };
+                self.engine.handle_segment(now, &seen, ruled, &[])
+            }
+            Some(Datagram::Other(facts)) => {
+                let ruled = self.rules.decide(&facts, packet.payload);
+                self.engine.handle_datagram(now, facts.flow, ruled, packet.payload)
+            }
+            None => {
+                self.counters.unread += 1;
+                // A first fragment, say: what follows it is to be asked about again.
+                return Verdict::Mark(packet.mark & !crate::marks::BEGINS);
+            }
+        };
+        match verdict {
+            engine::Verdict::Drop => Verdict::Drop,
+            engine::Verdict::Pass | engine::Verdict::PassWithQuery => Verdict::Accept,
+        }
     }
 
     fn agent_gone(&mut self) {

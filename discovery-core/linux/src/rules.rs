@@ -14,6 +14,7 @@
 //! ```
 
 mod apply;
+mod datagrams;
 mod nft;
 mod plan;
 mod routes;

@@ -25,6 +25,18 @@ pub enum AckVariant {
     IsnPlusOne,
 }
 
+/// How a server-side node answers a query (US 9,172,620, 'probe response').
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answering {
+    /// By an option on a forged SYN-ACK, and by a datagram where a client's reset showed that the option got lost.
+    #[default]
+    Auto,
+    /// By the option alone.
+    Option,
+    /// By a datagram alone.
+    Datagram,
+}
+
 /// Settings of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -32,6 +44,10 @@ pub struct Config {
     pub embodiment: Embodiment,
     /// How to answer.
     pub ack: AckVariant,
+    /// By what to answer.
+    pub answering: Answering,
+    /// How long a client's network is answered by datagrams, and the option not tried again.
+    pub stripped_max: Duration,
     /// A number that the shell draws at start; forged sequence numbers come from it.
     pub cookie: u32,
     /// The port of separate probes.
@@ -95,6 +111,10 @@ pub struct Config {
     pub peers_max: usize,
     /// Decisions remembered for `status`.
     pub recent_max: usize,
+    /// UDP flows at once.
+    pub datagram_flows_max: usize,
+    /// How long after its last datagram a UDP flow is one.
+    pub datagram_idle_max: Duration,
     /// The proxy mapping table's own.
     pub pmt: PmtConfig,
 }
@@ -104,6 +124,8 @@ impl Default for Config {
         Self {
             embodiment: Embodiment::OnSyn,
             ack: AckVariant::Isn,
+            answering: Answering::Auto,
+            stripped_max: Duration::from_secs(600),
             cookie: 0x5a5a_5a5a,
             probe_port: 7_783,
             probes_max: 2,
@@ -133,6 +155,8 @@ impl Default for Config {
             existing_tries_max: 3,
             peers_max: 256,
             recent_max: 1_024,
+            datagram_flows_max: 65_536,
+            datagram_idle_max: Duration::from_secs(60),
             pmt: PmtConfig::default(),
         }
     }

@@ -31,11 +31,11 @@ impl Engine {
                 State::Carried { .. } => return (Verdict::Pass, Reason::Carried),
                 State::Connecting(_) if again => return (Verdict::Drop, Reason::Connecting),
                 State::Early { .. } if again => {
-                    self.answer(flow, seen.seq, true);
+                    self.answer(now, flow, seen.seq, true);
                     return (Verdict::Drop, Reason::AnsweredAgain);
                 }
                 State::Middle { connected, .. } if again => {
-                    self.answer(flow, seen.seq, connected);
+                    self.answer(now, flow, seen.seq, connected);
                     return (Verdict::Drop, Reason::AnsweredAgain);
                 }
                 // A claimed connection is not given up for a bare SYN, which anybody can send.
@@ -72,7 +72,7 @@ impl Engine {
         }
         if flow.server.port() == self.config.probe_port {
             // A separate probe asks for this node, not for the server behind it.
-            self.answer(flow, seen.seq, false);
+            self.answer(now, flow, seen.seq, false);
             return (Verdict::Drop, Reason::AnsweredSeparate);
         }
         if self.pmt.lookup(now.mono, flow.server) == Lookup::Known(Known::Asymmetric) {
@@ -168,7 +168,7 @@ impl Engine {
         self.table.set_deadline(&flow, Some(now.mono + self.config.orphan_after()));
         self.journal.note(now.wall, flow, Reason::AnsweredProbe);
         if let Some(isn) = isn {
-            self.answer(flow, isn, true);
+            self.answer(now, flow, isn, true);
         }
     }
 
@@ -227,7 +227,7 @@ impl Engine {
         self.table.set_state(&flow, State::Middle { next, connected, own_isn });
         self.table.set_deadline(&flow, Some(now.mono + self.config.orphan_after()));
         if let Some(isn) = self.table.get(&flow).and_then(|entry| entry.isn) {
-            self.answer(flow, isn, connected);
+            self.answer(now, flow, isn, connected);
         }
     }
 
@@ -302,6 +302,10 @@ impl Engine {
         let Some(entry) = self.table.get(&flow) else { return };
         let isn = entry.isn;
         self.give_up(now, flow, Reason::Orphan);
+        if self.datagram_lost(now, flow) {
+            // The client got no answer at all.
+            return;
+        }
         if let (AckVariant::IsnPlusOne, Some(isn)) = (self.config.ack, isn) {
             // A client that believed the answer waits for a server that knows nothing of it. One that never got it
             // is connecting still and must not take this for a refusal.
@@ -336,7 +340,11 @@ impl Engine {
         self.outputs.push_back(Output::Connect { flow });
     }
 
-    fn answer(&mut self, flow: Flow, isn: u32, connected: bool) {
+    fn answer(&mut self, now: Now, flow: Flow, isn: u32, connected: bool) {
+        if self.answers_by_datagram(now, flow) {
+            self.outputs.push_back(Output::AnswerByDatagram { flow, isn, connected });
+            return;
+        }
         let ack = match self.config.ack {
             AckVariant::Isn => isn,
             AckVariant::IsnPlusOne => isn.wrapping_add(1),

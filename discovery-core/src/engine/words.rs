@@ -135,6 +135,15 @@ pub enum Output {
         /// What the response says: the server has accepted already.
         connected: bool,
     },
+    /// Say the same in a datagram from the server's address to the client's: the way back takes options out.
+    AnswerByDatagram {
+        /// Whose.
+        flow: Flow,
+        /// The number of its SYN.
+        isn: u32,
+        /// What the response says: the server has accepted already.
+        connected: bool,
+    },
     /// Forge a reset from the server to the client.
     Reset {
         /// Whose.
@@ -223,6 +232,8 @@ pub enum Unreachable {
     Network,
     /// Nobody answers for its address.
     Host,
+    /// Nobody listens there: what a rule says of a datagram.
+    Port,
     /// Forbidden by somebody on the way.
     Prohibited,
 }

@@ -150,7 +150,7 @@ impl World {
     fn queued(&mut self, at: usize, hook: Hook, packet: &Packet) -> Verdict {
         let kind = match packet.what {
             What::Syn => Kind::Syn,
-            What::SynAck => Kind::SynAck,
+            What::SynAck | What::Datagram => Kind::SynAck,
             What::Rst if self.plan.resets => Kind::Rst,
             What::Ack | What::Data | What::Fin | What::Unreachable | What::Rst => return Verdict::Pass,
         };
@@ -370,6 +370,11 @@ impl World {
                 let Peer { link, key } = peer(at);
                 let probe = Some(Probe::Response(Response { link, key, connected }));
                 self.send(at, false, Packet { probe, ..Packet::new(flow, What::SynAck, seq, ack) });
+            }
+            Output::AnswerByDatagram { flow, isn, connected } => {
+                let Peer { link, key } = peer(at);
+                let probe = Some(Probe::Response(Response { link, key, connected }));
+                self.send(at, false, Packet { probe, ..Packet::new(flow, What::Datagram, 0, isn) });
             }
             Output::Reset { flow, seq, ack } => {
                 self.send(at, false, Packet::new(flow, What::Rst, seq, ack.unwrap_or(0)))

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 pub(crate) enum What {
     Syn,
     SynAck,
+    /// A probe response beside TCP: nothing to a client's or a server's TCP.
+    Datagram,
     Ack,
     Data,
     Rst,
@@ -196,7 +198,7 @@ impl Listener {
                     self.conns.insert(p.flow, Conn { irs: p.seq, iss, established: false });
                     (vec![say(What::SynAck, iss, p.seq.wrapping_add(1))], Arrived::Nothing)
                 }
-                What::Rst | What::Unreachable | What::SynAck => (vec![], Arrived::Nothing),
+                What::Rst | What::Unreachable | What::SynAck | What::Datagram => (vec![], Arrived::Nothing),
                 What::Ack | What::Data | What::Fin => (vec![say(What::Rst, p.ack, 0)], Arrived::Nothing),
             };
         };
@@ -218,7 +220,9 @@ impl Listener {
                 self.conns.remove(&p.flow);
                 (vec![], Arrived::Ended)
             }
-            What::Rst | What::Fin | What::SynAck | What::Unreachable => (vec![], Arrived::Nothing),
+            What::Rst | What::Fin | What::SynAck | What::Datagram | What::Unreachable => {
+                (vec![], Arrived::Nothing)
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, chain, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, pair,
-    start,
+    ahead, chain, changes, commands, crowds, datagrams, durability, failures, front, garbage, identical,
+    kept, logins, pair, start,
 };
 
 /// One row.
@@ -54,6 +54,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     quick(row("chain-two", "one and two in the middle: each link carries, the ends see the truth", chain::two)),
     row("chain-three", "three in the middle, and one of them dies", chain::three),
     row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
+    row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
+    row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),

@@ -324,7 +324,7 @@ impl Shell {
                 Output::Abandon { flow, .. } => {
                     self.sockets.remove(&flow);
                 }
-                Output::AnswerProbe { flow, .. } => {
+                Output::AnswerProbe { flow, .. } | Output::AnswerByDatagram { flow, .. } => {
                     let answers = self.answers.entry(flow).or_default();
                     *answers += 1;
                     assert!(

@@ -1,12 +1,15 @@
 //! `/metrics`: every counter in the text form of Prometheus. Labels are closed sets of words, names of servers and our
 //! own addresses; never a user, a mailbox or a client.
 
-use crate::{api::StoreStatus, node::Node};
+use crate::{
+    api::{PathStatus, StoreStatus},
+    node::Node,
+};
 use epc::handler::metrics::Ended;
 use std::fmt::Write;
 
 /// All of them.
-pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
+pub(super) fn text(node: &Node, store: &StoreStatus, path: Option<&PathStatus>) -> String {
     let (metrics, roster) = (node.metrics(), node.roster());
     let mut page = Page::default();
     page.family("waypost_node_info", "gauge", "What runs.");
@@ -134,6 +137,9 @@ pub(super) fn text(node: &Node, store: &StoreStatus) -> String {
     }
     prefetch_families(&mut page, node);
     store_families(&mut page, store);
+    if let Some(path) = path {
+        path_families(&mut page, path);
+    }
     page.0
 }
 
@@ -239,6 +245,19 @@ fn kept(page: &mut Page, node: &Node) {
     let fetched = house.fetched();
     page.one("waypost_cep_fetched_messages_total", "counter", "Messages fetched ahead.", fetched.0);
     page.one("waypost_cep_fetched_bytes_total", "counter", "Message data fetched ahead.", fetched.1);
+}
+
+fn path_families(page: &mut Page, path: &PathStatus) {
+    page.one("waypost_discovery_carried", "gauge", "Connections carried now.", path.carried);
+    page.family("waypost_discovery_decisions_total", "counter", "Decisions about packets, by reason.");
+    for reason in &path.reasons {
+        page.sample("waypost_discovery_decisions_total", &[("reason", &reason.word)], reason.n);
+    }
+    if let Some(udp) = path.datagrams {
+        page.one("waypost_discovery_udp_flows_total", "counter", "UDP flows that passed.", udp.flows);
+        page.one("waypost_discovery_udp_datagrams_total", "counter", "Datagrams that passed.", udp.datagrams);
+        page.one("waypost_discovery_udp_bytes_total", "counter", "Octets of them.", udp.octets);
+    }
 }
 
 #[derive(Default)]

@@ -247,6 +247,11 @@ pub(crate) const INTERCEPTION: Section = Section {
             "isn, isn+1: what an answer acknowledges; isn+1 only where a firewall between the nodes demands it",
             r#""isn""#,
         ),
+        key(
+            "answer",
+            "auto, option, datagram: by what a query is answered; auto: a datagram where options are taken out",
+            r#""auto""#,
+        ),
         key("option_kind", "253, 254: the experimental TCP option (RFC 6994)", "253"),
     ],
 };

@@ -5,7 +5,7 @@ use super::{
     problem::{Place, Problem},
     reader::{Found, TableReader},
     sections::{Around, Sections},
-    value::{Ack, HostSide, InterfaceName, Pin, Port, ProbeManner, Standing, quoted},
+    value::{Ack, Answer, HostSide, InterfaceName, Pin, Port, ProbeManner, Standing, quoted},
 };
 use discovery_core::{
     flow::Ingress,
@@ -29,6 +29,7 @@ pub(crate) struct Interception {
     pub(crate) queue: u16,
     pub(crate) probe: ProbeManner,
     pub(crate) ack: Ack,
+    pub(crate) answer: Answer,
     pub(crate) option_kind: u8,
     pub(crate) rules: Vec<RuleConfig>,
 }
@@ -159,6 +160,7 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
         queue: t.get("queue", Port(7782)).0,
         probe: t.get("probe", ProbeManner::OnSyn),
         ack: t.get("ack", Ack::Isn),
+        answer: t.get("answer", Answer::Auto),
         option_kind: kind,
         rules,
     }
@@ -177,9 +179,6 @@ fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
         protocol: t.maybe("protocol"),
         bpf: t.maybe("bpf"),
     };
-    if rule.protocol == Some(Protocol::Udp) {
-        t.warn("protocol", "this build does not look at datagrams: they pass, whatever this rule says");
-    }
     action.map(|action| RuleConfig { action, ..rule })
 }
 

@@ -545,6 +545,18 @@ choice! {
 }
 
 choice! {
+    /// By what a query is answered.
+    Answer {
+        /// By an option, and by a datagram where that is lost.
+        Auto = "auto",
+        /// By an option alone.
+        Option = "option",
+        /// By a datagram alone.
+        Datagram = "datagram",
+    }
+}
+
+choice! {
     /// How the log looks.
     LogFormat {
         /// For people.

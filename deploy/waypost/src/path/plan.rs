@@ -4,12 +4,12 @@ use crate::{
     config::{
         Config,
         network::{Interception, Link, RuleConfig},
-        value::{Ack, HostSide, InterfaceName, ProbeManner, Standing},
+        value::{Ack, Answer, HostSide, InterfaceName, ProbeManner, Standing},
     },
     exit::{Exit, Failure},
 };
 use discovery_core::{
-    engine::{self, AckVariant, Embodiment},
+    engine::{self, AckVariant, Answering, Embodiment},
     flow::Ingress,
     id::NodeId,
     pmt,
@@ -55,6 +55,7 @@ pub(super) fn plan(interception: &Interception, v4: u16, v6: Option<u16>) -> Res
         route_table: u32::from(interception.queue),
         probe_kind: interception.option_kind,
         probing: true,
+        datagrams: true,
         probe_port: engine::Config::default().probe_port,
     })
     .map_err(wrong)
@@ -84,7 +85,13 @@ pub(super) fn engine(interception: &Interception, link: &Link) -> engine::Config
         Ack::Isn => AckVariant::Isn,
         Ack::IsnPlusOne => AckVariant::IsnPlusOne,
     };
-    let mut config = engine::Config { embodiment, ack, cookie: cookie(), ..engine::Config::default() };
+    let answering = match interception.answer {
+        Answer::Auto => Answering::Auto,
+        Answer::Option => Answering::Option,
+        Answer::Datagram => Answering::Datagram,
+    };
+    let mut config =
+        engine::Config { embodiment, ack, answering, cookie: cookie(), ..engine::Config::default() };
     config.pmt.statics = link
         .peers
         .iter()
@@ -127,6 +134,14 @@ fn cookie() -> u32 {
 
 /// The rules with interfaces by number and expressions as programs.
 pub(super) async fn rules(interception: &Interception) -> Result<RuleSet, Failure> {
+    rules_with(interception, ingress).await
+}
+
+/// The same with other numbers.
+pub(super) async fn rules_with(
+    interception: &Interception,
+    ingress: impl Fn(&InterfaceName, &RuleConfig) -> Ingress,
+) -> Result<RuleSet, Failure> {
     let mut built = Vec::new();
     for (nth, rule) in interception.rules.iter().enumerate() {
         let program = match &rule.bpf {

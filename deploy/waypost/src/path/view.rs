@@ -1,7 +1,9 @@
 //! What a node on the path tells about itself.
 
 use super::carrier::Carrier;
-use crate::api::{Explained, FlowStatus, LaneStatus, Named, PathStatus, PeerStatus, TableStatus};
+use crate::api::{
+    DatagramStatus, Explained, FlowStatus, LaneStatus, Named, PathStatus, PeerStatus, TableStatus,
+};
 use discovery_core::{
     engine::{Engine, FlowRow, Hook, Kind, Reason, Room, Seen, Verdict},
     flow::{Flow, Ingress},
@@ -10,7 +12,10 @@ use discovery_core::{
     pmt::{Known, Place, PmtRow},
     rule::{Facts, RuleSet},
 };
-use discovery_linux::netd::Handle;
+use discovery_linux::{
+    netd::Handle,
+    rules::{Instance, Rules},
+};
 use std::time::Duration;
 use tokio::{sync::oneshot, time::timeout};
 use wan::{LinkStatus, Links};
@@ -18,6 +23,7 @@ use wan::{LinkStatus, Links};
 /// Everything.
 pub(super) async fn look(
     handle: Option<&Handle>,
+    instance: Option<Instance>,
     bypassed: bool,
     links: &Links,
     carrier: &Carrier,
@@ -33,6 +39,7 @@ pub(super) async fn look(
             engine.pmt_rows(now).into_iter().map(entry).collect(),
             engine.flows().take(FLOWS_MAX).map(flow).collect(),
             counts.filter(|count| count.n > 0).collect(),
+            engine.datagram_flows(),
         )
     })
     .await;
@@ -42,10 +49,19 @@ pub(super) async fn look(
         (Some(_), false) => "taking",
     };
     status.state = state.to_owned();
-    if let Some((table, flows, reasons)) = told {
+    if let Some((table, flows, reasons, udp)) = told {
         (status.table, status.flows, status.reasons) = (table, flows, reasons);
+        status.datagrams = datagrams(instance, udp).await;
     }
     status
+}
+
+/// UDP flows that passed, and what the kernel has counted of them.
+async fn datagrams(instance: Option<Instance>, flows: u64) -> Option<DatagramStatus> {
+    let instance = instance?;
+    let counted = tokio::task::spawn_blocking(move || Rules::datagrams(&instance)).await;
+    let (datagrams, octets) = counted.ok()?.ok()??;
+    Some(DatagramStatus { flows, datagrams, octets })
 }
 
 /// What would become of a SYN that came in through the interface of this number.

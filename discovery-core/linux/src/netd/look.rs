@@ -2,8 +2,9 @@
 
 use discovery_core::engine::{self, Hook, Room, Seen};
 use discovery_core::flow::{Flow, Ingress};
-use discovery_core::packet::{Kind, Protocol, Unprobed, View, room, splice};
-use discovery_core::probe::{Codec, Encoded, Found, Probe, Query};
+use discovery_core::look::look;
+use discovery_core::packet::{Protocol, View, splice};
+use discovery_core::probe::{Codec, Encoded, Probe, Query};
 use discovery_core::rule::{Facts, VlanId};
 
 use crate::marks::OWN_CONNECT;
@@ -26,6 +27,15 @@ pub(super) struct Looked<'a> {
     view: View<'a>,
 }
 
+/// What a queued datagram is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Datagram {
+    /// The answer to a query.
+    Answer(Seen),
+    /// Anybody's.
+    Other(Facts),
+}
+
 impl Looker {
     pub(super) fn new(codec: Codec, octets_max: usize) -> Self {
         let query = codec.encode(&Probe::Query(Query));
@@ -38,13 +48,6 @@ impl Looker {
             return None;
         }
         let view = View::parse(packet.payload).ok()?;
-        let tcp = view.tcp()?;
-        let kind = match tcp.kind() {
-            Kind::Syn => engine::Kind::Syn,
-            Kind::SynAck => engine::Kind::SynAck,
-            Kind::Rst => engine::Kind::Rst,
-            Kind::Other => return None,
-        };
         let port = if packet.physindev == 0 { packet.indev } else { packet.physindev };
         let (hook, ingress) = match packet.hook {
             queue::Hook::Prerouting => (Hook::Forwarded(Ingress(port)), Some(Ingress(port))),
@@ -53,21 +56,10 @@ impl Looker {
             queue::Hook::Output => (Hook::Forwarded(Ingress(0)), None),
             queue::Hook::Other(_) => return None,
         };
-        let probe = match self.codec.find(tcp.options()) {
-            Found::Probe(probe) => Some(probe),
-            Found::Nothing | Found::Destination(_) | Found::Unknown(_) | Found::Malformed => None,
-        };
-        let room = match room(&view, self.query.octets(), self.octets_max) {
-            Ok(()) => Room::Fits,
-            Err(Unprobed::Signed | Unprobed::Malformed) => Room::Untouchable,
-            Err(_) => Room::Full,
-        };
-        let (src, dst) = (view.src(), view.dst());
-        let ack = if tcp.flags() & ACK == 0 { 0 } else { tcp.ack() };
-        let seen = Seen { src, dst, hook, kind, seq: tcp.seq(), ack, probe, room };
-        let flow = match kind {
-            engine::Kind::SynAck => Flow { client: dst, server: src },
-            engine::Kind::Syn | engine::Kind::Rst => Flow { client: src, server: dst },
+        let seen = look(&view, hook, &self.codec, self.query.octets(), self.octets_max)?;
+        let flow = match seen.kind {
+            engine::Kind::SynAck => view.from_server(),
+            engine::Kind::Syn | engine::Kind::Rst => view.from_client(),
         };
         let vlan = packet.vlan.and_then(|vlan| VlanId::new(vlan.tci & 0x0fff).ok());
         let facts = Facts { flow, protocol: Protocol::Tcp, ingress, vlan };
@@ -79,6 +71,40 @@ impl Looker {
         let spliced = View::parse(packet)
             .map(|view| splice(&view, self.query.octets(), self.octets_max, &mut self.altered).is_ok());
         if spliced == Ok(true) { &self.altered } else { packet }
+    }
+
+    /// What a datagram is: somebody's, or an answer to a query, which is for the engine like the SYN-ACK it stands for.
+    pub(super) fn look_datagram(&self, packet: &QueuedPacket<'_>, probe_port: u16) -> Option<Datagram> {
+        if packet.hook != queue::Hook::Prerouting {
+            return None;
+        }
+        let view = View::parse(packet.payload).ok()?;
+        let payload = view.datagram()?;
+        let port = if packet.physindev == 0 { packet.indev } else { packet.physindev };
+        let ingress = Ingress(port);
+        let (src, dst) = (view.src(), view.dst());
+        if (src.port(), dst.port()) == (probe_port, probe_port)
+            && let Some(answer) = self.codec.read_datagram(src.ip(), dst.ip(), payload)
+        {
+            let (hook, probe) = (Hook::Forwarded(ingress), Some(Probe::Response(answer.response)));
+            let Flow { client, server } = answer.flow;
+            let room = Room::Untouchable;
+            let kind = engine::Kind::SynAck;
+            let (seq, ack) = (0, answer.isn);
+            return Some(Datagram::Answer(Seen {
+                src: server,
+                dst: client,
+                hook,
+                kind,
+                seq,
+                ack,
+                probe,
+                room,
+            }));
+        }
+        let vlan = packet.vlan.and_then(|vlan| VlanId::new(vlan.tci & 0x0fff).ok());
+        let flow = Flow { client: src, server: dst };
+        Some(Datagram::Other(Facts { flow, protocol: Protocol::Udp, ingress: Some(ingress), vlan }))
     }
 
     /// The queue's verdict for the engine's. A query that does not fit after all is left out.
@@ -96,12 +122,12 @@ impl Looker {
     }
 }
 
-const ACK: u8 = 0x10;
-
 #[cfg(test)]
 mod tests {
     use discovery_core::packet::Acknowledged;
-    use discovery_core::packet::forge::{syn, syn_ack};
+    use std::net::SocketAddr;
+
+    use discovery_core::packet::forge::{self, syn, syn_ack};
     use discovery_core::probe::{KeyHint, Response};
 
     use super::*;
@@ -170,6 +196,29 @@ mod tests {
         assert_eq!(looker.look(&own).unwrap().seen.hook, Hook::Own);
         let machine = QueuedPacket { hook: queue::Hook::Output, indev: 0, ..queued(&plain) };
         assert_eq!(looker.look(&machine).unwrap().seen.hook, Hook::Forwarded(Ingress(0)));
+    }
+
+    #[test]
+    fn a_datagram_is_an_answer_or_anybodys() {
+        let looker = Looker::new(Codec::default(), 1500);
+        let link = "10.8.0.1:7777".parse().unwrap();
+        let response = Response { link, key: KeyHint([7; 8]), connected: true };
+        let answer = discovery_core::probe::Answer { flow: flow(), isn: 77, response };
+        let octets = Codec::default().encode_datagram(&answer);
+        let at = |ip, port| SocketAddr::new(ip, port);
+        let (from, to) = (flow().server.ip(), flow().client.ip());
+        let made = forge::datagram(at(from, 7783), at(to, 7783), &octets).unwrap();
+        let Some(Datagram::Answer(seen)) = looker.look_datagram(&queued(&made), 7783) else { panic!() };
+        assert_eq!((seen.src, seen.dst, seen.ack), (flow().server, flow().client, 77));
+        assert_eq!((seen.kind, seen.probe), (engine::Kind::SynAck, Some(Probe::Response(response))));
+        for (from_port, to_port, octets) in [(7783, 53, &octets[..]), (7783, 7783, b"hello")] {
+            let (from, to) = (at(from, from_port), at(to, to_port));
+            let made = forge::datagram(from, to, octets).unwrap();
+            let flow = Flow { client: from, server: to };
+            let facts = Facts { flow, protocol: Protocol::Udp, ingress: Some(Ingress(4)), vlan: None };
+            assert_eq!(looker.look_datagram(&queued(&made), 7783), Some(Datagram::Other(facts)));
+        }
+        assert_eq!(looker.look_datagram(&queued(&syn(&flow(), 77, &[]).unwrap()), 7783), None);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Carries out what the engine orders, one order at a time.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use discovery_core::engine::{Event, Output, Reason, Unreachable};
 use discovery_core::flow::Flow;
-use discovery_core::packet::forge::{refused, reset, syn_ack, unreachable};
+use discovery_core::packet::forge::{datagram, refused, reset, syn_ack, unreachable};
 use discovery_core::packet::{self, Acknowledged, View};
-use discovery_core::probe::{Probe, Response};
+use discovery_core::probe::{Answer, Probe, Response};
 
 use super::connects::Connects;
 use super::look::Looker;
@@ -81,6 +82,10 @@ pub(super) fn obey(
         Output::AnswerProbe { flow, seq, ack, connected } => {
             return Outcome::sent(answer(senders, settings, flow, (seq, ack), connected), "answer", flow);
         }
+        Output::AnswerByDatagram { flow, isn, connected } => {
+            let sent = answer_by_datagram(senders, settings, flow, isn, connected);
+            return Outcome::sent(sent, "datagram", flow);
+        }
         Output::Reset { flow, seq, ack } => {
             let packet = match ack {
                 // The answer to a SYN: its sequence number is 0 (RFC 9293 §3.10.7.1).
@@ -98,6 +103,7 @@ pub(super) fn obey(
             let what = match what {
                 Unreachable::Network => packet::Unreachable::Network,
                 Unreachable::Host => packet::Unreachable::Host,
+                Unreachable::Port => packet::Unreachable::Port,
                 Unreachable::Prohibited => packet::Unreachable::Prohibited,
             };
             let made = View::parse(&packet)
@@ -138,13 +144,28 @@ fn answer(
     (seq, ack): (u32, u32),
     connected: bool,
 ) -> io::Result<()> {
-    let (v4, v6) = settings.link;
-    let link = if flow.client.is_ipv4() { v4.or(v6) } else { v6.or(v4) };
-    let Some(link) = link else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no link to tell of"));
-    };
-    let response = Probe::Response(Response { link, key: settings.key, connected });
-    let option = settings.codec.encode(&response);
+    let option = settings.codec.encode(&Probe::Response(response(settings, flow, connected)?));
     let packet = syn_ack(&flow, ack, Acknowledged::Isn, seq, option.octets()).map_err(io::Error::other)?;
     senders.forge.send(&packet)
+}
+
+fn answer_by_datagram(
+    senders: &Senders,
+    settings: &NetdSettings,
+    flow: Flow,
+    isn: u32,
+    connected: bool,
+) -> io::Result<()> {
+    let answer = Answer { flow, isn, response: response(settings, flow, connected)? };
+    let at = |ip| SocketAddr::new(ip, settings.probe_port);
+    let (from, to) = (at(flow.server.ip()), at(flow.client.ip()));
+    let packet = datagram(from, to, &settings.codec.encode_datagram(&answer)).map_err(io::Error::other)?;
+    senders.forge.send(&packet)
+}
+
+fn response(settings: &NetdSettings, flow: Flow, connected: bool) -> io::Result<Response> {
+    let (v4, v6) = settings.link;
+    let link = if flow.client.is_ipv4() { v4.or(v6) } else { v6.or(v4) };
+    let link = link.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no link to tell of"))?;
+    Ok(Response { link, key: settings.key, connected })
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use super::nft::{self, Facts};
-use super::plan::{Extent, Mode, Plan};
+use super::plan::{Extent, Instance, Mode, Plan};
 use super::sysctl::{self, Saved, SysctlError};
-use super::{routes, xtables};
+use super::{datagrams, routes, xtables};
 
 /// Who fills the queue on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,20 @@ impl Rules {
         Ok(repaired)
     }
 
+    /// Datagrams that passed, and their octets, since the rules were last put in place.
+    ///
+    /// # Errors
+    /// When the tool is missing.
+    pub fn datagrams(instance: &Instance) -> Result<Option<(u64, u64)>, RulesError> {
+        let arguments = ["list", "counter", "inet", &nft::table(instance), datagrams::COUNTER];
+        match run("nft", &arguments, "") {
+            Ok(listing) => Ok(counted(&listing)),
+            // No table, or none with the counter.
+            Err(RulesError::Refused { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Takes everything of this instance out, whoever installed it, and puts the kernel's settings back.
     ///
     /// # Errors
@@ -255,7 +269,7 @@ impl Rules {
         }
         let mut listing = String::new();
         for family in families {
-            match run("nft", &["-t", "list", "table", family, &name], "") {
+            match run("nft", &["-t", "-s", "list", "table", family, &name], "") {
                 Ok(table) => listing.push_str(&table),
                 Err(RulesError::Refused { .. }) => {}
                 Err(other) => return Err(other),
@@ -295,6 +309,14 @@ struct Iptables {
 const IPTABLES: Iptables = Iptables { family: "ip", list: "iptables-nft", restore: "iptables-nft-restore" };
 const IP6TABLES: Iptables =
     Iptables { family: "ip6", list: "ip6tables-nft", restore: "ip6tables-nft-restore" };
+
+/// As nft prints a counter: `packets 5 bytes 300`.
+fn counted(listing: &str) -> Option<(u64, u64)> {
+    let mut words = listing.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+    let packets = words.next()?.parse().ok()?;
+    let octets = words.nth(1)?.parse().ok()?;
+    Some((packets, octets))
+}
 
 fn mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];

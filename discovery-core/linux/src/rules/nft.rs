@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use super::datagrams;
 use super::plan::{Extent, Instance, Interface, Mode, Plan};
 use crate::marks::{DELIVER, FORGED, INJECTED, OWN_CONNECT, YOUNG};
 
@@ -40,6 +41,9 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
     {
         young(plan).iter().for_each(|line| put(line));
     }
+    if extent == Extent::Full && datagrams::ruled(plan) {
+        datagrams::tables(plan, &from(plan)).iter().for_each(|line| put(line));
+    }
     divert(plan, extent).iter().for_each(|line| put(line));
     if queueing {
         queue_in(plan).iter().for_each(|line| put(line));
@@ -71,7 +75,7 @@ pub(super) fn remove(instance: &Instance) -> String {
     text
 }
 
-fn chain(name: &str, hook: &str, priority: i32, rules: &[String]) -> Vec<String> {
+pub(super) fn chain(name: &str, hook: &str, priority: i32, rules: &[String]) -> Vec<String> {
     let mut lines =
         vec![format!("  chain {name} {{"), format!("    type {hook} priority {priority}; policy accept;")];
     lines.extend(rules.iter().map(|rule| format!("    {rule}")));
@@ -112,13 +116,11 @@ const BACK: &str = "tcp flags & (syn | rst) != 0 fib daddr type local";
 
 fn queue_in(plan: &Plan) -> Vec<String> {
     let queue = format!("queue flags bypass to {}", plan.spec.queue);
-    let (from, routed) = match &plan.spec.mode {
-        Mode::Routed { interfaces } => (names(interfaces), true),
-        // Behind br_netfilter the input interface is the bridge; the port travels with the packet.
-        Mode::Bridge { bridge, .. } => (names(std::slice::from_ref(bridge)), true),
-        Mode::Host { interfaces, .. } => (names(interfaces), false),
+    let routed = match &plan.spec.mode {
+        Mode::Routed { .. } | Mode::Bridge { .. } => true,
+        Mode::Host { .. } => false,
     };
-    let from = format!("iifname {from}");
+    let from = from(plan);
     let mut rules = Vec::new();
     if plan.spec.probing {
         rules.push(format!("{from} tcp sport {} {BACK} {queue}", plan.spec.probe_port));
@@ -142,7 +144,17 @@ fn queue_in(plan: &Plan) -> Vec<String> {
             rules.push(format!("{from} {SYN_ACK} {queue}"));
         }
     }
+    rules.extend(datagrams::nft(plan).into_iter().map(|rule| format!("{from} {rule} {queue}")));
     chain("queue_in", "filter hook prerouting", RAW, &rules)
+}
+
+fn from(plan: &Plan) -> String {
+    let names = match &plan.spec.mode {
+        Mode::Routed { interfaces } | Mode::Host { interfaces, .. } => names(interfaces),
+        // Behind br_netfilter the input interface is the bridge; the port travels with the packet.
+        Mode::Bridge { bridge, .. } => names(std::slice::from_ref(bridge)),
+    };
+    format!("iifname {names}")
 }
 
 fn output(plan: &Plan, queueing: bool) -> Vec<String> {
@@ -228,7 +240,7 @@ fn names(interfaces: &[Interface]) -> String {
     }
 }
 
-const RAW: i32 = -300;
+pub(super) const RAW: i32 = -300;
 const MANGLE: i32 = -150;
 /// A value of our own, so that nobody else's connection mark is taken for it.
 const TAKEN: u32 = 0x5750_0001;
@@ -258,6 +270,7 @@ table inet waypost_a {
     iifname { "lan0", "wan0" } tcp flags & (fin | syn | rst | ack) == syn fib daddr type != local queue flags bypass to 10
     iifname { "lan0", "wan0" } tcp flags & (fin | syn | rst | ack) == (syn | ack) fib daddr type != local queue flags bypass to 10
     iifname { "lan0", "wan0" } tcp flags & (fin | syn | rst | ack) == rst fib daddr type != local queue flags bypass to 10
+    iifname { "lan0", "wan0" } udp sport 7783 udp dport 7783 queue flags bypass to 10
   }
   chain out {
     type filter hook output priority -300; policy accept;

@@ -142,6 +142,8 @@ pub struct PlanSpec {
     pub probe_port: u16,
     /// Talk to other nodes. Without it only SYNs from clients are queued, which is enough to terminate alone.
     pub probing: bool,
+    /// Rule on UDP flows too: the first datagram of each is queued.
+    pub datagrams: bool,
 }
 
 /// A checked plan.
@@ -248,12 +250,19 @@ pub(super) mod tests_support {
             probe_kind: 253,
             probe_port: 7783,
             probing: true,
+            datagrams: false,
         };
         Plan::new(spec).unwrap()
     }
 
     pub(in super::super) fn routed() -> Plan {
         plan(Mode::Routed { interfaces: interfaces(&["lan0", "wan0"]) })
+    }
+
+    pub(in super::super) fn datagrams() -> Plan {
+        let mut plan = routed();
+        plan.spec.datagrams = true;
+        plan
     }
 
     pub(in super::super) fn bridge() -> Plan {
@@ -302,6 +311,7 @@ mod tests {
             probe_kind: 253,
             probe_port: 7783,
             probing: true,
+            datagrams: false,
         };
         assert!(Plan::new(spec.clone()).is_ok());
         for table in [0, 253, 254, 255, 40_000] {

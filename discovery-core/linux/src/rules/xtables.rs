@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::datagrams;
 use super::plan::{Instance, Mode, Plan};
 use crate::marks::{OWN_CONNECT, YOUNG};
 
@@ -107,6 +108,7 @@ fn rules_in(plan: &Plan) -> Vec<String> {
             }
             Mode::Host { .. } => {}
         }
+        rules.extend(datagrams::xtables(plan).into_iter().map(|rule| format!("{from} {rule} {queue}")));
     }
     rules
 }
@@ -148,11 +150,13 @@ mod tests {
 -A WAYPOST_a_IN -i lan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i lan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN,ACK -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i lan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK RST -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
+-A WAYPOST_a_IN -i lan0 -p udp -m udp --sport 7783 --dport 7783 -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --sport 7783 --tcp-flags SYN,ACK SYN,ACK -m addrtype --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --sport 7783 --tcp-flags RST RST -m addrtype --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN,ACK -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_IN -i wan0 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK RST -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 10 --queue-bypass
+-A WAYPOST_a_IN -i wan0 -p udp -m udp --sport 7783 --dport 7783 -j NFQUEUE --queue-num 10 --queue-bypass
 -A WAYPOST_a_OUT ! -o lo -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark --mark 0x20/0x20 -j NFQUEUE --queue-num 10 --queue-bypass
 -I PREROUTING 1 -j WAYPOST_a_IN
 -I OUTPUT 1 -j WAYPOST_a_OUT

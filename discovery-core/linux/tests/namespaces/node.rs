@@ -318,6 +318,7 @@ impl NodeSpec {
             probe_kind: 253,
             probe_port: 7783,
             probing: true,
+            datagrams: true,
         };
         Plan::new(spec).unwrap()
     }

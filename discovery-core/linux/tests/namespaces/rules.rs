@@ -23,6 +23,7 @@ pub(crate) fn plan(instance: &str, mode: Mode, listen: Listen) -> Plan {
         probe_kind: 253,
         probe_port: 7783,
         probing: true,
+        datagrams: true,
     })
     .unwrap()
 }
@@ -164,6 +165,7 @@ fn two_instances_share_a_namespace() {
             probe_kind: 253,
             probe_port: 7783,
             probing: true,
+            datagrams: true,
         };
         let mut new = Rules::new(Plan::new(spec).unwrap(), two);
         old.install().unwrap();

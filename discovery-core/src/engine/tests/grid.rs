@@ -200,6 +200,7 @@ fn short(output: &Output) -> String {
         Output::ProbeSyn { .. } => "probe-syn".to_owned(),
         Output::Connect { .. } => "connect".to_owned(),
         Output::Abandon { why, .. } => format!("abandon({why})"),
+        Output::AnswerByDatagram { connected, .. } => format!("answer-by-datagram({connected})"),
         Output::AnswerProbe { connected, .. } => format!("answer({connected})"),
         Output::Reset { .. } => "reset".to_owned(),
         Output::ResetServer { .. } => "reset-server".to_owned(),

@@ -154,6 +154,62 @@ fn a_server_whose_answers_go_round_this_node_is_not_asked_for_its_clients() {
 }
 
 #[test]
+fn where_an_option_was_lost_a_datagram_says_it_until_that_is_lost_too() {
+    let by_datagram = |port| Output::AnswerByDatagram { flow: flow_of(port), isn: ISN, connected: true };
+    let serve = |rig: &mut Rig, port| {
+        assert_eq!(rig.see(&query(flow_of(port), ISN)), (Drop, Reason::EarlyConnect));
+        rig.outputs();
+        rig.tell(Event::Connected { flow: flow_of(port) });
+        rig.outputs()
+    };
+    let by_option =
+        |port| Output::AnswerProbe { flow: flow_of(port), seq: ISN ^ 0x5a5a_5a5a, ack: ISN, connected: true };
+    let mut rig = Rig::new();
+    assert_eq!(serve(&mut rig, 1), [by_option(1)]);
+    assert_eq!(rig.see(&rst(flow_of(1), ISN)), (Pass, Reason::ClientRejected));
+    rig.outputs();
+    assert_eq!(serve(&mut rig, 2), [by_datagram(2)]);
+    assert_eq!(rig.engine.claim(rig.now(), flow_of(2), false), Claim::Early);
+    assert_eq!(serve(&mut rig, 3), [by_datagram(3)]);
+    rig.wait(ms(2_000));
+    assert_eq!(rig.outputs(), [Output::Abandon { flow: flow_of(3), why: Reason::Orphan }]);
+    assert_eq!(serve(&mut rig, 4), [by_option(4)], "that does not arrive either");
+    for (answering, ours) in [(Answering::Option, by_option(5)), (Answering::Datagram, by_datagram(5))] {
+        let mut rig = Rig::with(Config { answering, ..Config::default() });
+        serve(&mut rig, 6);
+        rig.see(&rst(flow_of(6), ISN));
+        rig.outputs();
+        assert_eq!(serve(&mut rig, 5), [ours]);
+    }
+    let mut rig = Rig::new();
+    serve(&mut rig, 1);
+    rig.see(&rst(flow_of(1), ISN));
+    rig.wait(ms(600_000));
+    rig.outputs();
+    assert_eq!(serve(&mut rig, 2), [by_option(2)], "after a while the option is tried again");
+}
+
+#[test]
+fn datagrams_are_ruled_on_and_counted() {
+    let mut rig = Rig::new();
+    let mut see = |port, action| {
+        let ruled = Ruled { action, rule: Some(1) };
+        let verdict = rig.engine.handle_datagram(rig.now(), flow_of(port), ruled, SYN);
+        (verdict, rig.engine.last_reason())
+    };
+    assert_eq!(see(1, Action::Pass), (Pass, Reason::DatagramBegins));
+    assert_eq!(see(1, Action::Pass), (Pass, Reason::DatagramGoesOn));
+    assert_eq!(see(2, Action::Drop), (Drop, Reason::RuleDrop));
+    assert_eq!(see(3, Action::Deny), (Drop, Reason::RuleDeny));
+    let what = Unreachable::Port;
+    assert_eq!(rig.outputs(), [Output::Unreachable { flow: flow_of(3), what, packet: SYN.to_vec() }]);
+    assert_eq!((rig.engine.datagram_flows(), rig.engine.count(Reason::RuleDeny)), (1, 1));
+    rig.tell(Event::Bypass { on: true });
+    let ruled = Ruled { action: Action::Drop, rule: Some(1) };
+    assert_eq!(rig.engine.handle_datagram(rig.now(), flow_of(4), ruled, SYN), Pass);
+}
+
+#[test]
 fn a_client_that_begins_anew_is_served_anew() {
     let mut rig = early(Config::default());
     rig.outputs();
