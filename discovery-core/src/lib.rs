@@ -14,6 +14,7 @@ pub mod id;
 mod lru;
 pub mod mutants;
 pub mod now;
+mod octets;
 pub mod packet;
 pub mod pmt;
 pub mod probe;

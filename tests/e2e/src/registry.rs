@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, pair,
-    start,
+    ahead, changes, commands, crowds, durability, existing, failures, front, garbage, identical, kept,
+    logins, pair, start,
 };
 
 /// One row.
@@ -50,6 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         pair::refused_and_alone,
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
+    row("pair-restarted", "a node that starts again knows its peers", existing::restarted),
     row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),

@@ -5,6 +5,7 @@ pub(crate) mod changes;
 pub(crate) mod commands;
 pub(crate) mod crowds;
 pub(crate) mod durability;
+pub(crate) mod existing;
 pub(crate) mod failures;
 pub(crate) mod front;
 pub(crate) mod garbage;

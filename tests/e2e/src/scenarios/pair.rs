@@ -18,10 +18,10 @@ use crate::case::Case;
 use crate::site::{Server, Site, Way};
 use crate::waypost::{Waypost, tail};
 
-const ECHO: u16 = 8000;
+pub(crate) const ECHO: u16 = 8000;
 const CLOSED: u16 = 8001;
 /// Longer than anything here takes on a busy machine.
-const STALL: Duration = Duration::from_secs(20);
+pub(crate) const STALL: Duration = Duration::from_secs(20);
 
 /// Both nodes of a lab, or one of them.
 pub(crate) struct Nodes<'l> {
@@ -49,14 +49,14 @@ impl<'l> Nodes<'l> {
     }
 
     /// Both, on a path that they take.
-    fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
+    pub(crate) fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
         let mut nodes = Self::of(case, lab)?;
         nodes.start(Place::Centre, "intercept")?;
         nodes.start(Place::Branch, "intercept")?;
         Ok(nodes)
     }
 
-    fn directory(&self, place: Place) -> PathBuf {
+    pub(crate) fn directory(&self, place: Place) -> PathBuf {
         self.lab.directory().join(format!("node-{}", place.name()))
     }
 
@@ -67,18 +67,23 @@ impl<'l> Nodes<'l> {
         Ok(output.stdout)
     }
 
-    fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
         self.start_for(place, action, &format!("{ECHO}, {CLOSED}, 143, 993"))
     }
 
     /// With a rule for these ports.
     pub(crate) fn start_for(&mut self, place: Place, action: &str, ports: &str) -> anyhow::Result<()> {
+        self.start_ruled(place, &format!("action = {action:?}\nports = [{ports}]"))
+    }
+
+    /// With this rule.
+    pub(crate) fn start_ruled(&mut self, place: Place, rule: &str) -> anyhow::Result<()> {
         let directory = self.directory(place);
         let wan = wan_device(self.lab, place)?;
         let text = format!(
             "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
              [interception]\ninterfaces = [\"lan0\", {wan:?}]\n\
-             [[rule]]\naction = {action:?}\nports = [{ports}]\n",
+             [[rule]]\n{rule}\n",
             place.name(),
         );
         let file = directory.join("waypost.toml");
@@ -86,7 +91,7 @@ impl<'l> Nodes<'l> {
         let mut command = self.lab.command(place, &self.case.executable);
         command.arg("run").arg("-c").arg(file);
         let mut node = Waypost::spawn(self.case, command)?;
-        if action == "pass" {
+        if rule.contains("\"pass\"") {
             node.watch.announce("so nothing is touched");
         }
         let start = Instant::now();
@@ -108,7 +113,7 @@ impl<'l> Nodes<'l> {
     }
 
     /// What `waypost status` says of the path.
-    fn status(&self, place: Place) -> anyhow::Result<Value> {
+    pub(crate) fn status(&self, place: Place) -> anyhow::Result<Value> {
         let socket = self.directory(place).join("admin.sock");
         let said = self.run(&["status", "--json", "--socket", text(&socket)?])?;
         let status: Value = serde_json::from_slice(&said)?;
@@ -124,7 +129,7 @@ impl<'l> Nodes<'l> {
     }
 
     /// Waits until no node carries anything.
-    fn at_rest(&self, places: &[Place]) -> anyhow::Result<()> {
+    pub(crate) fn at_rest(&self, places: &[Place]) -> anyhow::Result<()> {
         let start = Instant::now();
         for place in places {
             while self.status(*place)?.get("carried").and_then(Value::as_u64) != Some(0) {
@@ -150,7 +155,7 @@ fn wan_device(lab: &Lab, place: Place) -> anyhow::Result<String> {
 }
 
 /// A server that says whom it sees, and then gives back what it gets.
-fn echo_server(lab: &Lab) -> anyhow::Result<()> {
+pub(crate) fn echo_server(lab: &Lab) -> anyhow::Result<()> {
     for ip in [Place::Server.v4(), Place::Server.v6()] {
         let listener = lab.inside(Place::Server, move || TcpListener::bind((ip, ECHO)))??;
         thread::spawn(move || {
@@ -171,14 +176,14 @@ fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
 }
 
 /// A client in the branch; the server's word for who it is has been read.
-struct Client {
-    stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
     connected: Duration,
     seen_as: String,
 }
 
 impl Client {
-    fn connect(lab: &Lab, ip: IpAddr) -> anyhow::Result<Self> {
+    pub(crate) fn connect(lab: &Lab, ip: IpAddr) -> anyhow::Result<Self> {
         let (stream, connected) = lab.inside(Place::Client, move || {
             let start = Instant::now();
             let stream = TcpStream::connect_timeout(&(ip, ECHO).into(), STALL)?;
@@ -196,7 +201,7 @@ impl Client {
     }
 
     /// The server and the client see each other and nobody else.
-    fn sees_the_truth(&self, ip: IpAddr) -> anyhow::Result<()> {
+    pub(crate) fn sees_the_truth(&self, ip: IpAddr) -> anyhow::Result<()> {
         let own = self.stream.local_addr()?.to_string();
         ensure!(
             self.seen_as.trim_end() == own,
@@ -207,7 +212,7 @@ impl Client {
         Ok(())
     }
 
-    fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
         let back = self.exchange(octets)?;
         ensure!(back == octets.len() as u64, "{back} octets of {} came back", octets.len());
         Ok(())
@@ -227,14 +232,14 @@ impl Client {
     }
 
     /// Half-close, and the server's own end.
-    fn ends(mut self) -> anyhow::Result<()> {
+    pub(crate) fn ends(mut self) -> anyhow::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         ensure!(self.stream.read(&mut [0; 16])? == 0, "something after the end");
         Ok(())
     }
 }
 
-fn noise(octets: usize) -> Vec<u8> {
+pub(crate) fn noise(octets: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut out = Vec::with_capacity(octets + 8);
     while out.len() < octets {
