@@ -17,6 +17,7 @@ pub mod look;
 mod lru;
 pub mod mutants;
 pub mod now;
+mod octets;
 pub mod packet;
 pub mod pmt;
 pub mod probe;

@@ -5,6 +5,7 @@
 //! That answers do not come back through this node is a property of routes, so it is kept for a network of servers.
 //! Bounded: the entry longest not used goes first.
 
+pub mod kept;
 mod prefix;
 mod snapshot;
 

@@ -249,6 +249,9 @@ pub(crate) struct PathStatus {
     pub(crate) reasons: Vec<Named>,
     /// Connections carried now, for clients here and for peers.
     pub(crate) carried: u64,
+    /// Files of an earlier process that could not be read, so that what they told was forgotten.
+    #[serde(default)]
+    pub(crate) forgotten_files: u64,
     /// Where UDP flows are ruled on.
     #[serde(default)]
     pub(crate) datagrams: Option<DatagramStatus>,

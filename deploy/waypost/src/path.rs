@@ -13,6 +13,7 @@ mod carrier;
 mod facts;
 mod identity;
 mod opener;
+mod persisted;
 mod plan;
 mod shown;
 mod switch;
@@ -45,6 +46,7 @@ use discovery_linux::{
     socket::{Family, TransparentListener},
 };
 use opener::{Asked, Opener};
+use persisted::Persisted;
 use std::{
     io,
     net::SocketAddr,
@@ -70,6 +72,8 @@ pub(crate) struct Path {
     instance: Option<Instance>,
     /// How probe responses name this node: it cannot change while it runs.
     key: KeyHint,
+    /// What outlives the process; none without a place on the path.
+    persisted: Option<Arc<Persisted>>,
     loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
 }
 
@@ -109,6 +113,7 @@ impl Path {
             first_interface: None,
             instance: None,
             key: known.key,
+            persisted: None,
             loop_ended: Mutex::default(),
         };
         if let Some(interception) = &config.interception {
@@ -167,6 +172,7 @@ impl Path {
             let listener = TcpListener::from_std(listener).map_err(needs("the transparent listener"))?;
             tokio::spawn(accept(Arc::clone(&self.carrier), listener));
         }
+        self.persisted = Some(Persisted::begin(&config.node.state_dir, &handle, &self.carrier).await);
         handle.tell(engine::Event::AgentUp);
         tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
         for setting in forwarding_off(&plan) {
@@ -198,7 +204,10 @@ impl Path {
     /// What can be asked of it.
     pub(crate) async fn status(&self) -> PathStatus {
         let bypassed = self.switch.as_ref().is_some_and(|switch| switch.is_bypassed());
-        view::look(self.handle.as_ref(), self.instance.clone(), bypassed, &self.links, &self.carrier).await
+        let (handle, instance) = (self.handle.as_ref(), self.instance.clone());
+        let mut status = view::look(handle, instance, bypassed, &self.links, &self.carrier).await;
+        status.forgotten_files = self.persisted.as_ref().map_or(0, |persisted| persisted.forgotten());
+        status
     }
 
     /// What would become of a connection; none when nobody stands on the path, or the loop hangs.
@@ -248,6 +257,9 @@ impl Path {
     pub(crate) async fn stop(&self) {
         self.links.stop();
         self.switch(Switch::remove).await;
+        if let Some(persisted) = &self.persisted {
+            persisted.save().await;
+        }
         if let Some(handle) = &self.handle {
             handle.stop();
         }

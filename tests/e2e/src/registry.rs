@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, chain, changes, commands, crowds, datagrams, durability, failures, front, garbage, identical,
-    kept, logins, pair, start,
+    ahead, chain, changes, commands, crowds, datagrams, durability, existing, failures, front, garbage,
+    identical, kept, logins, pair, start,
 };
 
 /// One row.
@@ -50,7 +50,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         pair::refused_and_alone,
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
-    row("pair-restarted", "a peer that has started anew carries the next connection", chain::restarted),
+    row("pair-restarted", "a node that starts again knows its peers", existing::restarted),
+    row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
     quick(row("chain-two", "one and two in the middle: each link carries, the ends see the truth", chain::two)),
     row("chain-three", "three in the middle, and one of them dies", chain::three),
     row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),

@@ -7,6 +7,7 @@ pub(crate) mod commands;
 pub(crate) mod crowds;
 pub(crate) mod datagrams;
 pub(crate) mod durability;
+pub(crate) mod existing;
 pub(crate) mod failures;
 pub(crate) mod front;
 pub(crate) mod garbage;

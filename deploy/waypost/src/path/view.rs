@@ -93,7 +93,7 @@ pub(super) async fn explain(
 }
 
 /// Runs a closure in the loop's thread; none when the loop hangs or is gone.
-async fn ask<T: Send + 'static>(
+pub(super) async fn ask<T: Send + 'static>(
     handle: &Handle,
     question: impl FnOnce(&mut Engine, Now) -> T + Send + 'static,
 ) -> Option<T> {

@@ -49,14 +49,14 @@ impl<'l> Nodes<'l> {
     }
 
     /// Both, on a path that they take.
-    fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
+    pub(crate) fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
         let mut nodes = Self::of(case, lab)?;
         nodes.start(Place::Centre, "intercept")?;
         nodes.start(Place::Branch, "intercept")?;
         Ok(nodes)
     }
 
-    fn directory(&self, place: Place) -> PathBuf {
+    pub(crate) fn directory(&self, place: Place) -> PathBuf {
         self.lab.directory().join(format!("node-{}", place.name()))
     }
 
@@ -67,13 +67,18 @@ impl<'l> Nodes<'l> {
         Ok(output.stdout)
     }
 
-    fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
         self.start_for(place, action, &format!("{ECHO}, {CLOSED}, 143, 993"))
     }
 
     /// With a rule for these ports.
     pub(crate) fn start_for(&mut self, place: Place, action: &str, ports: &str) -> anyhow::Result<()> {
         self.start_with(place, "", &format!("[[rule]]\naction = {action:?}\nports = [{ports}]\n"))
+    }
+
+    /// With this rule.
+    pub(crate) fn start_ruled(&mut self, place: Place, rule: &str) -> anyhow::Result<()> {
+        self.start_with(place, "", &format!("[[rule]]\n{rule}\n"))
     }
 
     /// With these lines in `[interception]`, and these rules.
@@ -134,7 +139,7 @@ impl<'l> Nodes<'l> {
     }
 
     /// Waits until no node carries anything.
-    fn at_rest(&self, places: &[Place]) -> anyhow::Result<()> {
+    pub(crate) fn at_rest(&self, places: &[Place]) -> anyhow::Result<()> {
         let start = Instant::now();
         for place in places {
             while self.status(*place)?.get("carried").and_then(Value::as_u64) != Some(0) {
@@ -182,7 +187,7 @@ fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
 
 /// A client in the branch; the server's word for who it is has been read.
 pub(crate) struct Client {
-    stream: TcpStream,
+    pub(crate) stream: TcpStream,
     pub(crate) connected: Duration,
     seen_as: String,
 }
