@@ -38,19 +38,6 @@ enum What {
         #[arg(long)]
         waypost: Option<PathBuf>,
     },
-    /// Time connections: without a node, through a pair that has yet to find itself, through one that has, and past a
-    /// node without a peer
-    Connects {
-        /// How many of each, 1 to 500
-        #[arg(long, default_value_t = 200)]
-        n: u16,
-        /// Starts the namespaces' names
-        #[arg(long, default_value = "wpc")]
-        prefix: String,
-        /// The executable to look at
-        #[arg(long)]
-        waypost: PathBuf,
-    },
 }
 
 fn main() -> ExitCode {
@@ -62,7 +49,6 @@ fn main() -> ExitCode {
         What::Run { quick, json, only, jobs, waypost, .. } => {
             e2e::run(&e2e::Options { quick, json, only, jobs, waypost })
         }
-        What::Connects { n, prefix, waypost } => e2e::connects(&waypost, &prefix, n).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
