@@ -43,6 +43,11 @@ impl Case {
         Lab::build(LabSpec { prefix: Some(self.prefix.clone()), ..LabSpec::new(20.0, 100.0) })
     }
 
+    /// Starts the names of the lab's namespaces.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// A figure or word for the report.
     pub(crate) fn note(&self, name: &'static str, value: impl Into<Value>) {
         self.notes.borrow_mut().insert(name, value.into());

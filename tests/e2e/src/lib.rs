@@ -7,6 +7,7 @@
 mod arm;
 mod case;
 pub mod crowd;
+pub mod kills;
 mod liar;
 mod mail;
 pub mod pair;

@@ -139,6 +139,24 @@ impl Pair {
         Ok(())
     }
 
+    /// Kills a node, all its processes; one that does not run stays so.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self, place: Place) -> anyhow::Result<()> {
+        let pids = self.processes(place);
+        let Some(mut child) = self.nodes.get_mut(&place).and_then(|node| node.child.take()) else {
+            return Ok(());
+        };
+        for pid in pids {
+            // Some have ended meanwhile.
+            drop(i32::try_from(pid).map(|pid| sys::kill(pid, libc::SIGKILL)));
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
     /// All processes of a node: the one that was started, and its children.
     #[must_use]
     pub fn processes(&self, place: Place) -> Vec<u32> {
