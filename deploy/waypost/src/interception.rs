@@ -108,5 +108,23 @@ pub(crate) fn describe(path: &PathStatus) -> String {
         }
         out.push_str(&columns(&rows));
     }
+    if !path.flows.is_empty() {
+        let mut rows = vec![["CLIENT", "SERVER", "PEER", "WHY"].map(str::to_owned)];
+        for flow in path.flows.iter().take(FLOWS_SHOWN) {
+            rows.push([
+                flow.client.clone(),
+                flow.server.clone(),
+                flow.peer.clone().unwrap_or_else(|| "-".to_owned()),
+                flow.reason.clone(),
+            ]);
+        }
+        out.push_str(&columns(&rows));
+        if path.flows.len() > FLOWS_SHOWN {
+            let _ = writeln!(out, "...        {} more; --json has them", path.flows.len() - FLOWS_SHOWN);
+        }
+    }
     out
 }
+
+/// A screen is not filled by connections.
+const FLOWS_SHOWN: usize = 20;

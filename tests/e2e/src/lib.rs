@@ -2,14 +2,15 @@
 //!
 //! `registry` has one row for each scenario; `runner` runs them, each in a lab of its own; `site` is what most of
 //! them stand on: a lab with servers; `waypost` is the executable's process; `crowd` is a server and clients by script
-//! for thousands at once, for the benches too. Nothing of the product is linked.
+//! for thousands at once, for the benches too; `pair` is two nodes on a path, for the benches too. Nothing of the product is linked.
 
 mod arm;
 mod case;
-mod connects;
 pub mod crowd;
+pub mod kills;
 mod liar;
 mod mail;
+pub mod pair;
 mod path;
 mod registry;
 mod runner;
@@ -17,5 +18,4 @@ mod scenarios;
 mod site;
 mod waypost;
 
-pub use connects::connects;
 pub use runner::{Options, list, run};

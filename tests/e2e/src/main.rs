@@ -1,7 +1,7 @@
 //! `e2e`: runs the scenarios.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks to its terminal")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -38,14 +38,16 @@ enum What {
         #[arg(long)]
         waypost: Option<PathBuf>,
     },
-    /// Time connections: without a node, through a pair that has yet to find itself, through one that has, and past a
-    /// node without a peer
-    Connects {
-        /// How many of each, 1 to 500
-        #[arg(long, default_value_t = 200)]
-        n: u16,
+    /// Kill nodes, and let their packet loop hang, among connections that begin
+    Kills {
+        /// Connections that begin after a kill or while the loop hangs
+        #[arg(long, default_value_t = 10_000)]
+        after: usize,
+        /// Connections caught between SYN and answer, of each variant of the answer
+        #[arg(long, default_value_t = 100)]
+        caught: usize,
         /// Starts the namespaces' names
-        #[arg(long, default_value = "wpc")]
+        #[arg(long, default_value = "wpk")]
         prefix: String,
         /// The executable to look at
         #[arg(long)]
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
         What::Run { quick, json, only, jobs, waypost, .. } => {
             e2e::run(&e2e::Options { quick, json, only, jobs, waypost })
         }
-        What::Connects { n, prefix, waypost } => e2e::connects(&waypost, &prefix, n).map(|()| true),
+        What::Kills { after, caught, prefix, waypost } => kills(after, caught, &prefix, &waypost),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -72,4 +74,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn kills(after: usize, caught: usize, prefix: &str, waypost: &Path) -> anyhow::Result<bool> {
+    let campaign = e2e::kills::Campaign::whole(after, caught);
+    e2e::kills::control(prefix, campaign.rtt_ms)?;
+    let seen = e2e::kills::run(waypost, prefix, &campaign, |line| eprintln!("{line}"))?;
+    println!("{seen}");
+    let broken = seen.broken(&campaign);
+    broken.iter().for_each(|line| println!("BROKEN: {line}"));
+    Ok(broken.is_empty())
 }

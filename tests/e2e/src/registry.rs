@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, chain, changes, commands, crowds, datagrams, durability, existing, failures, front, garbage,
-    identical, kept, logins, pair, start,
+    identical, kept, kills, logins, pair, start,
 };
 
 /// One row.
@@ -42,6 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("pair-outage", "streams live on through 8 s without a line", pair::outage),
     quick(row("pair-carries", "two nodes find each other and nobody sees them", pair::carries)),
     row("pair-killed", "a killed node: its connections are reset, new ones go direct", pair::killed),
+    row("pair-kills", "connections that begin around a node's death are served", kills::sample),
     row("pair-hung", "a packet loop that stands still is gone round", pair::hung),
     row("pair-bypass", "bypass takes nothing new and ends nothing", pair::bypassed),
     row(

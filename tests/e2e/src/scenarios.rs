@@ -13,6 +13,7 @@ pub(crate) mod front;
 pub(crate) mod garbage;
 pub(crate) mod identical;
 pub(crate) mod kept;
+pub(crate) mod kills;
 pub(crate) mod logins;
 pub(crate) mod pair;
 pub(crate) mod start;

@@ -66,7 +66,7 @@ fn a_syn() {
     let node = spec.start();
     let tid = node.netd_thread();
     for rate in [20_000, 20_000, 1_000] {
-        let lasting = Duration::from_secs(5);
+        let lasting = Duration::from_secs(10);
         let (before, cpu) = (node.counts().1.queue, thread_cpu(tid));
         let sent = ground.inside("c", move || flood(rate, lasting, v4(1, 2, 143)));
         std::thread::sleep(Duration::from_millis(300));

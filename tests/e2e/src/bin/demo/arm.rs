@@ -1,17 +1,23 @@
 //! The three ways to the same mail, and the ground that they share.
 
-use std::net::{IpAddr, SocketAddr};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use e2e::pair::{Pair, Stand};
 use lab::clients::Account;
 use lab::corpus::{Contents, Corpus, User};
-use lab::{Authority, Behaviour, Dovecot, Lab, LabSpec, LinkBehaviour, Place};
+use lab::{Authority, Behaviour, Dovecot, Lab, LabSpec, LinkBehaviour, Place, WanHandle};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::connects::{self, Timed};
+use crate::progress::Progress;
 use crate::waypost::{Store, Waypost};
 
 /// A way to the mail.
@@ -23,11 +29,15 @@ pub(crate) enum Arm {
     Lan,
     /// From the branch to the Waypost node there.
     Waypost,
+    /// From the second branch to the server, with a node on the path at each end of its line.
+    Pair,
 }
 
 impl Arm {
-    /// All of them, in the order of the table.
+    /// Those of most journeys, in the order of the table.
     pub(crate) const ALL: [Self; 3] = [Self::Direct, Self::Lan, Self::Waypost];
+    /// Those of a journey on a path.
+    pub(crate) const ON_PATH: [Self; 3] = [Self::Direct, Self::Lan, Self::Pair];
 
     /// Its name in the JSON and in file names.
     pub(crate) const fn name(self) -> &'static str {
@@ -35,6 +45,7 @@ impl Arm {
             Self::Direct => "direct",
             Self::Lan => "lan",
             Self::Waypost => "waypost",
+            Self::Pair => "pair",
         }
     }
 
@@ -43,13 +54,14 @@ impl Arm {
         match self {
             Self::Direct | Self::Waypost => Place::Client,
             Self::Lan => Place::Lan,
+            Self::Pair => Place::Client2,
         }
     }
 
     /// What its client connects to.
     pub(crate) const fn address(self) -> SocketAddr {
         let ip: IpAddr = match self {
-            Self::Direct | Self::Lan => Place::Server.v4(),
+            Self::Direct | Self::Lan | Self::Pair => Place::Server.v4(),
             Self::Waypost => Place::Branch.v4(),
         };
         SocketAddr::new(ip, IMAPS)
@@ -81,6 +93,9 @@ impl Link {
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) waypost: Waypost,
+    pub(crate) pair: Pair,
+    /// How the two stand.
+    pub(crate) stands: Vec<(Place, Stand)>,
     _dovecot: Dovecot,
     pub(crate) corpus: Corpus,
     pub(crate) roots: Arc<rustls::RootCertStore>,
@@ -102,7 +117,7 @@ impl Ground {
         recordings: Option<PathBuf>,
     ) -> anyhow::Result<Self> {
         let spec = LabSpec { prefix: Some(prefix), wan: link.behaviour(), ..LabSpec::new(0.0, 0.0) };
-        let lab = Lab::build(spec)?;
+        let lab = Lab::build(spec.with_second_branch())?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let root = CertificateDer::from_pem_file(authority.certificate()).context("the lab's own CA")?;
         let mut roots = rustls::RootCertStore::empty();
@@ -117,9 +132,30 @@ impl Ground {
             }
         }
         let waypost = Waypost::start(&lab, &authority, executable, &Store::plain("demo"))?;
+        let mut pair = Pair::identify(executable, &lab, &[PAIR_CENTRE, PAIR_BRANCH])?;
+        let stands = vec![
+            (PAIR_CENTRE, stand(&lab, &authority, &["lan0", "wan10"], PAIR_CENTRE)?),
+            (PAIR_BRANCH, stand(&lab, &authority, &["lan0", "wan0"], PAIR_BRANCH)?),
+        ];
+        for (place, stand) in &stands {
+            pair.start(&lab, *place, stand)?;
+        }
         let roots = Arc::new(roots);
         let executable = executable.to_owned();
-        Ok(Self { waypost, _dovecot: dovecot, corpus, roots, authority, link, recordings, executable, lab })
+        let _dovecot = dovecot;
+        Ok(Self {
+            waypost,
+            pair,
+            stands,
+            _dovecot,
+            corpus,
+            roots,
+            authority,
+            link,
+            recordings,
+            executable,
+            lab,
+        })
     }
 
     /// Puts another node in the place of the one that runs: with a store of its own, and these lines more for its
@@ -130,6 +166,46 @@ impl Ground {
             Store { server_lines: server.to_owned(), store_lines: lines.to_owned(), ..Store::plain(name) };
         self.waypost = Waypost::start(&self.lab, &self.authority, &self.executable, &store)?;
         Ok(())
+    }
+
+    /// The journeys of connections, over lines of their own kind. Both nodes run again afterwards.
+    pub(crate) fn connections(&mut self, n: usize, progress: &Progress) -> anyhow::Result<Vec<Timed>> {
+        let lines = [self.lab.wan()?, self.lab.wan2()?];
+        lines.iter().try_for_each(|line| line.set(&connects::line()))?;
+        let timed = connects::all(&self.lab, &mut self.pair, &self.stands, n, progress)?;
+        lines.iter().try_for_each(|line| line.set(&self.link.behaviour()))?;
+        for (place, stand) in &self.stands {
+            self.pair.stop(*place)?;
+            self.pair.start(&self.lab, *place, stand)?;
+        }
+        Ok(timed)
+    }
+
+    /// What both nodes of the pair say of themselves while they carry a connection of a client that knows of neither.
+    pub(crate) fn show_pair(&self) -> anyhow::Result<()> {
+        let address = Arm::Pair.address();
+        for _ in 0..2 {
+            // Held until both have spoken, from the second time on through the link.
+            let held = self.lab.inside(Arm::Pair.place(), move || TcpStream::connect(address))??;
+            std::thread::sleep(Duration::from_millis(500));
+            if self.pair.count(PAIR_BRANCH, "carried")? > 0 {
+                for place in [PAIR_BRANCH, PAIR_CENTRE] {
+                    println!("$ waypost status      on the path, {}", place.name());
+                    println!("{}", path_part(&self.pair.ask(place, &["status"])?));
+                }
+                return Ok(());
+            }
+            drop(held);
+        }
+        bail!("the pair carried nothing: {}", self.pair.log(PAIR_BRANCH));
+    }
+
+    /// The line that an arm's octets cross, or would cross.
+    pub(crate) fn line_of(&self, arm: Arm) -> anyhow::Result<&WanHandle> {
+        match arm {
+            Arm::Direct | Arm::Lan | Arm::Waypost => self.lab.wan(),
+            Arm::Pair => self.lab.wan2(),
+        }
     }
 
     /// What a subcommand of `waypost` says of the node that runs.
@@ -164,6 +240,37 @@ impl Ground {
         })
     }
 }
+
+/// The lines of a status that are about the path.
+fn path_part(status: &str) -> String {
+    let lines = status.lines().skip_while(|line| !line.starts_with("path "));
+    lines.take_while(|line| !line.starts_with("store ")).collect::<Vec<_>>().join("\n")
+}
+
+/// How a node of the pair stands: it takes mail and the ports of the journeys of connections. It is told of no client, of
+/// no other node, and of the server what `[[server]]` needs for a mail cache.
+fn stand(lab: &Lab, authority: &Authority, interfaces: &[&str], place: Place) -> anyhow::Result<Stand> {
+    let directory = lab.directory().join(format!("node-{}", place.name()));
+    let identity = authority.issue(&[lab::net::DOVECOT])?;
+    let (cert, key) = (directory.join("front.pem"), directory.join("front.key"));
+    fs::copy(&identity.certificate, &cert)?;
+    fs::copy(&identity.key, &key)?;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+    let more = format!(
+        "[tls]\nmint = false\ncert = {cert:?}\nkey = {key:?}\n\
+         [[server]]\nname = \"{name}\"\naddresses = [\"{origin}\"]\nport = {IMAPS}\nca = {ca:?}\n\
+         [store]\npath = {store:?}\n",
+        name = lab::net::DOVECOT,
+        origin = Place::Server.v4(),
+        ca = authority.certificate(),
+        store = directory.join("store"),
+    );
+    Ok(Stand { more, ..Stand::routed(interfaces, &format!("143, {IMAPS}, {}", connects::PORTS)) })
+}
+
+/// Where the two nodes on a path stand.
+pub(crate) const PAIR_BRANCH: Place = Place::Branch2;
+pub(crate) const PAIR_CENTRE: Place = Place::Centre;
 
 /// Whose mail it is.
 pub(crate) const READER: &str = "alice";

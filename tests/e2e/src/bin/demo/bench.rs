@@ -5,18 +5,18 @@ use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use lab::{Authority, Lab, LabSpec, Place, sys};
+use lab::{Authority, Lab, LabSpec, Place};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use crate::arm::{Arm, IMAPS};
+use crate::haproxy::{self, Haproxy};
 use crate::origin::{ORIGIN, Origin, Sink};
 use crate::process::{peak_octets, rested_cpu_seconds};
 use crate::progress::Progress;
@@ -168,9 +168,9 @@ struct Carried {
 fn carry(bench: &Bench, executable: &Path, kind: Kind, octets: u64) -> anyhow::Result<Carried> {
     match kind {
         Kind::Haproxy => {
-            let haproxy = Haproxy::start(bench)?;
+            let haproxy = haproxy(bench)?;
             let address = SocketAddr::new(Place::Branch.v4(), HAPROXY_PORT);
-            measure(bench, address, haproxy.child.id(), octets)
+            measure(bench, address, haproxy.pid(), octets)
         }
         Kind::Waypost { sealed, size_max } => {
             let node = bench.node(executable, "relay", sealed, size_max)?;
@@ -208,59 +208,22 @@ fn measure(bench: &Bench, address: SocketAddr, pid: u32, octets: u64) -> anyhow:
     Ok(Carried { cpu_per_gb: cpu / (octets / 1e9), octets_per_second: octets / took })
 }
 
-/// A running haproxy with TLS on both sides.
-struct Haproxy {
-    child: Child,
-}
-
 const HAPROXY_PORT: u16 = 9_931;
 
-impl Haproxy {
-    fn start(bench: &Bench) -> anyhow::Result<Self> {
-        let directory = bench.lab.directory().join("haproxy");
-        fs::create_dir_all(&directory)?;
-        let identity = bench.authority.issue(&[lab::net::DOVECOT])?;
-        let both = [fs::read(&identity.certificate)?, fs::read(&identity.key)?].concat();
-        let (pem, config) = (directory.join("front.pem"), directory.join("haproxy.cfg"));
-        fs::write(&pem, both)?;
-        fs::write(
-            &config,
-            format!(
-                "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 120s\n  timeout server 120s\n\
-                 frontend front\n  bind {address}:{HAPROXY_PORT} ssl crt {pem}\n  default_backend back\n\
-                 backend back\n  server origin {ORIGIN} ssl verify required ca-file {ca} sni str({name}) verifyhost {name}\n",
-                address = Place::Branch.v4(),
-                pem = pem.display(),
-                ca = bench.authority.certificate().display(),
-                name = lab::net::DOVECOT,
-            ),
-        )?;
-        let log = fs::File::create(directory.join("log"))?;
-        let mut command = bench.lab.command(Place::Branch, "haproxy");
-        command.args(["-db", "-f"]).arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().context("cannot run haproxy")?;
-        let mut haproxy = Self { child };
-        let address = SocketAddr::new(Place::Branch.v4(), HAPROXY_PORT);
-        if let Err(error) = bench.lab.wait_for_port(Place::Branch, address, Duration::from_secs(5)) {
-            let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-            haproxy.end();
-            bail!("{error:#}; haproxy said: {}", log.trim());
-        }
-        Ok(haproxy)
-    }
-
-    fn end(&mut self) {
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            drop(sys::kill(pid, libc::SIGTERM));
-        }
-        drop(self.child.wait());
-    }
-}
-
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        self.end();
-    }
+/// With TLS on both sides.
+fn haproxy(bench: &Bench) -> anyhow::Result<Haproxy> {
+    let directory = bench.lab.directory().join("haproxy");
+    fs::create_dir_all(&directory)?;
+    let pem = haproxy::identity(&bench.authority, lab::net::DOVECOT, &directory)?;
+    let address = SocketAddr::new(Place::Branch.v4(), HAPROXY_PORT);
+    let config = format!(
+        "frontend front\n  bind {address} ssl crt {pem}\n  default_backend back\n\
+         backend back\n  server origin {ORIGIN} ssl verify required ca-file {ca} sni str({name}) verifyhost {name}\n",
+        pem = pem.display(),
+        ca = bench.authority.certificate().display(),
+        name = lab::net::DOVECOT,
+    );
+    Haproxy::start(&bench.lab, Place::Branch, &directory, &config, address)
 }
 
 /// A message of 52 MB through a fresh node, one to eight at once: how its peak memory grows with each session.

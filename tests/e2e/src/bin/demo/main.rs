@@ -6,10 +6,13 @@ mod arm;
 mod away;
 mod bench;
 mod clients;
+mod connects;
+mod haproxy;
 mod mail;
 mod measure;
 mod mutt;
 mod origin;
+mod path;
 mod prefetching;
 mod process;
 mod progress;
@@ -64,6 +67,8 @@ enum What {
     Imap(Imap),
     /// One enormous literal through Waypost and through haproxy: CPU seconds per GB
     Relay(Relay),
+    /// What two nodes on a path cost and bring
+    Path(PathBench),
     /// Take away a lab of this prefix whose process is dead
     Clean {
         /// The lab's prefix
@@ -120,6 +125,18 @@ struct Relay {
     common: Common,
 }
 
+#[derive(Args)]
+struct PathBench {
+    /// A few of each: to see that the bench works
+    #[arg(long)]
+    quick: bool,
+    /// Only this row; may be said more than once
+    #[arg(long, value_name = "ROW")]
+    row: Vec<path::Rows>,
+    #[command(flatten)]
+    common: Common,
+}
+
 #[derive(Args, Clone)]
 struct Common {
     /// Write the result here too
@@ -139,6 +156,8 @@ enum Client {
     Mutt,
     Mbsync,
     Thunderbird,
+    /// Connections and the start of mail with both nodes on the path
+    Path,
 }
 
 /// What `imap` measures beside the journeys.
@@ -177,6 +196,7 @@ fn main() -> ExitCode {
         What::Run(run) => run.run(),
         What::Imap(imap) => imap.run(),
         What::Relay(relay) => relay.run(),
+        What::Path(path) => path.run(),
         What::Clean { prefix } => {
             clean(&prefix);
             Ok(true)
@@ -209,6 +229,9 @@ impl Run {
             for subcommand in [&["sessions"][..], &["report", "preload"]] {
                 println!("$ waypost {}\n{}", subcommand.join(" "), ground.ask(subcommand)?);
             }
+        }
+        if self.wants(Client::Path) {
+            ground.show_pair()?;
         }
         bench::write(self.common.json.as_deref(), &report.json())?;
         if let Some(file) = &self.common.json {
@@ -257,7 +280,12 @@ impl Run {
             ground.exchange("away", "parked = 0", away::LINES)?;
             rows.push(away::new_mail(&ground, if self.quick { 2 } else { 10 }, &progress)?);
         }
-        Ok((ground, Report { link, rows, left_out }))
+        let mut timed = Vec::new();
+        if self.wants(Client::Path) {
+            rows.push(start::on_path(&ground, if self.quick { 1 } else { 10 }, &progress)?);
+            timed = ground.connections(if self.quick { 10 } else { 200 }, &progress)?;
+        }
+        Ok((ground, Report { link, rows, timed, quick: self.quick, left_out }))
     }
 
     fn wants(&self, client: Client) -> bool {
@@ -351,6 +379,15 @@ impl Relay {
         let result = bench::relay(&self.common.waypost, self.common.prefix.clone(), octets, rounds)?;
         bench::write(self.common.json.as_deref(), &result)?;
         Ok(true)
+    }
+}
+
+impl PathBench {
+    fn run(&self) -> anyhow::Result<bool> {
+        let common = &self.common;
+        let (held, result) = path::run(&common.waypost, &common.prefix, &self.row, self.quick)?;
+        bench::write(common.json.as_deref(), &result)?;
+        Ok(held)
     }
 }
 

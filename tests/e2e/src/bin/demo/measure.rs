@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::Lab;
+use lab::{Lab, WanHandle};
 
 use crate::session::Reply;
 use crate::stats;
@@ -37,7 +37,15 @@ pub(crate) fn act(
     rtt: Duration,
     perform: impl FnOnce() -> anyhow::Result<Vec<Reply>>,
 ) -> anyhow::Result<Outcome> {
-    let wan = lab.wan()?;
+    act_over(lab.wan()?, rtt, perform)
+}
+
+/// The same on a line that is named.
+pub(crate) fn act_over(
+    wan: &WanHandle,
+    rtt: Duration,
+    perform: impl FnOnce() -> anyhow::Result<Vec<Reply>>,
+) -> anyhow::Result<Outcome> {
     wan.reset()?;
     let replies = perform()?;
     let waited = wan.read()?;

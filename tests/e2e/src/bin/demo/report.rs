@@ -3,14 +3,19 @@
 use serde_json::{Value, json};
 
 use crate::arm::{Arm, Link};
+use crate::connects::{self, Timed};
 use crate::row::Row;
-use crate::stats;
+use crate::{start, stats};
 
 /// The whole result.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) link: Link,
     pub(crate) rows: Vec<Row>,
+    /// Connections through the pair.
+    pub(crate) timed: Vec<Timed>,
+    /// A quick run has too few of them for a verdict.
+    pub(crate) quick: bool,
     /// Clients that are not in the table, each with its reason.
     pub(crate) left_out: Vec<String>,
 }
@@ -26,12 +31,14 @@ impl Report {
                 "loss": self.link.loss,
             },
             "journeys": self.rows.iter().map(Row::json).collect::<Vec<_>>(),
+            "connections": self.timed.iter().map(Timed::json).collect::<Vec<_>>(),
             "left_out": self.left_out,
             "broken": self.broken(),
         })
     }
 
-    /// Gates that do not hold. Times and ratios are not gates: they are printed as they are.
+    /// Gates that do not hold. Times and ratios of mail are not gates: they are printed as they are. What nodes on a path add
+    /// to a connection is one, in a full run.
     pub(crate) fn broken(&self) -> Vec<String> {
         let mut broken = Vec::new();
         for row in &self.rows {
@@ -44,12 +51,25 @@ impl Report {
                 ));
             }
             if let Some(allowed) = round_trips_allowed(row) {
-                let most = row.acts(Arm::Waypost).round_trips_max();
+                let most = row.acts(row.ours).round_trips_max();
                 if most > allowed {
                     broken.push(format!(
                         "{what}: an act needed {most} WAN round trips through Waypost, {allowed} are allowed"
                     ));
                 }
+            }
+        }
+        for timed in self.timed.iter().filter(|timed| !self.quick && timed.holds() == Some(false)) {
+            broken.push(format!(
+                "{}: {:.2} ms more than direct in the median, {} are allowed",
+                timed.name,
+                timed.adds().median,
+                timed.adds_max.unwrap_or_default()
+            ));
+        }
+        for row in &self.rows {
+            if let Some(late) = start::over_the_gate(row, self.link.rtt_ms).filter(|_| !self.quick) {
+                broken.push(format!("{} ({}): {late}", row.name, row.client));
             }
         }
         broken
@@ -99,6 +119,9 @@ impl Report {
         for line in &self.left_out {
             text += &format!("not in the table: {line}\n");
         }
+        if !self.timed.is_empty() {
+            text += &format!("\n{}", connects::table(&self.timed));
+        }
         text
     }
 }
@@ -117,7 +140,11 @@ fn round_trips_allowed(row: &Row) -> Option<u64> {
 const HEAD: [&str; 9] =
     ["journey", "client", "n", "direct", "on a LAN", "Waypost", "round trips", "WAN octets", "identical"];
 
-const MEANINGS: [(&str, &str); 8] = [
+const MEANINGS: [(&str, &str); 9] = [
+    (
+        "cold-start",
+        "the same begin of a client that is configured with the server's own address, both nodes on its path",
+    ),
     ("new-mail-while-away", "open a message that came while its reader was away"),
     ("cold-start-explicit", "from the connection to the flags of a mailbox, as Thunderbird begins"),
     ("list-500", "the headers of 500 messages of a mailbox that the branch knows"),
@@ -135,7 +162,7 @@ with connection and login; Thunderbird also leaves and enters IDLE around each a
 
 fn cells(row: &Row) -> [String; 9] {
     let time = |arm| seconds(stats::median(&row.acts(arm).seconds()));
-    let (direct, ours) = (row.acts(Arm::Direct), row.acts(Arm::Waypost));
+    let (direct, ours) = (row.acts(Arm::Direct), row.acts(row.ours));
     let comparison = row.comparison();
     let identical = if comparison.differing.is_empty() { "yes" } else { "NO" };
     [
@@ -144,7 +171,7 @@ fn cells(row: &Row) -> [String; 9] {
         row.n().to_string(),
         time(Arm::Direct),
         time(Arm::Lan),
-        time(Arm::Waypost),
+        time(row.ours),
         format!("{} -> {}", direct.round_trips(), ours.round_trips()),
         format!("{} -> {}", octets(direct.wan_octets()), octets(ours.wan_octets())),
         identical.to_owned(),
@@ -181,7 +208,7 @@ mod tests {
             row.given.insert(arm, values);
         }
         let link = Link { rtt_ms: 100.0, rate_mbit: 10.0, loss: 0.0 };
-        Report { link, rows: vec![row], left_out: Vec::new() }
+        Report { link, rows: vec![row], timed: Vec::new(), quick: false, left_out: Vec::new() }
     }
 
     #[test]

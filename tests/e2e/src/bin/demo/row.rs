@@ -17,6 +17,8 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// The client.
     pub(crate) client: String,
+    /// The arm that goes through Waypost.
+    pub(crate) ours: Arm,
     /// What the store held and knew.
     pub(crate) warmth: &'static str,
     /// What filling the store cost over the WAN beforehand.
@@ -31,6 +33,8 @@ pub(crate) struct Row {
     pub(crate) faults: Vec<String>,
     /// A stored octet was flipped on purpose: one act has to ask the server again.
     pub(crate) flipped: bool,
+    /// What the pair carried was the server's own TLS.
+    pub(crate) as_octets: bool,
     /// What a reader must know beside the figures.
     pub(crate) note: Option<String>,
 }
@@ -38,16 +42,27 @@ pub(crate) struct Row {
 impl Row {
     /// A row without acts.
     pub(crate) fn new(name: &'static str, client: &str, warmth: &'static str) -> Self {
+        Self::of(Arm::ALL, Arm::Waypost, name, client, warmth)
+    }
+
+    /// One of a journey on a path.
+    pub(crate) fn on_path(name: &'static str, client: &str, warmth: &'static str) -> Self {
+        Self::of(Arm::ON_PATH, Arm::Pair, name, client, warmth)
+    }
+
+    fn of(arms: [Arm; 3], ours: Arm, name: &'static str, client: &str, warmth: &'static str) -> Self {
         Self {
             name,
             client: client.to_owned(),
+            ours,
             warmth,
             filled_octets: 0,
             repeated: 0,
-            acts: Arm::ALL.into_iter().map(|arm| (arm, Acts::default())).collect(),
-            given: Arm::ALL.into_iter().map(|arm| (arm, Values::default())).collect(),
+            acts: arms.into_iter().map(|arm| (arm, Acts::default())).collect(),
+            given: arms.into_iter().map(|arm| (arm, Values::default())).collect(),
             faults: Vec::new(),
             flipped: false,
+            as_octets: false,
             note: None,
         }
     }
@@ -96,7 +111,7 @@ impl Row {
 
     /// Ratios of the Waypost arm to another, act by act.
     pub(crate) fn ratio_to(&self, other: Arm) -> Paired {
-        let (ours, theirs) = (self.acts(Arm::Waypost).seconds(), self.acts(other).seconds());
+        let (ours, theirs) = (self.acts(self.ours).seconds(), self.acts(other).seconds());
         let ratios: Vec<f64> =
             ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs.max(1e-9)).collect();
         stats::paired(&ratios)
@@ -104,7 +119,7 @@ impl Row {
 
     /// Differences of the Waypost arm and another in seconds, act by act.
     pub(crate) fn difference_to(&self, other: Arm) -> Paired {
-        let (ours, theirs) = (self.acts(Arm::Waypost).seconds(), self.acts(other).seconds());
+        let (ours, theirs) = (self.acts(self.ours).seconds(), self.acts(other).seconds());
         let differences: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours - theirs).collect();
         stats::paired(&differences)
     }
@@ -134,7 +149,8 @@ impl Row {
             "filled_bytes": self.filled_octets,
             "direct": arm(Arm::Direct),
             "lan": arm(Arm::Lan),
-            "waypost": arm(Arm::Waypost),
+            "through": self.ours.name(),
+            "waypost": arm(self.ours),
             "paired": rounded(self.difference_to(Arm::Direct)),
             "paired_lan": rounded(self.difference_to(Arm::Lan)),
             "ratio_direct": rounded(self.ratio_to(Arm::Direct)),
@@ -143,6 +159,7 @@ impl Row {
             "digest": comparison.digest,
             "values_compared": comparison.values,
             "differing": comparison.differing,
+            "carried_as_octets": self.as_octets,
             "note": self.note,
         })
     }

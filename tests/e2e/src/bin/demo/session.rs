@@ -80,6 +80,11 @@ impl Session {
         Ok(session)
     }
 
+    /// The certificate that the client was shown.
+    pub(crate) fn shown(&self) -> Option<Vec<u8>> {
+        Some(self.stream.conn.peer_certificates()?.first()?.to_vec())
+    }
+
     /// Opens a mailbox.
     pub(crate) fn select(&mut self, mailbox: &str) -> anyhow::Result<Reply> {
         let reply = self.command(&format!("SELECT {mailbox}"))?;

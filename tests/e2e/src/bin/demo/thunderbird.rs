@@ -46,5 +46,6 @@ const fn control_port(arm: Arm) -> u16 {
         Arm::Direct => 2_828,
         Arm::Lan => 2_829,
         Arm::Waypost => 2_830,
+        Arm::Pair => 2_831,
     }
 }
