@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, changes, commands, crowds, durability, failures, front, garbage, identical, kept, logins, pair,
-    start,
+    pair_mail, start,
 };
 
 /// One row.
@@ -50,7 +50,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         pair::refused_and_alone,
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
-    row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
+    row("pair-mail", "a mail server's clients are served in the branch; the server sees them", pair_mail::pair),
+    row("pair-mail-starttls", "the same behind STARTTLS", pair_mail::starttls),
+    row("pair-mail-single", "the same without a peer", pair_mail::single),
+    row("pair-mail-restart", "the branch's node killed: its client comes back, direct", pair_mail::restart),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),

@@ -12,4 +12,5 @@ pub(crate) mod identical;
 pub(crate) mod kept;
 pub(crate) mod logins;
 pub(crate) mod pair;
+pub(crate) mod pair_mail;
 pub(crate) mod start;
