@@ -185,6 +185,18 @@ pub struct Visit {
     pub upgrade: Option<Upgrade>,
     /// Where it is going.
     pub server: Arc<ServerTerms>,
+    /// The way there, if it has one of its own: it came on it.
+    pub way: Option<Way>,
+}
+
+/// A client's own way to its server.
+#[derive(Clone)]
+pub struct Way(pub Arc<dyn OriginConnector>);
+
+impl std::fmt::Debug for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Way")
+    }
 }
 
 /// A listener's way to TLS.
@@ -296,7 +308,8 @@ impl Handler {
         mut drain: watch::Receiver<Drain>,
         card: Arc<Card>,
     ) -> Ended {
-        let Visit { accepted, upgrade, server } = visit;
+        let Visit { accepted, upgrade, server, way } = visit;
+        let origins = way.map_or_else(|| Arc::clone(&self.origins), |Way(origins)| origins);
         let mut client = accepted.io;
         let Ok(_permit) = server.sessions.try_acquire() else {
             tracing::warn!("the server has as many sessions as [server.limits] sessions_max allows");
@@ -311,7 +324,7 @@ impl Handler {
         };
         let opened = tokio::select! {
             // The connector has its own patience; a client must not depend on it.
-            opened = timeout(patience, self.origins.open(request)) => opened.unwrap_or(Err(OpenError::TimedOut)),
+            opened = timeout(patience, origins.open(request)) => opened.unwrap_or(Err(OpenError::TimedOut)),
             () = ordered(&mut drain) => {
                 self.turn_away(&mut client, "shutting down (drain)").await;
                 return Ended::Drained;
@@ -358,7 +371,7 @@ impl Handler {
             session.announce_client(accepted.client.0);
         }
         session.handle_greeting(now(), &origin.greeting);
-        Conversation::new(self, session, client, origin.io, upgrade, &server, card).run(drain).await
+        Conversation::new(self, session, client, (origin.io, origins), upgrade, &server, card).run(drain).await
     }
 
     fn request(&self, server: &ServerTerms, client: ClientAddr) -> OriginRequest {

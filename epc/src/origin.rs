@@ -11,12 +11,14 @@
 
 mod dial;
 mod greeting;
+mod line_records;
 mod parked;
 mod parking;
 mod prefixed;
 
 pub(crate) use dial::tune;
 
+pub use line_records::LineRecords;
 pub use parked::ParkCounts;
 pub use parking::{ParkTerms, names_cyrus};
 pub use prefixed::Prefixed;

@@ -29,7 +29,9 @@ use std::{
 };
 use toml::de::{DeTable, DeValue};
 use units::{Rate, Size};
-use value::{Encryption, Host, LogFormat, LogLevel, Mode, Pin, Port, Prefix, Unlisted, found};
+use value::{
+    Encryption, Host, LogFormat, LogLevel, Mode, OnPath, Pin, Port, Prefix, Source, Unlisted, found,
+};
 
 /// A node, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +128,8 @@ pub(crate) struct Server {
     pub(crate) aliases: Vec<Host>,
     pub(crate) tls: Encryption,
     pub(crate) trust: Trust,
+    pub(crate) on_path: OnPath,
+    pub(crate) source: Source,
     pub(crate) compress: bool,
     pub(crate) shadow: bool,
     pub(crate) allow_preauth: bool,
@@ -133,6 +137,28 @@ pub(crate) struct Server {
     pub(crate) announce_client: bool,
     pub(crate) foresee: bool,
     pub(crate) limits: Limits,
+}
+
+impl Server {
+    /// Whether intercepted clients of it are shown a certificate of this node.
+    fn would_terminate(&self) -> bool {
+        self.on_path == OnPath::Terminate && self.tls != Encryption::Plain
+    }
+}
+
+impl Config {
+    /// Whether intercepted clients of `server` are served here.
+    pub(crate) fn terminates(&self, server: &Server) -> bool {
+        let shows = self.tls.ca_dir.is_some() || self.tls.operator.is_some();
+        self.interception.is_some()
+            && server.on_path == OnPath::Terminate
+            && (shows || server.tls == Encryption::Plain)
+    }
+
+    /// Whether any client's session ends here.
+    pub(crate) fn serves_mail(&self) -> bool {
+        !self.listeners.is_empty() || self.servers.iter().any(|server| self.terminates(server))
+    }
 }
 
 /// How a server proves who it is.

@@ -1,7 +1,8 @@
 //! A running node: doors, the way to the servers, one handler for all sessions, and what of it an administrator can ask.
 
 mod door;
-mod origins;
+pub(crate) mod mail;
+pub(crate) mod origins;
 
 use crate::{
     config::{self, Config, value::Encryption},
@@ -23,6 +24,7 @@ use epc::{
     tls::roots::Trust,
 };
 use imap_core::{catalog::Catalog, preload::Preload, retained::Handed};
+use mail::{Mail, MailServer};
 use origins::Origins;
 use std::{
     collections::HashMap,
@@ -56,6 +58,7 @@ pub(crate) struct Node {
     started: Instant,
     served: Mutex<Served>,
     path: Option<Arc<Path>>,
+    mail: Arc<Mail>,
 }
 
 /// What a reload exchanges.
@@ -82,7 +85,7 @@ impl Node {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
         let origins = Arc::new(Origins::new(parking(config)?));
-        let store = if config.servers.is_empty() { None } else { storage::open(config)? };
+        let store = if config.serves_mail() { storage::open(config)? } else { None };
         let catalog: Arc<dyn Catalog> = match &store {
             Some(store) => Arc::clone(store) as Arc<_>,
             None => Arc::new(NoCatalog),
@@ -135,9 +138,14 @@ impl Node {
         for listener in &config.listeners {
             served.open(config, listener, &handler, draining.clone())?;
         }
-        let path = Path::start(config).await?.map(Arc::new);
+        let mail = Arc::new(Mail::new(Arc::clone(&handler), drain.clone(), Arc::clone(&origins)));
+        served.renew_mail(&mail);
+        mail.look_up().await;
+        tokio::spawn(mail::look_up_again_and_again(Arc::downgrade(&mail)));
+        let path = Path::start(config, &mail).await?.map(Arc::new);
         Ok(Self {
             path,
+            mail,
             handler,
             store,
             house,
@@ -172,9 +180,11 @@ impl Node {
                 }
             }
             served.renew_terms(config);
+            served.renew_mail(&self.mail);
             self.let_go(&old, config);
             served.dismiss(config)
         };
+        self.mail.look_up().await;
         for door in leaving {
             door.close().await;
         }
@@ -348,6 +358,17 @@ impl Served {
         self.terms = terms;
     }
 
+    /// What is served on the path.
+    fn renew_mail(&self, mail: &Mail) {
+        let served = |server: &config::Server| {
+            let terms = Arc::clone(self.terms.get(&server.name)?);
+            let front = self.fronts.get(&server.name).cloned();
+            Some(MailServer { config: server.clone(), terms, front })
+        };
+        let terminated = self.config.servers.iter().filter(|server| self.config.terminates(server));
+        mail.renew(&self.config, terminated.filter_map(served).collect());
+    }
+
     /// Takes out the doors that `config` does not have, or has otherwise.
     fn dismiss(&mut self, config: &Config) -> Vec<Door> {
         let stays = |door: &Door| {
@@ -365,10 +386,11 @@ impl Served {
     }
 }
 
-/// What clients of each server are shown; only servers that an encrypted listener serves.
+/// What clients of each server are shown; only servers whose clients speak TLS with this node.
 fn shown(config: &Config) -> Result<Vec<(ServerId, Shown)>, Failure> {
     let encrypted = |server: &&config::Server| {
         config.listeners.iter().any(|l| l.server == server.name && l.tls != Encryption::Plain)
+            || (config.terminates(server) && server.tls != Encryption::Plain)
     };
     let open = |server: &config::Server| Ok((server.name.clone(), Shown::open(config, server)?));
     config.servers.iter().filter(encrypted).map(open).collect()

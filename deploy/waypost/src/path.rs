@@ -6,13 +6,14 @@
 //!     └──accepted by the transparent listener────────► │  ──claim──► netd: the connection opened early
 //!                                                      └──splice: client ⇄ stream, stream ⇄ server
 //! ```
-//! Everything is carried as octets.
+//! Sessions with the mail servers of the configuration end here (`carrier::mail`); anything else is carried as octets.
 
 mod agent;
 mod carrier;
 mod facts;
 mod identity;
 mod opener;
+mod origin;
 mod persisted;
 mod plan;
 mod shown;
@@ -25,6 +26,7 @@ use crate::{
     api::{Explained, PathStatus},
     config::{Config, network, value::InterfaceName},
     exit::{Exit, Failure},
+    node::mail::Mail,
 };
 use agent::PathAgent;
 use carrier::Carrier;
@@ -80,11 +82,16 @@ pub(crate) struct Path {
 impl Path {
     /// Opens what `config` names; none when the node neither stands on a path nor speaks to others. Inside a tokio
     /// runtime. The rules come last: nothing is taken that could not be carried.
-    pub(crate) async fn start(config: &Config) -> Result<Option<Self>, Failure> {
+    pub(crate) async fn start(config: &Config, mail: &Arc<Mail>) -> Result<Option<Self>, Failure> {
         let Some(link) = &config.link else { return Ok(None) };
         let known = identity::load(config, link)?;
         let carrier = Arc::new(Carrier::default());
-        let opener = Arc::new(Opener::new(Arc::clone(&carrier), link, config.interception.is_some()));
+        let opener = Arc::new(Opener::new(
+            Arc::clone(&carrier),
+            link,
+            config.interception.is_some(),
+            Arc::clone(mail),
+        ));
         let links = Links::new(
             &known.settings,
             opener,
@@ -96,6 +103,7 @@ impl Path {
         .map_err(|error| Failure::new(Exit::Usage, error))?;
         carrier.links(links.clone());
         carrier.named(plan::names(link));
+        carrier.mail(Arc::clone(mail));
         let listener = listen(link.listen).await?;
         tracing::info!(address = %link.listen, node = %config.node.id, "the link listens");
         let serving = links.clone();

@@ -10,7 +10,9 @@ use std::{fmt::Write, path::Path};
 /// One paragraph for each kind of certificate that clients will see.
 pub(crate) fn sentences(config: &Config) -> Result<String, Failure> {
     let mut out = String::new();
-    let encrypted = config.listeners.iter().any(|listener| listener.tls != Encryption::Plain);
+    let mut intercepted = config.servers.iter().filter(|server| config.terminates(server));
+    let encrypted = config.listeners.iter().any(|listener| listener.tls != Encryption::Plain)
+        || intercepted.any(|server| server.tls != Encryption::Plain);
     if encrypted {
         if let Some(operator) = &config.tls.operator {
             let _ = writeln!(

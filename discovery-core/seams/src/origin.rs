@@ -54,6 +54,48 @@ pub struct OriginIdentity {
     pub verified_by: VerifiedBy,
 }
 
+/// What the node beside a server tells the one beside the client when it has opened it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// SHA-256 of the SubjectPublicKeyInfo of the certificate that it has verified.
+    pub spki_sha256: [u8; 32],
+    /// The greeting line with its CRLF.
+    pub greeting: Bytes,
+    /// The connection had been made before anybody asked for it.
+    pub parked: bool,
+}
+
+impl Opened {
+    /// As octets: a version (1), 1 when it was parked, else 0, the key's 32, the greeting. `None` when the greeting is none, or too long to be told.
+    #[must_use]
+    pub fn encode(&self) -> Option<Bytes> {
+        let octets = [&[1, u8::from(self.parked)][..], &self.spki_sha256, &self.greeting].concat();
+        let octets = Bytes::from(octets);
+        (octets.len() <= OPENED_OCTETS_MAX && Self::decode(&octets).as_ref() == Some(self)).then_some(octets)
+    }
+
+    /// The inverse of [`Opened::encode`]; `None` for anything else.
+    #[must_use]
+    pub fn decode(octets: &Bytes) -> Option<Self> {
+        let (head, text) = octets.split_at_checked(34)?;
+        let (parked, key) = match head {
+            [1, parked @ (0 | 1), key @ ..] => (*parked == 1, key),
+            _ => return None,
+        };
+        let spki_sha256 = key.try_into().ok()?;
+        let line = text.strip_suffix(b"\r\n")?;
+        let welcome = [&b"* OK"[..], b"* PREAUTH"].iter().any(|word| {
+            let (start, rest) = line.split_at_checked(word.len()).unwrap_or_default();
+            start.eq_ignore_ascii_case(word) && rest.first().is_none_or(|octet| *octet == b' ')
+        });
+        let clean = !line.iter().any(|octet| matches!(octet, 0 | b'\r' | b'\n'));
+        (welcome && clean).then(|| Self { spki_sha256, greeting: octets.slice(34..), parked })
+    }
+}
+
+/// What a link hands on with an opened stream.
+const OPENED_OCTETS_MAX: usize = 8 * 1024;
+
 /// What the road can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamCaps {
@@ -151,4 +193,39 @@ pub trait OriginConnector: Send + Sync {
     }
     /// Keeps up to `n` greeted connections to `server` ready; 0 lets them go. May do nothing.
     fn park(&self, server: &ServerId, n: u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_opened_is_told_or_nothing() {
+        let opened = |greeting: &[u8]| Opened {
+            spki_sha256: [7; 32],
+            greeting: Bytes::copy_from_slice(greeting),
+            parked: greeting.len() % 2 == 0,
+        };
+        for (greeting, told) in [
+            (&b"* OK [CAPABILITY IMAP4rev1] ready\r\n"[..], true),
+            (b"* ok\r\n", true),
+            (b"* PREAUTH hi\r\n", true),
+            (b"* OKAY hi\r\n", false),
+            (b"* BYE hi\r\n", false),
+            (b"* OK hi\n", false),
+            (b"* OK hi\r\n* 1 EXISTS\r\n", false),
+            (b"* OK \0\r\n", false),
+            (b"", false),
+        ] {
+            let opened = opened(greeting);
+            let octets = opened.encode();
+            assert_eq!(octets.is_some(), told, "{}", greeting.escape_ascii());
+            let Some(octets) = octets else { continue };
+            assert_eq!(Opened::decode(&octets), Some(opened));
+            assert_eq!(Opened::decode(&octets.slice(1..)), None, "another version");
+            assert_eq!(Opened::decode(&octets.slice(..34)), None, "cut off");
+        }
+        let long = [b"* OK ", &[b'x'; 9000][..], b"\r\n"].concat();
+        assert_eq!(opened(&long).encode(), None);
+    }
 }

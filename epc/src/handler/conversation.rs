@@ -18,7 +18,7 @@ use imap_core::{
     retained::{Facts, Handed, Retained},
     session::{Event, Output, Session, Side},
 };
-use seams::{AsyncIo, intake::ClientAddr};
+use seams::{AsyncIo, intake::ClientAddr, origin::OriginConnector};
 use std::{
     future::{pending, ready},
     pin::Pin,
@@ -42,6 +42,7 @@ pub(super) struct Conversation<'a> {
     session: Session,
     client: Wire,
     origin: Wire,
+    origins: Arc<dyn OriginConnector>,
     client_open: bool,
     origin_open: bool,
     upgrade: Option<Upgrade>,
@@ -94,7 +95,7 @@ impl<'a> Conversation<'a> {
         handler: &'a Handler,
         session: Session,
         client: Box<dyn AsyncIo>,
-        origin: Box<dyn AsyncIo>,
+        (origin, origins): (Box<dyn AsyncIo>, Arc<dyn OriginConnector>),
         upgrade: Option<Upgrade>,
         server: &'a ServerTerms,
         card: Arc<Card>,
@@ -106,6 +107,7 @@ impl<'a> Conversation<'a> {
             session,
             client: wire(client, Cut::Together),
             origin: wire(origin, Cut::Apart),
+            origins,
             client_open: true,
             origin_open: true,
             upgrade,
@@ -301,11 +303,13 @@ impl<'a> Conversation<'a> {
     /// The server ended a parked connection that nothing was said on.
     async fn replace_origin(&mut self) {
         let request = self.handler.request(self.server, self.client_addr);
-        match timeout(self.limits().origin_patience, self.handler.origins.open_anew(request)).await {
+        self.report();
+        // The next one may come from the same address and port.
+        self.origin = Wire::new(Box::new(tokio::io::empty()), Arc::clone(&self.handler.buffers), Cut::Apart);
+        self.counted.origin = (0, 0);
+        match timeout(self.limits().origin_patience, self.origins.open_anew(request)).await {
             Ok(Ok(origin)) => {
-                self.report();
                 self.origin = Wire::new(origin.io, Arc::clone(&self.handler.buffers), Cut::Apart);
-                self.counted.origin = (0, 0);
                 self.origin_open = true;
                 self.metrics().origins_replaced.one();
                 self.session.handle_replacement(now(), &origin.greeting);

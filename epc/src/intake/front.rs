@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
 
 /// Which names in a ClientHello are ours. A client that names nobody is always ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,37 +102,96 @@ impl FrontTls {
         Ok(())
     }
 
+    /// Whether a client that asks for `name` is to see these certificates.
+    #[must_use]
+    pub fn lists(&self, name: Option<&str>) -> bool {
+        self.current().is_listed(name)
+    }
+
+    /// Finishes the handshake of a client whose name has been looked at.
+    ///
+    /// # Errors
+    /// The client's, or of the road to it.
+    pub async fn answer<Io>(&self, asked: Asked<Io>) -> io::Result<Box<dyn AsyncIo>>
+    where
+        Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let io = asked.answer(&self.current().serving).await?;
+        Ok(Box::new(Stream::bare(*io)))
+    }
+
+    fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Reads a ClientHello and finishes the handshake when its name is ours. With `replay` an unlisted client comes
     /// back with what it said; else it gets a fatal alert.
     pub(super) async fn handshake<Io>(&self, io: Io, replay: bool) -> Result<Hello<Io>, FrontError>
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-        // The acceptor itself sends the fatal alert when the octets are no ClientHello.
-        let start =
-            LazyConfigAcceptor::new(Acceptor::default(), Recorder::new(io, replay)).await.map_err(|e| {
-                if e.kind() == io::ErrorKind::InvalidData {
-                    FrontError::NotTls
-                } else {
-                    FrontError::Failed(e)
-                }
-            })?;
-        let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
+        let current = self.current();
+        let asked = Asked::read(io, replay).await?;
+        let server_name = asked.server_name();
         let ours = current.is_listed(server_name.as_deref());
         if !ours && replay {
-            let (io, hello) = start.io.into_parts();
+            let (io, hello) = asked.into_parts();
             return Ok(Hello::Unlisted { io, hello });
         }
         let config = if ours { &current.serving } else { &current.refusing };
-        match start.into_stream(Arc::clone(config)).await {
-            Ok(mut io) => {
-                io.get_mut().0.stop();
-                Ok(Hello::Ours { io: Box::new(io), server_name })
-            }
+        match asked.answer(config).await {
+            Ok(io) => Ok(Hello::Ours { io, server_name }),
             Err(_) if !ours => Err(FrontError::Unlisted),
             Err(error) => Err(FrontError::Failed(error)),
         }
+    }
+}
+
+/// A client that has said its ClientHello, and has been told nothing.
+pub struct Asked<Io>(StartHandshake<Recorder<Io>>);
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Asked<Io> {
+    /// Reads it, to be sent on as it came or answered.
+    ///
+    /// # Errors
+    /// When the client says something else, which it has been told, or goes.
+    pub async fn of(io: Io) -> io::Result<Self> {
+        Self::read(io, true).await.map_err(|error| match error {
+            FrontError::Failed(error) => error,
+            FrontError::NotTls | FrontError::Unlisted => io::Error::new(io::ErrorKind::InvalidData, error),
+        })
+    }
+
+    async fn read(io: Io, replay: bool) -> Result<Self, FrontError> {
+        // The acceptor itself sends the fatal alert when the octets are no ClientHello.
+        let start = LazyConfigAcceptor::new(Acceptor::default(), Recorder::new(io, replay)).await;
+        start.map(Self).map_err(|e| {
+            if e.kind() == io::ErrorKind::InvalidData { FrontError::NotTls } else { FrontError::Failed(e) }
+        })
+    }
+
+    /// Whom it asks for.
+    #[must_use]
+    pub fn server_name(&self) -> Option<String> {
+        self.0.client_hello().server_name().map(str::to_ascii_lowercase)
+    }
+
+    /// The stream, and what was read from it, for whoever is to hear it instead.
+    #[must_use]
+    pub fn into_parts(self) -> (Io, Bytes) {
+        self.0.io.into_parts()
+    }
+
+    async fn answer(self, config: &Arc<ServerConfig>) -> io::Result<Box<TlsStream<Recorder<Io>>>> {
+        let mut io = self.0.into_stream(Arc::clone(config)).await?;
+        io.get_mut().0.stop();
+        Ok(Box::new(io))
+    }
+}
+
+impl<Io> std::fmt::Debug for Asked<Io> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked")
     }
 }
 

@@ -31,6 +31,10 @@ impl<Io: AsyncIo> AsyncIo for Prefixed<Io> {
     fn slim(&mut self) {
         self.io.slim();
     }
+
+    fn reset_on_close(&mut self) {
+        self.io.reset_on_close();
+    }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Prefixed<Io> {

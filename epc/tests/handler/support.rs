@@ -135,7 +135,7 @@ impl Office {
             how: Arrival::Listener,
             tls,
         };
-        let visit = Visit { accepted, upgrade, server: Arc::clone(&self.terms) };
+        let visit = Visit { accepted, upgrade, server: Arc::clone(&self.terms), way: None };
         let (handler, drain) = (Arc::clone(&self.handler), self.drain.subscribe());
         (Talk(far), tokio::spawn(async move { handler.serve(visit, drain).await }))
     }

@@ -129,6 +129,7 @@ async fn three_commands_reach_a_server_behind_starttls_50_ms_away() {
         },
         upgrade: None,
         server: Arc::new(ServerTerms::new(server(), 1)),
+        way: None,
     };
     let (_drain, draining) = watch::channel(Drain::Serving);
     let mut since = Instant::now();

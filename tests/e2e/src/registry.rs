@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, chain, changes, commands, crowds, datagrams, durability, existing, failures, front, garbage,
-    identical, kept, kills, logins, pair, start,
+    identical, kept, kills, logins, pair, pair_mail, start,
 };
 
 /// One row.
@@ -55,9 +55,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
     quick(row("chain-two", "one and two in the middle: each link carries, the ends see the truth", chain::two)),
     row("chain-three", "three in the middle, and one of them dies", chain::three),
-    row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
+    row("pair-mail", "a mail server's clients are served in the branch; the server sees them", pair_mail::pair),
+    row("pair-mail-starttls", "the same behind STARTTLS", pair_mail::starttls),
+    row("pair-mail-single", "the same without a peer", pair_mail::single),
+    row("pair-mail-restart", "the branch's node killed: its client comes back, direct", pair_mail::restart),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),

@@ -16,4 +16,5 @@ pub(crate) mod kept;
 pub(crate) mod kills;
 pub(crate) mod logins;
 pub(crate) mod pair;
+pub(crate) mod pair_mail;
 pub(crate) mod start;

@@ -117,7 +117,12 @@ pub(crate) const SERVER: Section = Section {
             r#""/etc/waypost/mail-ca.pem""#,
         ),
         key("pin", "SHA-256 of the server's public key, 64 hexadecimal digits, instead of a CA", PIN_WORKS),
-        key("source", "own-address", r#""own-address""#),
+        key(
+            "on_path",
+            "terminate, octets: whether its intercepted clients are served here or only carried",
+            r#""terminate""#,
+        ),
+        key("source", "spoof, own-address: whose address it sees of intercepted clients", r#""spoof""#),
         key("compress", "true, false: COMPRESS towards the server when it offers it", "true"),
         key(
             "shadow",

@@ -12,7 +12,9 @@ use super::{
     reader::{Found, TableReader},
     secrets::{self, FileUse},
     units::{Rate, Size, show_time},
-    value::{Encryption, Host, LogFormat, LogLevel, Mode, Pin, Port, Prefix, Unlisted, quoted},
+    value::{
+        Encryption, Host, LogFormat, LogLevel, Mode, OnPath, Pin, Port, Prefix, Source, Unlisted, quoted,
+    },
 };
 use discovery_core::id::{NodeId, ServerId, SiteId};
 use std::{
@@ -30,7 +32,7 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
     let admin = admin(sections.one(&ADMIN, found), around, &node.state_dir);
     let log = log(sections.one(&LOG, found));
     // A node that only carries has no mail program to convince, and keeps no mail.
-    let mail = sections.value(SERVER.name).is_some() || !standing(&sections);
+    let mail = !standing(&sections) || sections.serve_mail();
     let tls = tls(sections.one(&TLS, found), around, &node.state_dir, mail);
     let store = store(sections.one(&STORE, found), around, &node.state_dir, mail);
 
@@ -89,6 +91,24 @@ impl<'a, 'i> Sections<'a, 'i> {
     pub(super) fn value(&self, name: &str) -> Option<(&'a DeValue<'i>, Place)> {
         let (_, value) = self.document.iter().find(|(key, _)| key.get_ref() == name)?;
         Some((value.get_ref(), Place::of(self.around.text, value.span().start)))
+    }
+
+    /// Whether any client's session would end here, of those that the file says anything about.
+    fn serve_mail(&self) -> bool {
+        let carried = |table: &DeTable<'_>| {
+            let mut keys = table.iter();
+            keys.any(|(key, value)| {
+                key.get_ref() == "on_path" && value.get_ref().as_str() == Some(OnPath::Octets.word())
+            })
+        };
+        let intercepted = match self.value(SERVER.name) {
+            Some((DeValue::Array(servers), _)) => {
+                servers.iter().any(|server| server.get_ref().as_table().is_none_or(|table| !carried(table)))
+            }
+            Some(_) => true,
+            None => false,
+        };
+        intercepted || self.value(LISTENER.name).is_some()
     }
 
     /// Where a key of the `nth` section of a kind has its value, else where that section begins.
@@ -447,24 +467,8 @@ fn server(
         }
         (None, None) => Trust::System,
     };
-    match t.maybe::<String>("source").as_deref() {
-        None | Some("own-address") => {}
-        Some("spoof") => t.object(
-            "source",
-            "\"spoof\" is not in this build; allowed: own-address; for example: source = \"own-address\"",
-        ),
-        Some(other) => {
-            let meant =
-                did_you_mean(other, ["own-address"]).map_or(";", |_| "; did you mean \"own-address\"?");
-            t.object(
-                "source",
-                format!(
-                    "{} is not known{meant} allowed: own-address; for example: source = \"own-address\"",
-                    quoted(other)
-                ),
-            );
-        }
-    }
+    let on_path = t.get("on_path", OnPath::Terminate);
+    let source = t.get("source", Source::Spoof);
     let compress = t.get("compress", true);
     let shadow = t.get("shadow", true);
     let allow_preauth = t.get("allow_preauth", false);
@@ -482,6 +486,8 @@ fn server(
             aliases,
             tls,
             trust,
+            on_path,
+            source,
             compress,
             shadow,
             allow_preauth,
@@ -670,8 +676,18 @@ fn across(config: &Config, sections: &Sections<'_, '_>, found: &mut Found) {
         let what = "[[listener]]: there is none; for example: [[listener]] with address = \"0.0.0.0:993\"";
         found.problems.push(Problem::missing(Place::TOP, what));
     }
+    let bare = config.tls.ca_dir.is_none() && config.tls.operator.is_none();
+    if bare && config.interception.is_some() {
+        for server in config.servers.iter().filter(|server| server.would_terminate()) {
+            let what = format!(
+                "[[server]]: on_path: without a certificate to show its intercepted clients, {} is carried as octets; give [tls] one, or say so: on_path = \"octets\"",
+                quoted(server.name.as_str())
+            );
+            found.problems.push(Problem::warning(sections.place(&SERVER, server.nth, "on_path"), what));
+        }
+    }
     let encrypted = config.listeners.iter().any(|listener| listener.tls != Encryption::Plain);
-    if encrypted && config.tls.ca_dir.is_none() && config.tls.operator.is_none() {
+    if encrypted && bare {
         let what = "[tls]: mint is false and there is no cert, but a [[listener]] speaks TLS; allowed: cert and key, or mint = true";
         found.problems.push(Problem::error(sections.place(&TLS, 0, "mint"), what));
     }
@@ -697,6 +713,10 @@ fn across(config: &Config, sections: &Sections<'_, '_>, found: &mut Found) {
                 found.problems.push(Problem::error(sections.place(&SERVER, server.nth, key), what));
             }
             hosts.push((&host.0, server));
+        }
+        if config.interception.is_none() && server.on_path == OnPath::Octets && config.link.is_none() {
+            let what = "[[server]]: on_path: has no effect, because there is no [interception]";
+            found.problems.push(Problem::warning(sections.place(&SERVER, server.nth, "on_path"), what));
         }
         if !config.listeners.is_empty()
             && config.interception.is_none()

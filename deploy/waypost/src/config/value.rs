@@ -535,6 +535,26 @@ choice! {
 }
 
 choice! {
+    /// Whose address a mail server sees when its client was intercepted.
+    Source {
+        /// The client's.
+        Spoof = "spoof",
+        /// The node's.
+        Own = "own-address",
+    }
+}
+
+choice! {
+    /// What becomes of an intercepted connection to a mail server.
+    OnPath {
+        /// Its TLS ends here, and it is served as at a listener.
+        Terminate = "terminate",
+        /// It is carried as octets, like any other.
+        Octets = "octets",
+    }
+}
+
+choice! {
     /// What a forged SYN-ACK acknowledges.
     Ack {
         /// The client's initial sequence number: a client that gets it by accident is not harmed.

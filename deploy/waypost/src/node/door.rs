@@ -78,7 +78,7 @@ async fn accept(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => {
                     let server = Arc::clone(&terms.lock().unwrap_or_else(PoisonError::into_inner));
-                    let visit = Visit { accepted, upgrade: upgrade.clone(), server };
+                    let visit = Visit { accepted, upgrade: upgrade.clone(), server, way: None };
                     let (handler, drain) = (Arc::clone(&handler), draining.clone());
                     sessions.spawn(async move { handler.serve(visit, drain).await });
                 }

@@ -3,7 +3,7 @@
 use discovery_core::id::ServerId;
 use epc::origin::{DirectOrigins, ParkCounts};
 use seams::{
-    BoxFuture,
+    AsyncIo, BoxFuture,
     origin::{OpenError, OriginConnector, OriginRequest, OriginStream},
 };
 use std::sync::{Arc, PoisonError, RwLock};
@@ -24,6 +24,15 @@ impl Origins {
     /// What became of the connections kept ready, by server, since the last reload.
     pub(crate) fn parked(&self) -> Vec<(ServerId, ParkCounts)> {
         self.current().parked()
+    }
+
+    /// As [`DirectOrigins::greet_over`].
+    pub(crate) async fn greet_over(
+        &self,
+        server: &ServerId,
+        io: Box<dyn AsyncIo>,
+    ) -> Result<OriginStream, OpenError> {
+        self.current().greet_over(server, io).await
     }
 
     fn current(&self) -> Arc<DirectOrigins> {

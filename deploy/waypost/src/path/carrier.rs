@@ -2,10 +2,13 @@
 //! listener accepted, and the stream to its peer or the connection to its server, in whichever order they come.
 
 mod attempts;
+mod leash;
+mod mail;
 mod outcome;
 mod serving;
 
 use super::tcp::{self, Tcp};
+use crate::node::mail::Mail;
 use attempts::{Attempt, Attempts, Half};
 use discovery_core::{
     engine::{self, ConnectFailure, Event, Reason},
@@ -17,7 +20,9 @@ use discovery_linux::{
     netd::{Claimed, Handle, Ready},
     socket::{Connecting, Target},
 };
+use bytes::Bytes;
 use outcome::{failed, refusal};
+use seams::AsyncIo;
 use serving::{Served, Serving};
 use std::{
     collections::HashMap,
@@ -41,6 +46,7 @@ pub(crate) struct Carrier {
     links: OnceLock<Links>,
     /// Peers that the operator named for servers, as the engine knows them.
     named: OnceLock<HashMap<engine::Peer, NodeId>>,
+    mail: OnceLock<Arc<Mail>>,
     state: Mutex<State>,
 }
 
@@ -51,6 +57,10 @@ struct State {
     served: HashMap<Flow, Served>,
     /// How many claims there were.
     claims: u64,
+    /// Ways to mail servers, of clients here.
+    leashes: leash::Leashes,
+    /// What did not work, and need not be tried for each client.
+    declined: mail::Declined,
     /// Whether there is a link, as the engine was told.
     peers: HashMap<engine::Peer, Met>,
 }
@@ -65,6 +75,8 @@ struct Met {
 enum Far {
     Stream(LinkStream),
     Server(Tcp),
+    /// A session here.
+    Mail(Box<mail::Bound>),
 }
 
 impl Carrier {
@@ -74,6 +86,10 @@ impl Carrier {
 
     pub(super) fn links(&self, links: Links) {
         let _once = self.links.set(links);
+    }
+
+    pub(super) fn mail(&self, mail: Arc<Mail>) {
+        let _once = self.mail.set(mail);
     }
 
     pub(super) fn named(&self, named: HashMap<engine::Peer, NodeId>) {
@@ -113,8 +129,11 @@ impl Carrier {
 impl Carrier {
     /// From now on a client of `flow` is waited for. What is left of an older attempt ends.
     pub(super) fn begin(&self, flow: Flow) -> Attempt {
-        let (attempt, older) = self.lock().attempts.begin(flow);
-        drop(older);
+        let mut state = self.lock();
+        let (attempt, older) = state.attempts.begin(flow);
+        let left = state.leashes.cut(flow);
+        drop(state);
+        drop((older, left));
         attempt
     }
 
@@ -129,6 +148,10 @@ impl Carrier {
     async fn ask(self: &Arc<Self>, attempt: &Attempt, peer: engine::Peer) {
         let flow = attempt.flow;
         let Some(links) = self.links.get() else { return };
+        let servers = self.mail_at(flow);
+        if !servers.is_empty() {
+            return self.ask_mail(attempt, peer, servers).await;
+        }
         let stream = match links.open(&self.at(peer), asks(flow)).await {
             Ok(stream) => stream,
             Err(why) => return self.ended(attempt, Some(why)),
@@ -144,6 +167,13 @@ impl Carrier {
 
     /// Reaches the server from the client's address, without a peer.
     pub(super) async fn single(self: Arc<Self>, attempt: Attempt) {
+        let servers = self.mail_at(attempt.flow);
+        if !servers.is_empty() {
+            return tokio::select! {
+                () = attempt.over() => {}
+                () = self.single_mail(&attempt, servers) => {}
+            };
+        }
         let connected = tokio::select! {
             () = attempt.over() => return,
             connected = timeout(CONNECT_MAX, connect(attempt.flow)) => connected,
@@ -185,13 +215,18 @@ impl Carrier {
         }
     }
 
-    async fn carry(self: Arc<Self>, attempt: Attempt, mut client: Tcp, far: Far) {
+    async fn carry(self: Arc<Self>, attempt: Attempt, client: Tcp, far: Far) {
         let cut = tokio::select! {
             () = attempt.over() => return,
-            cut = far.carry(&mut client) => cut,
+            cut = async {
+                match far {
+                    Far::Stream(stream) => splice(stream, client).await,
+                    Far::Server(server) => copy(server, client).await,
+                    Far::Mail(bound) => self.serve(attempt.flow, client, *bound).await,
+                }
+            } => cut,
         };
-        // Before the engine hears of it, and may take another one between the same ends.
-        drop(client);
+        // The client has been closed before the engine hears of it, and may take another one between the same ends.
         self.ended(&attempt, cut);
     }
 
@@ -317,15 +352,17 @@ impl Carrier {
     /// A stream that goes on to the next node.
     pub(super) async fn onward(
         &self,
-        flow: Flow,
+        open: OpenFrame,
         next: engine::Peer,
-    ) -> Result<LinkStream, wan_core::Reason> {
+    ) -> Result<(LinkStream, Bytes), wan_core::Reason> {
+        let flow = open.flow;
+        let asks = if open.kind == Kind::Origin { open } else { asks(flow) };
         let links = self.links.get().ok_or(wan_core::Reason::NoLink)?;
-        let stream = links.open(&self.at(next), asks(flow)).await?;
+        let stream = links.open(&self.at(next), asks).await?;
         self.met(next, stream.peer().clone());
-        stream.opened().await?;
+        let info = stream.opened().await?;
         self.tell(Event::Opened { flow });
-        Ok(stream)
+        Ok((stream, info))
     }
 
     /// Tells the next node that `flow` is given up.
@@ -380,21 +417,17 @@ pub(super) async fn watch_peers(carrier: Arc<Carrier>) {
     }
 }
 
-impl Far {
-    /// Why it ended before its time.
-    async fn carry(self, client: &mut Tcp) -> Option<wan_core::Reason> {
-        match self {
-            Self::Stream(stream) => {
-                let wan::Spliced { sent, received, cut } = wan::splice(stream, client).await;
-                tracing::debug!(sent, received, cut = cut.map(wan_core::Reason::word), "carried");
-                cut
-            }
-            Self::Server(mut server) => {
-                let copied = copy_bidirectional(client, &mut server).await;
-                copied.is_err().then_some(wan_core::Reason::ConnectionReset)
-            }
-        }
-    }
+/// Why it ended before its time.
+async fn splice(stream: LinkStream, mut client: impl AsyncIo) -> Option<wan_core::Reason> {
+    let wan::Spliced { sent, received, cut } = wan::splice(stream, &mut client).await;
+    tracing::debug!(sent, received, cut = cut.map(wan_core::Reason::word), "carried");
+    cut
+}
+
+/// The same, without a link.
+async fn copy(mut server: Tcp, mut client: impl AsyncIo) -> Option<wan_core::Reason> {
+    let copied = copy_bidirectional(&mut client, &mut server).await;
+    copied.is_err().then_some(wan_core::Reason::ConnectionReset)
 }
 
 /// The answer to a claim.

@@ -1,7 +1,12 @@
 //! What peers ask of this node.
 
-use super::{carrier::Carrier, shown::Shown, tcp::Tcp};
-use crate::config::network::Link;
+use super::{
+    carrier::Carrier,
+    origin::{OriginRoad, Origins},
+    shown::Shown,
+    tcp::Tcp,
+};
+use crate::{config::network::Link, node::mail::Mail};
 use bytes::Bytes;
 use discovery_core::{
     engine::{Event, Reason},
@@ -10,7 +15,7 @@ use discovery_core::{
     seam::sink::{Put, Sink},
 };
 use discovery_linux::netd::Ready;
-use seams::BoxFuture;
+use seams::{AsyncIo, BoxFuture};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,14 +31,15 @@ pub(super) struct Opener {
     /// What each may ask for without a SYN that was seen here.
     may_open: HashMap<NodeId, Vec<Prefix>>,
     shown: Mutex<Shown>,
+    origins: Origins,
     /// Without a place on the path there are no SYNs to be seen, and servers see this node.
     stands: bool,
 }
 
 impl Opener {
-    pub(super) fn new(carrier: Arc<Carrier>, link: &Link, stands: bool) -> Self {
+    pub(super) fn new(carrier: Arc<Carrier>, link: &Link, stands: bool, mail: Arc<Mail>) -> Self {
         let may_open = link.peers.iter().map(|peer| (peer.id.clone(), peer.may_open.clone())).collect();
-        Self { carrier, may_open, shown: Mutex::default(), stands }
+        Self { carrier, may_open, shown: Mutex::default(), origins: Origins::new(mail), stands }
     }
 
     fn granted(&self, peer: &NodeId, open: &OpenFrame) -> bool {
@@ -46,29 +52,68 @@ impl Opener {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn carry(&self, peer: NodeId, open: OpenFrame) -> Result<OpenedStream, Why> {
+    /// The server's end, or the next node's with what that one told.
+    async fn reach(&self, peer: &NodeId, open: &OpenFrame) -> Result<(Box<dyn AsyncIo>, Bytes), Why> {
         let flow = open.flow;
-        let named = self.granted(&peer, &open);
-        let granted = open.kind == Kind::Carry && (named || self.shown().covers(&peer, flow, Instant::now()));
+        let named = self.granted(peer, open);
+        let granted = open.kind != Kind::Claim && (named || self.shown().covers(peer, flow, Instant::now()));
         if !self.stands {
-            return if named { dial(&open).await } else { Err(Why::NotGranted) };
+            return if named { dial(open).await } else { Err(Why::NotGranted) };
         }
         let (ready, serving) = self.carrier.claim(flow, granted).await.map_err(|why| {
             tracing::debug!(%flow, %peer, why = why.word(), "a peer's stream is refused");
             refused(why)
         })?;
-        let io: Box<dyn seams::AsyncIo> = match ready {
+        match ready {
             Ready::Here(connection) => {
                 let server = Tcp::from_fd(connection).map_err(|_| Why::ConnectionReset)?;
                 // Without a grant it was the client's own SYN that was seen here. A grant must not prolong itself.
                 if !granted {
-                    self.shown().note(&peer, flow, Instant::now());
+                    self.shown().note(peer, flow, Instant::now());
                 }
-                Box::new(serving.around(server))
+                Ok((Box::new(serving.around(server)), Bytes::new()))
             }
-            Ready::Onward(next) => Box::new(serving.around(self.carrier.onward(flow, next).await?)),
-        };
-        Ok(OpenedStream { io, info: Bytes::new() })
+            Ready::Onward(next) => {
+                let (stream, info) = self.carrier.onward(open.clone(), next).await?;
+                Ok((Box::new(serving.around(stream)), info))
+            }
+        }
+    }
+
+    async fn carry(&self, peer: NodeId, open: OpenFrame) -> Result<OpenedStream, Why> {
+        let (io, info) = self.reach(&peer, &open).await?;
+        Ok(OpenedStream { io, info })
+    }
+
+    /// With everything that belongs to its protocol.
+    async fn origin(&self, peer: NodeId, open: OpenFrame) -> Result<OpenedStream, Why> {
+        let road = self.origins.road(&open)?;
+        if !open.spoof {
+            return self.origin_from_here(&peer, &open, &road).await;
+        }
+        let (io, info) = self.reach(&peer, &open).await?;
+        // The last node of a chain does it.
+        if !info.is_empty() {
+            return Ok(OpenedStream { io, info });
+        }
+        road.greet(io).await
+    }
+
+    /// From this node's own address, with a connection that is ready if there is one.
+    async fn origin_from_here(
+        &self,
+        peer: &NodeId,
+        open: &OpenFrame,
+        road: &OriginRoad,
+    ) -> Result<OpenedStream, Why> {
+        let flow = open.flow;
+        let mut granted = self.granted(peer, open) || self.shown().covers(peer, flow, Instant::now());
+        // What was opened for the client's SYN is not what it gets, and shows that it may.
+        if self.stands && self.carrier.claim(flow, false).await.is_ok() {
+            self.shown().note(peer, flow, Instant::now());
+            granted = true;
+        }
+        if granted { road.open_from_here(flow.client).await } else { Err(Why::NotGranted) }
     }
 }
 
@@ -77,13 +122,14 @@ impl StreamOpener for Opener {
         Box::pin(async move {
             match open.kind {
                 Kind::Carry | Kind::Claim => self.carry(peer, open).await,
-                Kind::Origin | Kind::Adopt => Err(Why::Unsupported),
+                Kind::Origin => self.origin(peer, open).await,
+                Kind::Adopt => Err(Why::Unsupported),
             }
         })
     }
 }
 
-async fn dial(open: &OpenFrame) -> Result<OpenedStream, Why> {
+async fn dial(open: &OpenFrame) -> Result<(Box<dyn AsyncIo>, Bytes), Why> {
     let dialled = timeout(DIAL_MAX, TcpStream::connect(open.flow.server)).await;
     let stream = match dialled {
         Ok(Ok(stream)) => stream,
@@ -94,7 +140,7 @@ async fn dial(open: &OpenFrame) -> Result<OpenedStream, Why> {
         Err(_) => return Err(Why::ServerTimedOut),
     };
     let io = Tcp::new(stream).map_err(|_| Why::ConnectionReset)?;
-    Ok(OpenedStream { io: Box::new(io), info: Bytes::new() })
+    Ok((Box::new(io), Bytes::new()))
 }
 
 const DIAL_MAX: Duration = Duration::from_secs(10);

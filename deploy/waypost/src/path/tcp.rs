@@ -22,6 +22,8 @@ pub(super) struct Tcp {
     read_ended: bool,
     write_ended: bool,
     reset: bool,
+    /// What it says is this node's own: its end is one, whether or not the other end has had its say.
+    speaks: bool,
 }
 
 impl Tcp {
@@ -31,7 +33,7 @@ impl Tcp {
         let keepalive =
             TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_EVERY).with_retries(ASK_TIMES);
         SockRef::from(&io).set_tcp_keepalive(&keepalive)?;
-        Ok(Self { io, read_ended: false, write_ended: false, reset: false })
+        Ok(Self { io, read_ended: false, write_ended: false, reset: false, speaks: false })
     }
 
     /// Of a socket that does not block.
@@ -40,9 +42,14 @@ impl Tcp {
         Self::new(TcpStream::from_std(socket.into())?)
     }
 
+    /// Whether the other end hears this node itself, or somebody beyond it.
+    pub(super) fn speaks(&mut self, speaks: bool) {
+        self.speaks = speaks;
+    }
+
     /// Both directions have ended in order: what the kernel has still to send goes out, and then the end.
     fn end_in_order(&self) {
-        if self.read_ended && self.write_ended && !self.reset {
+        if (self.read_ended || self.speaks) && self.write_ended && !self.reset {
             let _closed_already = SockRef::from(&self.io).set_linger(None);
         }
     }
@@ -144,6 +151,16 @@ mod tests {
             drop(tcp);
             assert_eq!(read(&mut other).await, Err(io::ErrorKind::ConnectionReset), "{half_closed}");
         }
+    }
+
+    #[tokio::test]
+    async fn speaking_for_itself_it_ends_when_it_has_spoken() {
+        let (mut tcp, mut other) = pair().await;
+        tcp.speaks(true);
+        tcp.write_all(b"bye").await.unwrap();
+        tcp.shutdown().await.unwrap();
+        drop(tcp);
+        assert_eq!((read(&mut other).await, read(&mut other).await), (Ok(3), Ok(0)));
     }
 
     #[tokio::test]

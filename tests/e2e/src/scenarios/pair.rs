@@ -10,12 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use lab::{Corpus, Lab, Place};
+use lab::{Lab, Place};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::case::Case;
-use crate::site::{Server, Site, Way};
 use crate::waypost::{Waypost, tail};
 
 pub(crate) const ECHO: u16 = 8000;
@@ -60,7 +59,7 @@ impl<'l> Nodes<'l> {
         self.lab.directory().join(format!("node-{}", place.name()))
     }
 
-    fn run(&self, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+    pub(crate) fn run(&self, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
         let output = Command::new(&self.case.executable).args(arguments).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "waypost {}: {said}", arguments.join(" "));
@@ -79,6 +78,17 @@ impl<'l> Nodes<'l> {
     /// With this rule.
     pub(crate) fn start_ruled(&mut self, place: Place, rule: &str) -> anyhow::Result<()> {
         self.start_with(place, "", &format!("[[rule]]\n{rule}\n"))
+    }
+
+    /// With more sections in its file.
+    pub(crate) fn start_served(
+        &mut self,
+        place: Place,
+        action: &str,
+        ports: &str,
+        more: &str,
+    ) -> anyhow::Result<()> {
+        self.start_with(place, "", &format!("[[rule]]\naction = {action:?}\nports = [{ports}]\n{more}"))
     }
 
     /// With these lines in `[interception]`, and these rules.
@@ -558,27 +568,5 @@ pub(crate) fn outage(case: &Case) -> anyhow::Result<()> {
     let resumes = peers.iter().filter_map(|peer| peer.get("resumes")?.as_u64()).sum::<u64>();
     ensure!(resumes > 0, "the link never broke, so nothing was shown");
     case.note("resumes", resumes);
-    Ok(())
-}
-
-/// Mail of an unmodified client and server, as octets over the link: what it reads is what stands there.
-pub(crate) fn mail(case: &Case) -> anyhow::Result<()> {
-    let mut corpus = Corpus::sized(31, 10, 100_000);
-    corpus.users.retain(|user| user.name == "alice");
-    let site = Site::build(case, corpus, &[Server::Dovecot])?;
-    let nodes = Nodes::pair(case, &site.lab)?;
-    site.send_clients(Way::Direct)?;
-    for round in 1..=2 {
-        let account = site.account(Server::Dovecot, Way::Direct, "alice")?;
-        let mut wire = lab::clients::Wire::log_in(&site.lab, Place::Client, &account, STALL)?;
-        wire.command("SELECT INBOX")?.ok()?;
-        let reply = wire.command("UID FETCH 1:5 (BODY.PEEK[])")?.ok()?;
-        let canary = site.corpus.canary("alice");
-        let bodies = reply.literals().filter(|body| canary.is_in(body)).count();
-        ensure!(bodies == 5, "{bodies} bodies of 5");
-        wire.command("LOGOUT")?;
-        let carried = nodes.count(Place::Branch, "carried")?;
-        ensure!(carried == round, "{carried} connections were carried, of {round}");
-    }
     Ok(())
 }

@@ -1,0 +1,133 @@
+//! Ways to mail servers that outlive their clients. One that stands with a client's own address and port is in the way
+//! of that client's next connection from there, and is cut when it comes.
+
+use super::Carrier;
+use discovery_core::flow::Flow;
+use seams::AsyncIo;
+use std::{
+    collections::HashMap,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    sync::oneshot,
+};
+
+/// Those that stand.
+#[derive(Default)]
+pub(super) struct Leashes {
+    of: HashMap<Flow, Leash>,
+    made: u64,
+}
+
+/// Cuts it, when dropped.
+pub(super) struct Leash {
+    id: u64,
+    _cut: oneshot::Sender<()>,
+}
+
+impl Leashes {
+    /// Takes out what is in the way of `flow`.
+    pub(super) fn cut(&mut self, flow: Flow) -> Option<Leash> {
+        self.of.remove(&flow)
+    }
+}
+
+/// A way that can be cut.
+pub(super) struct Leashed<Io> {
+    // Closed before it is no longer in the way.
+    io: Io,
+    /// None when it has been cut.
+    uncut: Option<oneshot::Receiver<()>>,
+    _end: End,
+}
+
+struct End {
+    carrier: Arc<Carrier>,
+    flow: Flow,
+    id: u64,
+}
+
+impl<Io> Leashed<Io> {
+    pub(super) fn new(carrier: &Arc<Carrier>, flow: Flow, io: Io) -> Self {
+        let (cut, uncut) = oneshot::channel();
+        let mut state = carrier.lock();
+        state.leashes.made += 1;
+        let id = state.leashes.made;
+        let older = state.leashes.of.insert(flow, Leash { id, _cut: cut });
+        drop(state);
+        drop(older);
+        Self { io, uncut: Some(uncut), _end: End { carrier: Arc::clone(carrier), flow, id } }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut state = self.carrier.lock();
+        let mine = state.leashes.of.get(&self.flow).is_some_and(|leash| leash.id == self.id);
+        let leash = if mine { state.leashes.cut(self.flow) } else { None };
+        drop(state);
+        drop(leash);
+    }
+}
+
+impl<Io: AsyncIo> AsyncRead for Leashed<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.uncut.as_mut().is_some_and(|uncut| Pin::new(uncut).poll(cx).is_ready()) {
+            self.uncut = None;
+        }
+        if self.uncut.is_none() {
+            self.io.reset_on_close();
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+seams::write_through!(Leashed);
+
+impl<Io: AsyncIo> AsyncIo for Leashed<Io> {
+    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
+        self.io.set_receive_window(octets)
+    }
+
+    fn slim(&mut self) {
+        self.io.slim();
+    }
+
+    fn reset_on_close(&mut self) {
+        self.io.reset_on_close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn the_next_connection_of_the_same_client_cuts_it() {
+        let flow = Flow { client: "10.1.0.2:1000".parse().unwrap(), server: "10.2.0.2:993".parse().unwrap() };
+        let carrier = Arc::new(Carrier::default());
+        let leashes = || carrier.lock().leashes.of.len();
+        let (io, _far) = tokio::io::duplex(64);
+        let mut kept = Leashed::new(&carrier, flow, io);
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(10), kept.read(&mut [0; 8])).await;
+        assert!(waits.is_err(), "cut before its time");
+        let _attempt = carrier.begin(flow);
+        assert_eq!(kept.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let (io, _far) = tokio::io::duplex(64);
+        let next = Leashed::new(&carrier, flow, io);
+        drop(kept);
+        assert_eq!(leashes(), 1, "an older one's end is not the newer one's");
+        drop(next);
+        assert_eq!(leashes(), 0);
+    }
+}

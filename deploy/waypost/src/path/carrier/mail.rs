@@ -1,0 +1,456 @@
+//! Clients of mail servers that are served here. What reaches the server, in this order, until one does:
+//!
+//! ```text
+//! the peer opens it, TLS and greeting beside the server ── else its octets, TLS from here ── else carried as octets
+//! ```
+//! Until the server has been greeted the client is told nothing, so that the last is still possible. Each attempt has a
+//! connection of its own, with the client's address and port: the one before is closed first.
+
+use super::{Attempt, Carrier, Far, asks, connect, copy, leash::Leashed, splice};
+use crate::{
+    config::{Trust, value::{Encryption, Source}},
+    node::mail::{Intercepted, MailServer},
+    path::tcp::Tcp,
+};
+use bytes::Bytes;
+use discovery_core::{
+    engine::{self, ConnectFailure},
+    flow::Flow,
+    id::ServerId,
+    value::Class,
+};
+use epc::{
+    handler::Way,
+    intake::Asked,
+    origin::Prefixed,
+};
+use seams::{
+    AsyncIo, BoxFuture,
+    intake::ClientAddr,
+    origin::{
+        OpenError, Opened, OriginConnector, OriginIdentity, OriginRequest, OriginStream, SourcePolicy,
+        StreamCaps, VerifiedBy,
+    },
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::time::{sleep, timeout};
+use wan::LinkStream;
+use wan_core::{Kind, OpenFrame, Reason as Why};
+
+/// What a client's session is to be with.
+pub(super) struct Bound {
+    servers: Vec<Arc<MailServer>>,
+    road: Road,
+    reached: Reached,
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug)]
+enum Road {
+    Peer(engine::Peer),
+    Alone,
+}
+
+enum Reached {
+    /// Greeted, and verified by whoever greeted it.
+    Server(OriginStream),
+    /// Connected, with the client's address; nothing said.
+    Octets(Octets),
+}
+
+enum Octets {
+    Stream(LinkStream),
+    Tcp(Tcp),
+}
+
+impl Carrier {
+    /// The mail servers that a client of `flow` may mean and that are served here.
+    pub(super) fn mail_at(&self, flow: Flow) -> Vec<Arc<MailServer>> {
+        let Some(mail) = self.mail.get() else { return Vec::new() };
+        let mut servers = mail.at(flow.server);
+        let (state, now) = (self.lock(), Instant::now());
+        servers.retain(|server| !state.declined.holds(&Who::Here(server.config.name.clone()), now));
+        servers
+    }
+
+    pub(super) async fn ask_mail(
+        self: &Arc<Self>,
+        attempt: &Attempt,
+        peer: engine::Peer,
+        servers: Vec<Arc<MailServer>>,
+    ) {
+        let road = Road::Peer(peer);
+        match self.reach(attempt.flow, road, &servers).await {
+            Ok(reached) => {
+                self.opened(attempt);
+                self.far(attempt, Far::Mail(Box::new(Bound { servers, road, reached })));
+            }
+            Err(why) => self.ended(attempt, Some(why)),
+        }
+    }
+
+    pub(super) async fn single_mail(self: &Arc<Self>, attempt: &Attempt, servers: Vec<Arc<MailServer>>) {
+        match self.reach(attempt.flow, Road::Alone, &servers).await {
+            Ok(reached) => {
+                self.opened(attempt);
+                self.far(attempt, Far::Mail(Box::new(Bound { servers, road: Road::Alone, reached })));
+            }
+            Err(why) => {
+                tracing::debug!(flow = %attempt.flow, %why, "the server is not reached");
+                self.closed(attempt);
+            }
+        }
+    }
+
+    /// Greeted, if that can be had at once.
+    async fn reach(
+        self: &Arc<Self>,
+        flow: Flow,
+        road: Road,
+        servers: &[Arc<MailServer>],
+    ) -> Result<Reached, Why> {
+        if let [server] = servers {
+            match road {
+                Road::Peer(peer) => {
+                    let who = Who::Peer(peer, server.config.name.clone());
+                    if !self.lock().declined.holds(&who, Instant::now()) {
+                        match self.through(flow, peer, server).await {
+                            Ok(origin) => return Ok(Reached::Server(origin)),
+                            Err(why) if !octets_may_do(why) => return Err(why),
+                            Err(why) => {
+                                tracing::info!(server = %server.config.name, %why, "the peer does not open it; TLS from here");
+                                self.lock().declined.note(who, Instant::now());
+                            }
+                        }
+                    }
+                }
+                Road::Alone if server.config.source == Source::Own => {
+                    if let Some(origin) = self.from_here(flow, server).await {
+                        return Ok(Reached::Server(origin));
+                    }
+                }
+                Road::Alone => {}
+            }
+        }
+        self.octets(flow, road).await.map(Reached::Octets)
+    }
+
+    /// Opened by the peer.
+    async fn through(
+        self: &Arc<Self>,
+        flow: Flow,
+        peer: engine::Peer,
+        server: &MailServer,
+    ) -> Result<OriginStream, Why> {
+        let config = &server.config;
+        let host = ServerId::new(&config.host.0).ok();
+        if config.tls == Encryption::Plain || host.is_none() {
+            return Err(Why::Unsupported);
+        }
+        let spoof = config.source == Source::Spoof;
+        let open = OpenFrame { flow, class: Class::Interactive, kind: Kind::Origin, spoof, server: host };
+        let (stream, info) = self.stream(peer, open).await?;
+        let told = Opened::decode(&info).ok_or(Why::Violation)?;
+        let preauth = told.greeting.get(2..9).is_some_and(|word| word.eq_ignore_ascii_case(b"PREAUTH"));
+        let pinned = match &config.trust {
+            Trust::Pin(pin) => pin.0 == told.spki_sha256,
+            Trust::System | Trust::Ca(_) => true,
+        };
+        if !pinned || (preauth && !config.allow_preauth) {
+            return Err(Why::ServerTls);
+        }
+        let verified_by = VerifiedBy::Peer(stream.peer().clone());
+        Ok(OriginStream {
+            // With the node's own address it is in nobody's way.
+            io: if spoof { Box::new(Leashed::new(self, flow, stream)) } else { Box::new(stream) },
+            greeting: told.greeting,
+            peer: OriginIdentity { spki_sha256: told.spki_sha256, verified_by },
+            caps: StreamCaps { half_close: true, parked_age: told.parked.then_some(Duration::ZERO) },
+        })
+    }
+
+    /// A stream that the peer has opened. What stood between the same ends may be on its way out.
+    async fn stream(&self, peer: engine::Peer, open: OpenFrame) -> Result<(LinkStream, Bytes), Why> {
+        let links = self.links.get().ok_or(Why::NoLink)?;
+        let mut tries = 0;
+        loop {
+            let stream = links.open(&self.at(peer), open.clone()).await?;
+            self.met(peer, stream.peer().clone());
+            match stream.opened().await {
+                Ok(info) => return Ok((stream, info)),
+                Err(Why::UnknownFlow) if tries < IN_USE_TRIES => tries += 1,
+                Err(why) => return Err(why),
+            }
+            drop(stream);
+            sleep(IN_USE_PAUSE).await;
+        }
+    }
+
+    /// From this node's own address.
+    async fn from_here(&self, flow: Flow, server: &MailServer) -> Option<OriginStream> {
+        let request = OriginRequest {
+            server: server.config.name.clone(),
+            addr: None,
+            client: ClientAddr(flow.client),
+            source: SourcePolicy::Own,
+            purpose: Class::Interactive,
+            patience: GREET_MAX,
+        };
+        match self.mail.get()?.origins().open(request).await {
+            Ok(origin) => Some(origin),
+            Err(error) => {
+                tracing::warn!(%error, server = %server.config.name, "the server cannot be reached");
+                None
+            }
+        }
+    }
+
+    /// A connection to the server, with the client's address.
+    async fn octets(&self, flow: Flow, road: Road) -> Result<Octets, Why> {
+        match road {
+            Road::Peer(peer) => {
+                self.stream(peer, asks(flow)).await.map(|(stream, _)| Octets::Stream(stream))
+            }
+            Road::Alone => {
+                let mut tries = 0;
+                loop {
+                    match timeout(super::CONNECT_MAX, connect(flow)).await {
+                        Ok(Ok(tcp)) => return Ok(Octets::Tcp(tcp)),
+                        Ok(Err(ConnectFailure::Local)) if tries < IN_USE_TRIES => tries += 1,
+                        Ok(Err(ConnectFailure::Refused)) => return Err(Why::ServerRefused),
+                        Ok(Err(_)) => return Err(Why::ServerUnreachable),
+                        Err(_) => return Err(Why::ServerTimedOut),
+                    }
+                    sleep(IN_USE_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// TLS and greeting, from here.
+    async fn greet(
+        self: &Arc<Self>,
+        flow: Flow,
+        server: &MailServer,
+        octets: Octets,
+    ) -> Result<OriginStream, OpenError> {
+        let io: Box<dyn AsyncIo> = match octets {
+            Octets::Stream(stream) => Box::new(Leashed::new(self, flow, stream)),
+            Octets::Tcp(tcp) => Box::new(Leashed::new(self, flow, tcp)),
+        };
+        let name = &server.config.name;
+        let Some(mail) = self.mail.get() else { return Err(OpenError::UnknownServer(name.clone())) };
+        let greeted = timeout(GREET_MAX, mail.origins().greet_over(name, io)).await;
+        greeted.unwrap_or(Err(OpenError::TimedOut))
+    }
+
+    /// Serves a client to its end, or carries its octets. Why it was cut, if it was.
+    pub(super) async fn serve(self: &Arc<Self>, flow: Flow, mut client: Tcp, bound: Bound) -> Option<Why> {
+        let Bound { servers, road, reached } = bound;
+        client.speaks(true);
+        if !servers.iter().all(|server| server.config.tls == Encryption::Implicit) {
+            return self.serve_plain(flow, client, &servers, road, reached).await;
+        }
+        let asked = match timeout(HELLO_MAX, Asked::of(client)).await {
+            Ok(Ok(asked)) => asked,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no ClientHello");
+                return None;
+            }
+            Err(_) => return Some(Why::ConnectionReset),
+        };
+        let name = asked.server_name();
+        let met = match (chosen(&servers, name.as_deref()), reached) {
+            (Some(server), Reached::Server(origin)) => Ok((server, origin)),
+            (Some(server), Reached::Octets(octets)) => match self.greet(flow, server, octets).await {
+                Ok(origin) => Ok((server, origin)),
+                Err(error) => {
+                    self.not_greeted(server, &error);
+                    Err(None)
+                }
+            },
+            (None, Reached::Octets(octets)) => Err(Some(octets)),
+            (None, Reached::Server(_)) => Err(None),
+        };
+        let (server, origin) = match met {
+            Ok(met) => met,
+            Err(octets) => {
+                let (client, hello) = asked.into_parts();
+                return self.carry_octets(flow, road, octets, client, hello).await;
+            }
+        };
+        let Some(front) = &server.front else { return Some(Why::ConnectionReset) };
+        match timeout(HELLO_MAX, front.answer(asked)).await {
+            Ok(Ok(io)) => self.session(flow, (io, name), server, road, origin).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake with a client failed"),
+            Err(_) => tracing::debug!("a TLS handshake with a client takes too long"),
+        }
+        None
+    }
+
+    /// A client that hears the server before it says anything.
+    async fn serve_plain(
+        self: &Arc<Self>,
+        flow: Flow,
+        client: Tcp,
+        servers: &[Arc<MailServer>],
+        road: Road,
+        reached: Reached,
+    ) -> Option<Why> {
+        let octets = match (servers, reached) {
+            ([server], Reached::Server(origin)) => {
+                self.session(flow, (Box::new(client), None), server, road, origin).await;
+                return None;
+            }
+            ([server], Reached::Octets(octets)) => match self.greet(flow, server, octets).await {
+                Ok(origin) => {
+                    self.session(flow, (Box::new(client), None), server, road, origin).await;
+                    return None;
+                }
+                Err(error) => {
+                    self.not_greeted(server, &error);
+                    None
+                }
+            },
+            // Nothing that such a client says tells them apart.
+            (_, Reached::Octets(octets)) => Some(octets),
+            (_, Reached::Server(_)) => None,
+        };
+        self.carry_octets(flow, road, octets, client, Bytes::new()).await
+    }
+
+    async fn session(
+        self: &Arc<Self>,
+        flow: Flow,
+        (io, server_name): (Box<dyn AsyncIo>, Option<String>),
+        server: &Arc<MailServer>,
+        road: Road,
+        origin: OriginStream,
+    ) {
+        let Some(mail) = self.mail.get() else { return };
+        let way = OwnWay {
+            carrier: Arc::clone(self),
+            flow,
+            road,
+            server: Arc::clone(server),
+            reached: Mutex::new(Some(origin)),
+        };
+        let client = Intercepted { io, client: flow.client, server: flow.server, server_name };
+        mail.serve(server, client, Some(Way(Arc::new(way)))).await;
+    }
+
+    /// What the client has said goes first.
+    async fn carry_octets(
+        &self,
+        flow: Flow,
+        road: Road,
+        octets: Option<Octets>,
+        mut client: Tcp,
+        said: Bytes,
+    ) -> Option<Why> {
+        client.speaks(false);
+        let octets = match octets {
+            Some(octets) => octets,
+            None => match self.octets(flow, road).await {
+                Ok(octets) => octets,
+                Err(why) => return Some(why),
+            },
+        };
+        let client = Prefixed::new(said, client);
+        match octets {
+            Octets::Stream(stream) => splice(stream, client).await,
+            Octets::Tcp(server) => copy(server, client).await,
+        }
+    }
+
+    fn not_greeted(&self, server: &MailServer, error: &OpenError) {
+        tracing::warn!(%error, server = %server.config.name, "the server is not greeted; its clients are carried as octets for a while");
+        self.lock().declined.note(Who::Here(server.config.name.clone()), Instant::now());
+    }
+}
+
+/// Whom a client means that asks for `name`.
+fn chosen<'a>(servers: &'a [Arc<MailServer>], name: Option<&str>) -> Option<&'a Arc<MailServer>> {
+    match servers {
+        [server] => server.front.as_ref().is_some_and(|front| front.lists(name)).then_some(server),
+        several => several.iter().find(|server| name.is_some_and(|name| server.is_called(name))),
+    }
+}
+
+/// Whether a peer that does not open a server may still carry octets to it.
+fn octets_may_do(why: Why) -> bool {
+    matches!(why, Why::ServerTls | Why::Unsupported | Why::UnknownServer | Why::Violation | Why::Unknown)
+}
+
+/// A session's way to its server: what was reached for its client first, another one when that has ended.
+struct OwnWay {
+    carrier: Arc<Carrier>,
+    flow: Flow,
+    road: Road,
+    server: Arc<MailServer>,
+    reached: Mutex<Option<OriginStream>>,
+}
+
+impl OwnWay {
+    async fn anew(&self) -> Result<OriginStream, OpenError> {
+        let (carrier, server) = (&self.carrier, &self.server);
+        let reached = carrier.reach(self.flow, self.road, std::slice::from_ref(server)).await;
+        match reached {
+            Ok(Reached::Server(origin)) => Ok(origin),
+            Ok(Reached::Octets(octets)) => carrier.greet(self.flow, server, octets).await,
+            Err(why) => Err(OpenError::Network(why.to_string())),
+        }
+    }
+}
+
+impl OriginConnector for OwnWay {
+    fn open(&self, request: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match reached {
+            Some(origin) => Box::pin(async { Ok(origin) }),
+            None => self.open_anew(request),
+        }
+    }
+
+    fn open_anew(&self, _: OriginRequest) -> BoxFuture<'_, Result<OriginStream, OpenError>> {
+        Box::pin(self.anew())
+    }
+
+    fn park(&self, _: &ServerId, _: u8) {}
+}
+
+/// Who did not open a server.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) enum Who {
+    Peer(engine::Peer, ServerId),
+    Here(ServerId),
+}
+
+/// What did not work, for a while.
+#[derive(Default)]
+pub(super) struct Declined(HashMap<Who, Instant>);
+
+impl Declined {
+    pub(super) fn holds(&self, who: &Who, now: Instant) -> bool {
+        self.0.get(who).is_some_and(|until| *until > now)
+    }
+
+    fn note(&mut self, who: Who, now: Instant) {
+        self.0.retain(|_, until| *until > now);
+        self.0.insert(who, now + DECLINED_FOR);
+    }
+}
+
+/// Somebody may have mended it.
+const DECLINED_FOR: Duration = Duration::from_secs(60);
+/// As a listener gives its clients.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+/// Where the client waits already.
+const GREET_MAX: Duration = Duration::from_secs(10);
+/// The end of what stood before between the same ends has a way to go.
+const IN_USE_TRIES: u32 = 6;
+const IN_USE_PAUSE: Duration = Duration::from_millis(50);
