@@ -130,6 +130,8 @@ pub struct NetdCounters {
     pub unread: u64,
     /// Packets made here that could not be sent; their receivers ask again.
     pub unsent: u64,
+    /// Packets that waited while the loop stood still. Their senders have given them up; they passed.
+    pub stale: u64,
 }
 
 /// The loop.
@@ -157,6 +159,9 @@ const AGENT: u64 = 2;
 const CONNECTS: u64 = 3;
 /// The work loop shows that it turns at least this often; its supervisor waits several times as long.
 const BEAT_EVERY: Duration = Duration::from_millis(100);
+/// Without a turn for so long, it stood still. Less than what its supervisor calls silence: packets flow past it from then
+/// on, and what is older must be let go.
+const STOOD_STILL: Duration = Duration::from_millis(400);
 
 impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     /// Makes the loop ready in the thread's network namespace. Early connections are kept in `early`, where a broker
@@ -222,6 +227,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         let coalesce = Coalesce::default();
         let mut events = Vec::with_capacity(256);
         let mut last_beat = None;
+        let mut turned = Instant::now();
         loop {
             let mono = Instant::now();
             if last_beat.is_none_or(|last| mono.saturating_duration_since(last) >= BEAT_EVERY) {
@@ -231,6 +237,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 }
             }
             self.wait(&mut events, mono)?;
+            let stood_still = turned.elapsed() >= STOOD_STILL;
+            turned = Instant::now();
             let (mut packets, mut commanded, mut ready) = (false, false, Vec::new());
             for event in events.drain(..) {
                 match event.data.u64() {
@@ -243,6 +251,9 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             // First: packets that waited while the loop stood still came under rules that may no longer hold.
             if commanded && !self.command() {
                 return self.queue.close();
+            }
+            if packets && stood_still {
+                self.let_stale_go(&mut batch)?;
             }
             let mut pause = None;
             if packets {
@@ -271,6 +282,24 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What waited while the loop stood still (the process was stopped, the machine asleep) goes on untouched. Its sender
+    /// has sent it again since, and that one has gone past this node: a query on the older one could make a peer open
+    /// a connection between the same ends, and tear the one that stands.
+    fn let_stale_go(&mut self, batch: &mut Batch) -> io::Result<()> {
+        loop {
+            self.queue.receive(batch)?;
+            let before = self.counters.stale;
+            for packet in batch.packets() {
+                self.queue.verdict(packet.id, crate::queue::Verdict::Accept);
+                self.counters.stale += 1;
+            }
+            self.queue.flush()?;
+            if self.counters.stale == before {
+                return Ok(());
+            }
         }
     }
 

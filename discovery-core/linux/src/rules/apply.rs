@@ -46,6 +46,24 @@ impl Rules {
         Self { plan, saved: Saved::new(saved), standing: None }
     }
 
+    /// From now on `plan` is what is wanted: of the same instance, by a worker that listens elsewhere, or after a change of
+    /// the configuration. Takes effect with the next [`Rules::set`].
+    ///
+    /// # Errors
+    /// When what stands cannot be removed, where that is needed.
+    pub fn renew(&mut self, plan: Plan) -> Result<(), RulesError> {
+        // What only depends on the listeners and the queue is replaced in one transaction.
+        let other = plan.v6() != self.plan.v6()
+            || plan.spec.mode != self.plan.spec.mode
+            || plan.spec.instance != self.plan.spec.instance
+            || plan.spec.route_table != self.plan.spec.route_table;
+        if other {
+            self.remove()?;
+        }
+        self.plan = plan;
+        Ok(())
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Plan {

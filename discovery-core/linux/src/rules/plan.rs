@@ -181,6 +181,12 @@ impl Plan {
         &self.spec.instance
     }
 
+    /// Where what is taken goes.
+    #[must_use]
+    pub fn listen(&self) -> &Listen {
+        &self.spec.listen
+    }
+
     /// The queue that they fill.
     #[must_use]
     pub fn queue(&self) -> u16 {

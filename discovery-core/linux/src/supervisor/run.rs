@@ -1,23 +1,87 @@
-//! The process part of the supervisor: starts, hears, ends, and moves the rules.
+//! The process part of the supervisor: starts, hears, tells, ends, and moves the rules.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::watch::{Order, Watch, WatchSettings};
-use crate::rules::{Extent, Rules, RulesError};
+use super::watch::{Order, Phase, Watch, WatchSettings};
+use super::words::{MESSAGE_OCTETS_MAX, Said, Wish};
+use crate::rules::{Extent, Listen, Plan, Rules, RulesError};
 
-#[derive(Clone, Copy, Debug)]
+/// What belongs to whoever has something supervised.
+pub trait Care {
+    /// The command of a worker. Its standard input is taken.
+    fn command(&mut self) -> Command;
+    /// The rules for a worker whose listeners are there.
+    ///
+    /// # Errors
+    /// Says why there can be none; connections flow untouched then.
+    fn plan(&mut self, listen: Listen) -> Result<Plan, String>;
+    /// Whether another worker may do better than one that ended so. `worked`: whether one ever was at work.
+    fn fate(&mut self, status: ExitStatus, worked: bool) -> Fate;
+    /// How it stands, whenever that changes.
+    fn report(&mut self, report: &Report);
+}
+
+/// What follows from a worker's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Another one is started.
+    Again,
+    /// It would end as this one did: all is over.
+    Final,
+}
+
+/// How it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// In a word.
+    pub phase: Phase,
+    /// Since when it is so.
+    pub since: Instant,
+    /// Whether new connections are led to the worker.
+    pub taking: bool,
+    /// Workers that were started after the first.
+    pub restarts: u64,
+    /// Why the last one was started, or why rules are not in place.
+    pub why: Option<String>,
+    /// The worker's process.
+    pub worker: Option<u32>,
+}
+
+/// How it was over.
+#[derive(Debug)]
+pub struct Over {
+    /// How the last worker ended, if one ran.
+    pub status: Option<ExitStatus>,
+    /// Whether it was to be over.
+    pub asked: bool,
+}
+
+/// Why supervising ended, or could not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SuperviseError {
+    /// The rules could not be put in place the first time, or not be removed.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// There can be no rules.
+    #[error("{0}")]
+    Plan(String),
+}
+
+#[derive(Debug)]
 enum Told {
-    Bypass(bool),
+    Bypass(bool, Sender<Result<(), String>>),
+    Reload,
     Stop,
 }
 
@@ -39,12 +103,25 @@ impl Control {
         Ok((Self { tell, wake: Arc::clone(&wake) }, Controlled { told, wake }))
     }
 
-    /// New connections flow untouched, or no longer.
-    pub fn bypass(&self, on: bool) {
-        self.send(Told::Bypass(on));
+    /// New connections flow untouched, or no longer. Waits until it is so.
+    ///
+    /// # Errors
+    /// Says why it is not.
+    pub fn bypass(&self, on: bool) -> Result<(), String> {
+        let (answer, answered) = channel();
+        self.send(Told::Bypass(on, answer));
+        match answered.recv_timeout(BYPASS_MAX) {
+            Ok(done) => done,
+            Err(_) => Err("the rules have not moved yet; it is tried on".to_owned()),
+        }
     }
 
-    /// Ends the worker, removes the rules, and lets [`supervise`] return.
+    /// Has the worker read its configuration again.
+    pub fn reload(&self) {
+        self.send(Told::Reload);
+    }
+
+    /// Has the worker leave, removes the rules, and lets [`supervise`] return; the second time at once.
     pub fn stop(&self) {
         self.send(Told::Stop);
     }
@@ -67,18 +144,18 @@ pub struct Controlled {
 struct Worker {
     child: Child,
     pidfd: OwnedFd,
-    heart: OwnedFd,
+    channel: OwnedFd,
 }
 
 impl Worker {
     fn start(command: &mut Command) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let mut child = command.stdin(Stdio::from(theirs)).spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
         match pidfd {
-            Ok(pidfd) => Ok(Self { child, pidfd, heart: ours }),
+            Ok(pidfd) => Ok(Self { child, pidfd, channel: ours }),
             Err(error) => {
                 // Not one that could not be watched.
                 drop(child.kill());
@@ -88,132 +165,337 @@ impl Worker {
         }
     }
 
-    /// Whether it has written since.
-    fn has_beaten(&self) -> bool {
-        let mut beaten = false;
-        let mut octets = [0; 256];
-        while recv(&self.heart, &mut octets, RecvFlags::DONTWAIT).is_ok_and(|(read, _)| read > 0) {
-            beaten = true;
+    /// What it has said since.
+    fn said(&self) -> Vec<Said> {
+        let mut all = Vec::new();
+        let mut message = [0; MESSAGE_OCTETS_MAX];
+        while let Ok((read, _)) = recv(&self.channel, &mut message, RecvFlags::DONTWAIT) {
+            if read == 0 {
+                break;
+            }
+            all.extend(message.get(..read).and_then(Said::read));
         }
-        beaten
+        all
+    }
+
+    /// One that does not read is not waited for.
+    fn tell(&self, wish: Wish) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = send(&self.channel, &wish.write(), flags);
+    }
+
+    fn kill(&self) {
+        // Gone already is as good.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 }
 
-/// How often the rules are compared with what was installed.
-const VERIFY_EVERY: Duration = Duration::from_secs(5);
-
-/// Starts workers and watches over them until [`Control::stop`]. `command` makes the worker's command each time; its
-/// standard input is taken. Cleans up first what a predecessor left behind, and last everything.
+/// Starts workers and watches over them until [`Control::stop`], or until one ends for good. `rules` cleans up first what
+/// a predecessor left behind; then each worker gets the rules that lead to it.
 ///
 /// # Errors
-/// When the rules cannot be removed, at the beginning or at the end. Rules that cannot be moved meanwhile, and a worker
-/// that cannot be started, are tried again and again: connections flow untouched as long.
+/// When rules cannot be removed, at the beginning or at the end, or be put in place for the first worker. Rules that
+/// cannot be moved later, and a worker that cannot be started, are tried again and again: connections flow untouched as
+/// long.
 pub fn supervise(
     mut rules: Rules,
     settings: WatchSettings,
     controlled: &Controlled,
-    mut command: impl FnMut() -> Command,
-) -> Result<(), RulesError> {
+    care: &mut impl Care,
+) -> Result<Over, SuperviseError> {
     rules.remove()?;
-    let mut watch = Watch::new(settings, Instant::now());
-    let mut worker: Option<Worker> = None;
-    let mut verified = Instant::now();
-    // What shall stand, what was put last, and whether it stands.
-    let (mut wanted, mut put, mut stands) = (None, None, true);
-    loop {
-        let now = Instant::now();
-        let due = watch.poll_timeout().map_or(VERIFY_EVERY, |at| at.saturating_duration_since(now));
-        let wake = wait(worker.as_ref(), controlled, due.min(VERIFY_EVERY));
-        for told in controlled.told.try_iter() {
-            match told {
-                Told::Bypass(on) => watch.handle_bypass(on),
-                Told::Stop => watch.handle_stop(),
+    let now = Instant::now();
+    let report =
+        Report { phase: Phase::Starting, since: now, taking: false, restarts: 0, why: None, worker: None };
+    let supervisor = Supervisor {
+        rules,
+        watch: Watch::new(settings, now),
+        care,
+        worker: None,
+        worked: false,
+        wanted: None,
+        put: None,
+        stands: true,
+        looked: now,
+        status: None,
+        report,
+        starts: 0,
+    };
+    supervisor.run(controlled)
+}
+
+struct Supervisor<'c, C> {
+    rules: Rules,
+    watch: Watch,
+    care: &'c mut C,
+    worker: Option<Worker>,
+    /// Whether one ever was at work.
+    worked: bool,
+    /// What shall stand, what was put last, whether it stands, and when that was looked at.
+    wanted: Option<Extent>,
+    put: Option<Extent>,
+    stands: bool,
+    looked: Instant,
+    status: Option<ExitStatus>,
+    report: Report,
+    starts: u64,
+}
+
+impl<C: Care> Supervisor<'_, C> {
+    fn run(mut self, controlled: &Controlled) -> Result<Over, SuperviseError> {
+        let mut asked = false;
+        loop {
+            let now = Instant::now();
+            let look = if self.stands { LOOK_EVERY } else { TRY_EVERY };
+            let due = self.watch.poll_timeout().map_or(look, |at| at.saturating_duration_since(now));
+            let due = due.min(look);
+            let ended = wait(self.worker.as_ref(), controlled, due);
+            // Beats before silence; and what was not heard because nobody listened is no silence.
+            let woken = Instant::now();
+            if woken.saturating_duration_since(now) > due + SLEPT {
+                self.watch.handle_slept(woken);
+            }
+            self.hear(woken)?;
+            if ended {
+                self.bury(woken);
+            }
+            let mut answers = Vec::new();
+            for told in controlled.told.try_iter() {
+                match told {
+                    Told::Bypass(on, answer) => {
+                        self.watch.handle_bypass(on);
+                        answers.push(answer);
+                    }
+                    Told::Reload => self.tell(Wish::Reload),
+                    Told::Stop => {
+                        asked = true;
+                        self.watch.handle_stop(woken);
+                    }
+                }
+            }
+            self.watch.handle_timeout(woken);
+            let over = self.obey(woken);
+            if over {
+                self.rules.remove()?;
+                self.note();
+                return Ok(Over { status: self.status, asked });
+            }
+            self.settle()?;
+            self.note();
+            for answer in answers {
+                let done =
+                    if self.stands { Ok(()) } else { Err(self.report.why.clone().unwrap_or_default()) };
+                let _gone = answer.send(done);
             }
         }
-        // Beats before silence: moving rules takes a while, in which the worker did work.
-        let now = Instant::now();
-        if worker.as_ref().is_some_and(Worker::has_beaten) {
-            watch.handle_beat(now);
+    }
+
+    fn hear(&mut self, now: Instant) -> Result<(), SuperviseError> {
+        let said = self.worker.as_ref().map(Worker::said).unwrap_or_default();
+        for said in said {
+            match said {
+                Said::Beat => self.watch.handle_beat(now),
+                Said::Ready(listen) => match self.care.plan(listen) {
+                    Ok(plan) => {
+                        self.rules.renew(plan)?;
+                        // Nothing of another worker's is left in place.
+                        self.put = None;
+                        self.watch.handle_beat(now);
+                    }
+                    Err(why) if !self.worked => return Err(SuperviseError::Plan(why)),
+                    Err(why) => {
+                        tracing::error!(why, "there are no rules for the node; connections flow past it");
+                        self.report.why = Some(why);
+                    }
+                },
+                // Its answer came too late for whoever waited.
+                Said::Heard | Said::Released => {}
+            }
         }
-        if wake.ended
-            && let Some(mut ended) = worker.take()
-        {
-            let status = ended.child.wait();
-            tracing::warn!(?status, "the process that handles packets has ended");
-            watch.handle_exit(now);
+        Ok(())
+    }
+
+    fn bury(&mut self, now: Instant) {
+        let Some(mut ended) = self.worker.take() else { return };
+        let status = ended.child.wait();
+        let leaving = self.watch.phase() == Phase::Leaving;
+        let again = match &status {
+            Ok(status) => leaving || self.care.fate(*status, self.worked) == Fate::Again,
+            Err(_) => true,
+        };
+        if !leaving && again {
+            let why = match &status {
+                Ok(status) => status.to_string(),
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(why, "the node has ended; connections flow past it until it is there again");
+            self.report.why = Some(format!("the node ended: {why}"));
         }
-        watch.handle_timeout(now);
-        while let Some(order) = watch.poll_order() {
+        self.status = status.ok();
+        self.watch.handle_exit(now, again);
+    }
+
+    /// Whether it is over.
+    fn obey(&mut self, now: Instant) -> bool {
+        while let Some(order) = self.watch.poll_order() {
             match order {
-                Order::Start => match Worker::start(&mut command()) {
-                    Ok(started) => worker = Some(started),
+                Order::Start => match Worker::start(&mut self.care.command()) {
+                    Ok(started) => {
+                        self.worker = Some(started);
+                        self.starts += 1;
+                    }
                     Err(error) => {
-                        tracing::error!(%error, "the process that handles packets cannot be started");
-                        watch.handle_exit(now);
+                        tracing::error!(%error, "the node cannot be started");
+                        self.report.why = Some(format!("it cannot be started: {error}"));
+                        self.watch.handle_exit(now, true);
                     }
                 },
                 Order::Kill => {
-                    if let Some(worker) = &worker {
-                        // Gone already is as good.
-                        let _ = pidfd_send_signal(&worker.pidfd, Signal::KILL);
+                    if let Some(worker) = &self.worker {
+                        tracing::error!("the node does not answer, and is ended");
+                        worker.kill();
                     }
                 }
-                Order::RulesIn => wanted = Some(Extent::Full),
-                Order::RulesOut => wanted = Some(Extent::Drain),
-                Order::Finish => return rules.remove(),
+                Order::RulesIn => self.wanted = Some(Extent::Full),
+                Order::RulesOut => {
+                    self.wanted = Some(Extent::Drain);
+                    if self.watch.phase() == Phase::Hanging {
+                        tracing::error!(
+                            "the node stands still; new connections flow past it until it turns again"
+                        );
+                    }
+                    // Before packets stop coming, so that it orders nothing that would not be delivered.
+                    self.tell(Wish::Bypass(true));
+                    self.wait_until_heard(now);
+                }
+                Order::Leave => self.tell(Wish::Leave),
+                Order::Hurry => self.tell(Wish::Hurry),
+                Order::Finish => return true,
             }
         }
-        if let Some(wanted) = wanted
-            && (put != Some(wanted) || verified.elapsed() >= VERIFY_EVERY)
-        {
-            stands = settle(&mut rules, wanted, stands && put == Some(wanted));
-            put = Some(wanted);
-            verified = Instant::now();
+        false
+    }
+
+    fn tell(&self, wish: Wish) {
+        if let Some(worker) = &self.worker {
+            worker.tell(wish);
+        }
+    }
+
+    /// One that hangs hears nothing, and orders nothing either.
+    fn wait_until_heard(&mut self, now: Instant) {
+        if !matches!(self.watch.phase(), Phase::Bypassed | Phase::Leaving) {
+            return;
+        }
+        let Some(worker) = &self.worker else { return };
+        let until = now + HEARS_WITHIN;
+        let mut beaten = false;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let _ = poll(&mut [PollFd::new(&worker.channel, PollFlags::IN)], Some(&timespec(left)));
+            let said = worker.said();
+            beaten |= said.contains(&Said::Beat);
+            if said.contains(&Said::Heard) || said.is_empty() {
+                break;
+            }
+        }
+        if beaten {
+            self.watch.handle_beat(Instant::now());
+        }
+    }
+
+    /// Puts the rules in place, or looks after those that stand.
+    fn settle(&mut self) -> Result<(), SuperviseError> {
+        let Some(wanted) = self.wanted else { return Ok(()) };
+        let moves = self.put != Some(wanted);
+        let look = if self.stands { LOOK_EVERY } else { TRY_EVERY };
+        if !moves && self.looked.elapsed() < look {
+            return Ok(());
+        }
+        let stood = self.stands;
+        let done =
+            if self.stands && !moves { self.rules.verify() } else { self.rules.set(wanted).map(|()| 0) };
+        self.put = Some(wanted);
+        self.stands = true;
+        match done {
+            Ok(0) => {}
+            Ok(parts) => tracing::warn!(parts, "rules or settings had been changed by somebody; mended"),
+            Err(error) if !self.worked => return Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "rules cannot be put in place: connections flow untouched");
+                // Half of them is worse than none.
+                if let Err(error) = self.rules.remove() {
+                    tracing::error!(%error, "rules cannot be removed");
+                }
+                self.stands = false;
+                self.report.why = Some(error.to_string());
+            }
+        }
+        if wanted == Extent::Full && self.stands && (moves || !stood) {
+            tracing::info!("connections are taken");
+            self.worked = true;
+            self.tell(Wish::Bypass(false));
+        }
+        self.looked = Instant::now();
+        Ok(())
+    }
+
+    fn note(&mut self) {
+        let phase = self.watch.phase();
+        let since = if phase == self.report.phase { self.report.since } else { Instant::now() };
+        let report = Report {
+            phase,
+            since,
+            taking: self.wanted == Some(Extent::Full) && self.stands,
+            restarts: self.starts.saturating_sub(1),
+            why: self.report.why.clone(),
+            worker: self.worker.as_ref().map(|worker| worker.child.id()),
+        };
+        if report != self.report || self.starts == 0 {
+            self.report = report;
+            self.care.report(&self.report);
         }
     }
 }
 
-/// Puts the rules in place, or looks after those that stand. Whether they stand then; if not, it is tried again.
-fn settle(rules: &mut Rules, wanted: Extent, stands: bool) -> bool {
-    let done = if stands { rules.verify() } else { rules.set(wanted).map(|()| 0) };
-    match done {
-        Ok(0) => true,
-        Ok(repaired) => {
-            tracing::warn!(repaired, "rules were changed by somebody else and are put back");
-            true
-        }
-        Err(error) => {
-            tracing::error!(%error, "rules cannot be put in place: connections flow untouched");
-            // Half of them is worse than none.
-            if let Err(error) = rules.remove() {
-                tracing::error!(%error, "rules cannot be removed");
-            }
+/// Whether the worker has ended.
+fn wait(worker: Option<&Worker>, controlled: &Controlled, due: Duration) -> bool {
+    let timeout = timespec(due);
+    let wake = controlled.wake.as_fd();
+    let ended = match worker {
+        None => {
+            let _ = poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&timeout));
             false
         }
-    }
-}
-
-struct Wake {
-    ended: bool,
-}
-
-fn wait(worker: Option<&Worker>, controlled: &Controlled, due: Duration) -> Wake {
-    let timeout = Timespec { tv_sec: due.as_secs().cast_signed(), tv_nsec: due.subsec_nanos().into() };
-    let wake = controlled.wake.as_fd();
-    let Some(worker) = worker else {
-        let _ = poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&timeout));
-        let _ = rustix::io::read(wake, &mut [0; 8]);
-        return Wake { ended: false };
+        Some(worker) => {
+            let mut polled = [
+                PollFd::new(&worker.pidfd, PollFlags::IN),
+                PollFd::new(&worker.channel, PollFlags::IN),
+                PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            ];
+            let woken = poll(&mut polled, Some(&timeout)).is_ok();
+            let [ended, ..] = polled.map(|fd| !fd.revents().is_empty());
+            woken && ended
+        }
     };
-    let mut polled = [
-        PollFd::new(&worker.pidfd, PollFlags::IN),
-        PollFd::new(&worker.heart, PollFlags::IN),
-        PollFd::from_borrowed_fd(wake, PollFlags::IN),
-    ];
-    if poll(&mut polled, Some(&timeout)).is_err() {
-        return Wake { ended: false };
-    }
-    let [ended, ..] = polled.map(|fd| !fd.revents().is_empty());
     let _ = rustix::io::read(wake, &mut [0; 8]);
-    Wake { ended }
+    ended
 }
+
+fn timespec(due: Duration) -> Timespec {
+    Timespec { tv_sec: due.as_secs().cast_signed(), tv_nsec: due.subsec_nanos().into() }
+}
+
+/// How often the rules are compared with what was installed: somebody may load rules of his own over ours.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often it is tried again when they could not be put in place.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+/// Later than it wanted to be woken by so much, the supervisor itself stood still.
+const SLEPT: Duration = Duration::from_millis(300);
+/// A worker at work hears within a turn or two of its loop.
+const HEARS_WITHIN: Duration = Duration::from_millis(200);
+/// Rules move in a tenth of a second, and in a few on a busy machine.
+const BYPASS_MAX: Duration = Duration::from_secs(30);

@@ -1,12 +1,14 @@
 //! What a supervisor does, decided without doing it.
 //!
 //! ```text
-//!            started          first beat                    exit
-//!  Waiting ───────────> Starting ──────────> Working ───────────────┐
-//!     ^                    │ silent too long    │ silent too long    │
-//!     │                    └────> Ending <──────┘                    │
-//!     └───────────── back-off ──────┴── exit ────────────────────────┘
+//!            started          first beat       silence           steady beats
+//!  Waiting ───────────> Starting ──────────> Working ─────> Still ───────────> Working
+//!     ^                    │ too long           │ exit        │ silence goes on
+//!     │                    └────────> Ending <──┼─────────────┘
+//!     └───────────── back-off ──────────┴───────┘
 //! ```
+//! The rules stand while it is `Working`, and nobody wants them out. Silence takes them out first and ends the worker only
+//! when it goes on: a machine that is busy for a moment must not cost what is carried.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,11 +16,17 @@ use std::time::{Duration, Instant};
 /// Bounds of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchSettings {
-    /// A worker that was at work is ended after this silence. Together with the next SYN of a client, which comes a
-    /// second after the first, a hang costs a new connection little more than that second.
+    /// After this silence of a worker that was at work the rules go out. With the time that takes it stays below a
+    /// second: a client repeats its SYN after one, and by then nothing may hold it.
     pub silence_max: Duration,
-    /// How long a worker may take until it is at work.
+    /// After this silence it is ended.
+    pub end_after: Duration,
+    /// A worker that was silent beats for so long before the rules come back.
+    pub steady_after: Duration,
+    /// How long a worker may take until it is at work. New connections flow meanwhile, and a large store takes a while.
     pub start_max: Duration,
+    /// How long a worker may take to leave.
+    pub leave_max: Duration,
     /// The pause before the first new start.
     pub pause_min: Duration,
     /// The longest pause: it doubles with each start that did not work out.
@@ -30,8 +38,11 @@ pub struct WatchSettings {
 impl Default for WatchSettings {
     fn default() -> Self {
         Self {
-            silence_max: Duration::from_millis(750),
-            start_max: Duration::from_secs(10),
+            silence_max: Duration::from_millis(500),
+            end_after: Duration::from_secs(3),
+            steady_after: Duration::from_millis(500),
+            start_max: Duration::from_secs(90),
+            leave_max: Duration::from_secs(60),
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(5),
             proven_after: Duration::from_secs(30),
@@ -50,8 +61,41 @@ pub enum Order {
     RulesIn,
     /// Let new connections flow.
     RulesOut,
+    /// Tell the worker to leave.
+    Leave,
+    /// Tell it to leave at once.
+    Hurry,
     /// Remove everything: the watch is over.
     Finish,
+}
+
+/// How it stands, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// There is no worker at work, or not yet.
+    Starting,
+    /// There is, and new connections are taken.
+    Working,
+    /// There is, and the operator lets new connections flow.
+    Bypassed,
+    /// There is one that stands still; new connections flow.
+    Hanging,
+    /// It ends, because it shall.
+    Leaving,
+}
+
+impl Phase {
+    /// The word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting-anew",
+            Self::Working => "working",
+            Self::Bypassed => "bypassed",
+            Self::Hanging => "hanging",
+            Self::Leaving => "leaving",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +103,9 @@ enum State {
     Waiting { until: Instant },
     Starting { since: Instant },
     Working { since: Instant, beat: Instant },
+    Still { since: Instant, beat: Instant, steady: Option<Instant> },
     Ending,
+    Leaving { until: Instant },
     Over,
 }
 
@@ -92,27 +138,53 @@ impl Watch {
 
     /// The worker shows that it works.
     pub fn handle_beat(&mut self, now: Instant) {
-        match self.state {
-            State::Starting { .. } => self.state = State::Working { since: now, beat: now },
-            State::Working { since, .. } => self.state = State::Working { since, beat: now },
-            // Written before it was ended.
-            State::Ending | State::Waiting { .. } | State::Over => {}
-        }
+        let settings = self.settings;
+        self.state = match self.state {
+            State::Starting { .. } => State::Working { since: now, beat: now },
+            State::Working { since, .. } => State::Working { since, beat: now },
+            State::Still { since, beat, steady } => {
+                let gap = now.saturating_duration_since(beat) >= settings.silence_max;
+                let steady = steady.filter(|_| !gap).unwrap_or(now);
+                if now.saturating_duration_since(steady) >= settings.steady_after {
+                    State::Working { since, beat: now }
+                } else {
+                    State::Still { since, beat: now, steady: Some(steady) }
+                }
+            }
+            // Written before it was ended, or while it leaves.
+            other @ (State::Ending | State::Waiting { .. } | State::Leaving { .. } | State::Over) => other,
+        };
         self.set_rules();
     }
 
-    /// The worker has ended, or could not be started.
-    pub fn handle_exit(&mut self, now: Instant) {
+    /// The supervisor itself stood still until now: what it did not hear says nothing.
+    pub fn handle_slept(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Working { beat, .. } | State::Still { beat, .. } => *beat = now,
+            State::Waiting { .. }
+            | State::Starting { .. }
+            | State::Ending
+            | State::Leaving { .. }
+            | State::Over => {}
+        }
+    }
+
+    /// The worker has ended, or could not be started. `again`: another one may do better.
+    pub fn handle_exit(&mut self, now: Instant, again: bool) {
         match self.state {
-            State::Working { since, .. }
+            State::Working { since, .. } | State::Still { since, .. }
                 if now.saturating_duration_since(since) >= self.settings.proven_after =>
             {
                 self.pause = self.settings.pause_min;
             }
-            State::Working { .. } | State::Starting { .. } | State::Ending => {}
+            State::Working { .. }
+            | State::Still { .. }
+            | State::Starting { .. }
+            | State::Ending
+            | State::Leaving { .. } => {}
             State::Waiting { .. } | State::Over => return,
         }
-        if self.stopping {
+        if self.stopping || !again {
             self.state = State::Over;
             self.set_rules();
             self.orders.push_back(Order::Finish);
@@ -133,8 +205,12 @@ impl Watch {
                 self.state = State::Starting { since: now };
                 self.orders.push_back(Order::Start);
             }
-            State::Starting { .. } => self.end(),
-            State::Working { since, .. } => {
+            State::Working { since, beat } => {
+                self.state = State::Still { since, beat, steady: None };
+                self.set_rules();
+            }
+            State::Starting { .. } | State::Leaving { .. } => self.end(),
+            State::Still { since, .. } => {
                 if now.saturating_duration_since(since) >= self.settings.proven_after {
                     self.pause = self.settings.pause_min;
                 }
@@ -150,20 +226,24 @@ impl Watch {
         self.set_rules();
     }
 
-    /// The operator ends it all.
-    pub fn handle_stop(&mut self) {
-        if self.stopping {
-            return;
-        }
-        self.stopping = true;
+    /// The operator ends it all; a second time, without waiting for what is carried.
+    pub fn handle_stop(&mut self, now: Instant) {
+        let again = std::mem::replace(&mut self.stopping, true);
         match self.state {
             State::Waiting { .. } => {
                 self.state = State::Over;
                 self.set_rules();
                 self.orders.push_back(Order::Finish);
             }
-            State::Starting { .. } | State::Working { .. } => self.end(),
-            State::Ending | State::Over => {}
+            // It carries nothing yet, and one that hangs hears nothing.
+            State::Starting { .. } | State::Still { .. } => self.end(),
+            State::Working { .. } => {
+                self.state = State::Leaving { until: now + self.settings.leave_max };
+                self.set_rules();
+                self.orders.push_back(Order::Leave);
+            }
+            State::Leaving { .. } if again => self.orders.push_back(Order::Hurry),
+            State::Leaving { .. } | State::Ending | State::Over => {}
         }
     }
 
@@ -176,9 +256,10 @@ impl Watch {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Waiting { until } => Some(until),
+            State::Waiting { until } | State::Leaving { until } => Some(until),
             State::Starting { since } => Some(since + self.settings.start_max),
             State::Working { beat, .. } => Some(beat + self.settings.silence_max),
+            State::Still { beat, .. } => Some(beat + self.settings.end_after),
             State::Ending | State::Over => None,
         }
     }
@@ -189,9 +270,21 @@ impl Watch {
         matches!(self.state, State::Working { .. })
     }
 
+    /// How it stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Waiting { .. } | State::Starting { .. } | State::Ending => Phase::Starting,
+            State::Working { .. } if self.bypass => Phase::Bypassed,
+            State::Working { .. } => Phase::Working,
+            State::Still { .. } => Phase::Hanging,
+            State::Leaving { .. } | State::Over => Phase::Leaving,
+        }
+    }
+
     fn end(&mut self) {
         self.state = State::Ending;
-        // First the end: with it the queue is bypassed, and that is what clients wait for.
+        // With it the queue is bypassed, should the rules not go out.
         self.orders.push_back(Order::Kill);
         self.set_rules();
     }
@@ -243,7 +336,7 @@ mod tests {
         }
 
         fn exit(&mut self) -> Vec<Order> {
-            self.watch.handle_exit(self.now);
+            self.watch.handle_exit(self.now, true);
             self.orders()
         }
 
@@ -259,7 +352,7 @@ mod tests {
     fn rules_come_with_the_first_beat_and_go_with_the_worker() {
         let mut rig = Rig::working();
         for _ in 0..20 {
-            assert_eq!(rig.wait(700), []);
+            assert_eq!(rig.wait(450), []);
             assert_eq!(rig.beat(), []);
         }
         assert_eq!(rig.exit(), [Order::RulesOut]);
@@ -269,14 +362,43 @@ mod tests {
     }
 
     #[test]
-    fn silence_ends_the_worker_before_the_rules_go() {
+    fn silence_takes_the_rules_out_and_ends_the_worker_only_when_it_goes_on() {
         let mut rig = Rig::working();
-        assert_eq!(rig.wait(749), []);
-        assert_eq!(rig.wait(1), [Order::Kill, Order::RulesOut]);
+        assert_eq!(rig.wait(499), []);
+        assert_eq!(rig.wait(1), [Order::RulesOut]);
+        assert_eq!(rig.watch.phase(), Phase::Hanging);
+        assert_eq!(rig.wait(2499), []);
+        assert_eq!(rig.wait(1), [Order::Kill]);
         assert_eq!(rig.beat(), [], "a beat from before does not revive it");
         assert_eq!(rig.wait(10_000), [], "and nothing happens until it has ended");
         assert_eq!(rig.exit(), []);
         assert_eq!(rig.wait(50), [Order::Start]);
+    }
+
+    #[test]
+    fn after_a_silence_the_rules_wait_for_steady_beats() {
+        let mut rig = Rig::working();
+        assert_eq!(rig.wait(2000), [Order::RulesOut]);
+        assert_eq!(rig.beat(), []);
+        // One that stumbles on is not let in.
+        assert_eq!(rig.wait(600), []);
+        assert_eq!(rig.beat(), []);
+        for _ in 0..4 {
+            assert_eq!(rig.wait(100), []);
+            assert_eq!(rig.beat(), []);
+        }
+        assert_eq!(rig.wait(100), []);
+        assert_eq!(rig.beat(), [Order::RulesIn]);
+    }
+
+    #[test]
+    fn a_supervisor_that_slept_accuses_nobody() {
+        let mut rig = Rig::working();
+        rig.now += Duration::from_secs(60);
+        rig.watch.handle_slept(rig.now);
+        rig.watch.handle_timeout(rig.now);
+        assert_eq!(rig.orders(), []);
+        assert_eq!(rig.wait(500), [Order::RulesOut]);
     }
 
     #[test]
@@ -324,15 +446,50 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_removes_everything_once_the_worker_is_gone() {
+    fn a_stop_lets_the_worker_leave_and_then_removes_everything() {
         let mut rig = Rig::working();
-        rig.watch.handle_stop();
-        assert_eq!(rig.orders(), [Order::Kill, Order::RulesOut]);
+        rig.watch.handle_stop(rig.now);
+        assert_eq!(rig.orders(), [Order::RulesOut, Order::Leave]);
+        assert_eq!(rig.wait(20_000), [], "it may be silent now");
+        rig.watch.handle_stop(rig.now);
+        assert_eq!(rig.orders(), [Order::Hurry]);
         assert_eq!(rig.exit(), [Order::Finish]);
         assert_eq!(rig.wait(100_000), []);
+        let mut slow = Rig::working();
+        slow.watch.handle_stop(slow.now);
+        assert_eq!(slow.orders(), [Order::RulesOut, Order::Leave]);
+        assert_eq!(slow.wait(59_999), []);
+        assert_eq!(slow.wait(1), [Order::Kill]);
+        assert_eq!(slow.exit(), [Order::Finish]);
         let mut idle = Rig::new();
-        idle.watch.handle_stop();
+        idle.watch.handle_stop(idle.now);
         assert_eq!(idle.orders(), [Order::Finish]);
+    }
+
+    #[test]
+    fn one_that_hangs_or_starts_is_not_asked_to_leave() {
+        let mut hangs = Rig::working();
+        assert_eq!(hangs.wait(500), [Order::RulesOut]);
+        hangs.watch.handle_stop(hangs.now);
+        assert_eq!(hangs.orders(), [Order::Kill]);
+        assert_eq!(hangs.exit(), [Order::Finish]);
+        let mut starts = Rig::new();
+        assert_eq!(starts.wait(0), [Order::Start]);
+        starts.watch.handle_stop(starts.now);
+        assert_eq!(starts.orders(), [Order::Kill]);
+        assert_eq!(starts.exit(), [Order::Finish]);
+    }
+
+    #[test]
+    fn what_no_start_can_mend_ends_it_all() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.wait(0), [Order::Start]);
+        rig.watch.handle_exit(rig.now, false);
+        assert_eq!(rig.orders(), [Order::Finish]);
+        let mut rig = Rig::working();
+        rig.watch.handle_exit(rig.now, false);
+        assert_eq!(rig.orders(), [Order::RulesOut, Order::Finish]);
+        assert_eq!(rig.wait(100_000), []);
     }
 
     fn follow(orders: &[Order], rules: &mut bool, alive: &mut bool) -> Result<(), TestCaseError> {
@@ -351,7 +508,9 @@ mod tests {
                     prop_assert!(*rules);
                     *rules = false;
                 }
-                Order::Finish => prop_assert!(false, "nobody stopped it"),
+                Order::Leave | Order::Hurry | Order::Finish => {
+                    prop_assert!(false, "nobody stopped it");
+                }
             }
         }
         Ok(())

@@ -21,7 +21,9 @@ use discovery_linux::netd::{Agent, Claimed, Handle, Netd, NetdCounters, NetdSett
 use discovery_linux::queue::{NfQueue, QueueSettings};
 use discovery_linux::rules::{Extent, Instance, Listen, Mode, Plan, PlanSpec, Rules};
 use discovery_linux::socket::{Family, TransparentListener, reset};
-use discovery_linux::supervisor::{Control, Heartbeat, WatchSettings, Watched, supervise};
+use discovery_linux::supervisor::{
+    Care, Control, Fate, Report, Supervised, WatchSettings, Watched, Wish, supervise,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::ground::{self, Ground};
@@ -225,8 +227,6 @@ pub(crate) struct NodeSpec {
     pub(crate) lifeline: Option<OwnedFd>,
     /// Peers may ask for connections whose SYN was not seen here.
     pub(crate) granted: bool,
-    /// The listener's port; 0 lets the kernel choose, where the node itself makes the rules.
-    pub(crate) port: u16,
 }
 
 impl NodeSpec {
@@ -242,7 +242,6 @@ impl NodeSpec {
             here: Vec::new(),
             granted: false,
             lifeline: None,
-            port: 0,
         }
     }
 
@@ -263,10 +262,10 @@ impl NodeSpec {
     }
 
     /// Starts it in the thread's namespace.
-    fn run(self, heartbeat: Option<Heartbeat>) -> (Rules, Handle, thread::JoinHandle<io::Result<()>>) {
+    fn run(self, supervised: Option<Supervised>) -> (Rules, Handle, thread::JoinHandle<io::Result<()>>) {
         let (v4, v6) = (
-            TransparentListener::bind(Family::V4, self.port).unwrap(),
-            TransparentListener::bind(Family::V6, self.port).unwrap(),
+            TransparentListener::bind(Family::V4, 0).unwrap(),
+            TransparentListener::bind(Family::V6, 0).unwrap(),
         );
         let plan = self.plan(v4.port().unwrap(), v6.port().unwrap());
         let queue = QueueSettings::handshakes(10);
@@ -296,12 +295,24 @@ impl NodeSpec {
         if let Some(lifeline) = self.lifeline {
             netd.watch_agent(lifeline).unwrap();
         }
-        if let Some(heartbeat) = heartbeat {
-            let handle = handle.clone();
-            netd.on_beat(move || {
-                if heartbeat.beat() == Watched::Orphan {
-                    handle.stop();
+        if let Some(supervised) = supervised {
+            let (stops, wishes) = (handle.clone(), supervised.clone());
+            thread::spawn(move || {
+                while let Some(wish) = wishes.wish() {
+                    match wish {
+                        Wish::Bypass(on) => {
+                            stops.tell(Event::Bypass { on });
+                            let _ = wishes.heard();
+                        }
+                        Wish::Leave | Wish::Hurry => std::process::exit(0),
+                        Wish::Reload | Wish::HandOver => {}
+                    }
                 }
+                stops.stop();
+            });
+            assert_eq!(supervised.ready(*plan.listen()), Watched::Yes);
+            netd.on_beat(move || {
+                let _ = supervised.beat();
             });
         }
         let netd = thread::spawn(move || netd.run());
@@ -448,6 +459,25 @@ impl Drop for NodeProcess {
     }
 }
 
+/// What a supervisor needs to know of these nodes.
+struct Cared(NodeSpec);
+
+impl Care for Cared {
+    fn command(&mut self) -> Command {
+        NodeProcess::command("worker")
+    }
+
+    fn plan(&mut self, listen: Listen) -> Result<Plan, String> {
+        Ok(self.0.plan(listen.v4, listen.v6.unwrap()))
+    }
+
+    fn fate(&mut self, _: std::process::ExitStatus, _: bool) -> Fate {
+        Fate::Again
+    }
+
+    fn report(&mut self, _: &Report) {}
+}
+
 #[test]
 #[ignore = "the process that other tests start"]
 fn process_of_other_tests() {
@@ -466,7 +496,6 @@ fn process_of_other_tests() {
         here: Vec::new(),
         granted: false,
         lifeline: None,
-        port: if role == "node" { 0 } else { 7784 },
     };
     match role.as_str() {
         "node" => {
@@ -480,20 +509,19 @@ fn process_of_other_tests() {
             netd.join().unwrap().unwrap();
         }
         "supervisor" => {
-            let rules = Rules::new(spec.plan(7784, 7784), spec.saved.clone());
+            let rules = Rules::new(spec.plan(1, 1), spec.saved.clone());
             let (control, controlled) = Control::new().unwrap();
             println!("READY");
             thread::spawn(move || {
                 for line in io::stdin().lines().map_while(Result::ok) {
-                    control.bypass(line == "bypass on");
+                    control.bypass(line == "bypass on").unwrap();
                 }
                 control.stop();
             });
-            let settings = WatchSettings::default();
-            supervise(rules, settings, &controlled, || NodeProcess::command("worker")).unwrap();
+            supervise(rules, WatchSettings::default(), &controlled, &mut Cared(spec)).unwrap();
         }
         "worker" => {
-            let (mut rules, _handle, netd) = spec.run(Some(Heartbeat::from_stdin().unwrap()));
+            let (mut rules, _handle, netd) = spec.run(Some(Supervised::from_stdin().unwrap()));
             netd.join().unwrap().unwrap();
             // Only an orphan comes here.
             rules.remove().unwrap();

@@ -52,12 +52,21 @@ fn a_worker_that_hangs_or_dies_costs_a_new_connection_a_second_at_most() {
     assert!(ask(&ground, v4).unwrap().echoed);
     assert_eq!(carried(&sp), 1, "control: it takes connections");
 
-    // Hung: the SYN that waits is lost with the worker, and the next one, a second later, passes.
+    // Hung for a moment: the SYN waits, the next one, a second later, passes, and the worker stays.
     let first = supervisor.worker().unwrap();
     signal(first, Signal::STOP);
     let found = ask(&ground, v4).unwrap();
     assert!(found.connect < Duration::from_millis(2200), "{found:?}");
     assert!(found.connect > Duration::from_millis(300), "control: the worker did hang: {found:?}");
+    signal(first, Signal::CONT);
+    until("rules again", || queued(&ground) == Some(true));
+    assert_eq!(supervisor.worker(), Some(first));
+    let claims = carried(&sp);
+    assert!(ask(&ground, v4).unwrap().echoed);
+    assert_eq!(carried(&sp), claims + 1, "{:?}", sp.counts());
+
+    // For good: another one takes its place.
+    signal(first, Signal::STOP);
     until("another worker", || {
         supervisor.worker().is_some_and(|pid| pid != first) && queued(&ground) == Some(true)
     });
