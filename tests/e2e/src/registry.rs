@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, changes, commands, crowds, datagrams, durability, failures, front, garbage, identical, kept,
-    logins, pair, start,
+    ahead, changes, commands, crowds, datagrams, deflector, durability, failures, front, garbage, identical,
+    kept, logins, pair, start,
 };
 
 /// One row.
@@ -51,6 +51,17 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
     row("pair-mail", "mail of unmodified clients and servers through the pair", pair::mail),
+    row("deflector-static", "a deflector turns connections to proxies off the path", deflector::by_turning),
+    row(
+        "deflector-discovering",
+        "a deflector tells clients' nodes of proxies off the path",
+        deflector::by_telling,
+    ),
+    row(
+        "deflector-failover",
+        "the second proxy stands in, and the servers themselves",
+        deflector::fails_over,
+    ),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),

@@ -5,6 +5,7 @@ pub(crate) mod changes;
 pub(crate) mod commands;
 pub(crate) mod crowds;
 pub(crate) mod datagrams;
+pub(crate) mod deflector;
 pub(crate) mod durability;
 pub(crate) mod failures;
 pub(crate) mod front;
