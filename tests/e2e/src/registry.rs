@@ -62,6 +62,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "the second proxy stands in, and the servers themselves",
         deflector::fails_over,
     ),
+    row(
+        "hybrid",
+        "a node off the path that was named for servers: they see it, clients do not",
+        deflector::hybrid,
+    ),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),

@@ -8,7 +8,7 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
@@ -91,20 +91,10 @@ impl<'l> Yard<'l> {
         let config = format!(
             "version = 1\n[node]\nid = {proxy:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
              [link]\nlisten = \"[::]:7782\"\n[off_path]\ndeflector = \"dc\"\n\
-             [[peer]]\nid = \"dc\"\naddress = \"10.81.20.1:7782\"\n"
+             [[peer]]\nid = \"dc\"\naddress = \"10.81.20.1:7782\"\n[[peer]]\nid = \"br\"\n"
         );
-        let file = directory.join("waypost.toml");
-        std::fs::write(&file, config)?;
-        let mut command = self.command(proxy, text(&self.case.executable)?);
-        command.arg("run").arg("-c").arg(file);
-        let mut node = Waypost::spawn(self.case, command)?;
-        let start = Instant::now();
-        while !node.watch.text().contains("\"ready\"") {
-            node.still_runs()?;
-            ensure!(start.elapsed() < STALL, "not ready:\n{}", tail(&node.watch.text()));
-            thread::sleep(std::time::Duration::from_millis(20));
-        }
-        self.proxies[n] = Some(node);
+        let command = self.command(proxy, text(&self.case.executable)?);
+        self.proxies[n] = Some(run_node(self.case, command, &directory, &config)?);
         Ok(())
     }
 
@@ -125,6 +115,20 @@ impl Drop for Yard<'_> {
             drop(ip(&format!("netns del {}", self.name(of))));
         }
     }
+}
+
+fn run_node(case: &Case, mut command: Command, directory: &Path, config: &str) -> anyhow::Result<Waypost> {
+    let file = directory.join("waypost.toml");
+    std::fs::write(&file, config)?;
+    command.arg("run").arg("-c").arg(file);
+    let mut node = Waypost::spawn(case, command)?;
+    let start = Instant::now();
+    while !node.watch.text().contains("\"ready\"") {
+        node.still_runs()?;
+        ensure!(start.elapsed() < STALL, "not ready:\n{}", tail(&node.watch.text()));
+        thread::sleep(std::time::Duration::from_millis(20));
+    }
+    Ok(node)
 }
 
 fn ip(arguments: &str) -> anyhow::Result<()> {
@@ -331,5 +335,53 @@ fn control(
     }
     let seen: Vec<String> = first.lines()?.into_iter().chain(second.lines()?).collect();
     ensure!(seen.iter().all(|line| !line.contains("Flags [S]")), "without the rule: {seen:?}");
+    Ok(())
+}
+
+/// A node beside the servers, not on their path, that the operator named for them: transparent at the client's node only.
+pub(crate) fn hybrid(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    let mut nodes = Nodes::of(case, &lab)?;
+    let listener = lab.inside(Place::Server, || TcpListener::bind((Place::Server.v4(), ECHO)))??;
+    thread::spawn(move || {
+        while let Ok((stream, from)) = listener.accept() {
+            thread::spawn(move || echo(stream, from));
+        }
+    });
+    let (directory, authority) = (nodes.directory(Place::Lan), lab.directory().join("node-ca"));
+    std::fs::create_dir_all(&directory)?;
+    let token = nodes.run(&["token", "new", "--id", "lan", "--ca-dir", text(&authority)?])?;
+    std::fs::write(directory.join("token"), token)?;
+    nodes.run(&["join", text(&directory.join("token"))?, "--state-dir", text(&directory)?])?;
+    let config = format!(
+        "version = 1\n[node]\nid = \"lan\"\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
+         [link]\nlisten = \"[::]:7782\"\n[[peer]]\nid = \"br\"\nmay_open = [\"10.81.2.0/24\"]\n"
+    );
+    let command = lab.command(Place::Lan, &case.executable);
+    let _beside = run_node(case, command, &directory, &config)?;
+    let far = Place::Lan.v4();
+    for (action, seen_as) in [("intercept", far), ("pass", Place::Client.v4())] {
+        let rules = format!(
+            "[[rule]]\naction = {action:?}\nports = [{ECHO}]\n\
+             [[peer]]\nid = \"lan\"\naddress = \"{far}:7782\"\nservers = [\"10.81.2.0/24\"]\n"
+        );
+        nodes.start_with(Place::Branch, "", &rules)?;
+        let start = Instant::now();
+        loop {
+            let mut client = Client::connect(&lab, Place::Server.v4())?;
+            client.echoes(&noise(100_000))?;
+            let whom = client.seen_as().to_owned();
+            ensure!(client.peer()? == (Place::Server.v4(), ECHO).into(), "the client sees another server");
+            client.ends()?;
+            if whom.starts_with(&format!("{seen_as}:")) {
+                break;
+            }
+            // The first ones may come before the link stands.
+            ensure!(start.elapsed() < STALL, "{action}: the server sees {whom} and not {seen_as}");
+        }
+        ensure!((nodes.count(Place::Branch, "static-hit")? > 0) == (action == "intercept"), "{action}");
+        nodes.node(Place::Branch)?.signal(libc::SIGTERM)?;
+        nodes.node(Place::Branch)?.wait(STALL)?;
+    }
     Ok(())
 }

@@ -219,6 +219,15 @@ impl Client {
         Ok(())
     }
 
+    /// The server's word for who this is.
+    pub(crate) fn seen_as(&self) -> &str {
+        self.seen_as.trim_end()
+    }
+
+    pub(crate) fn peer(&self) -> std::io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
     pub(crate) fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
         let back = self.exchange(octets)?;
         ensure!(back == octets.len() as u64, "{back} octets of {} came back", octets.len());
