@@ -9,6 +9,9 @@
 //!                                      ▲═ deflector ◄╛
 //! ```
 
+pub mod control;
+pub mod legs;
+
 use crate::{
     candidates::{Candidate, Policy, choose},
     engine::Peer,

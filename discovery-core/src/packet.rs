@@ -8,6 +8,7 @@
 mod checksum;
 pub mod forge;
 mod options;
+mod readdress;
 mod rewrite;
 mod splice;
 mod strip;
@@ -17,6 +18,7 @@ mod view;
 
 pub use forge::{Acknowledged, ForgeError, Unreachable};
 pub use options::{Item, Options, TcpOption};
+pub use readdress::readdress;
 pub use splice::{LONGEST_MAX, Unprobed, room, splice};
 pub use strip::strip;
 pub use syn_facts::{SynFacts, Timestamps};

@@ -255,6 +255,23 @@ pub(crate) struct PathStatus {
     /// Where UDP flows are ruled on.
     #[serde(default)]
     pub(crate) datagrams: Option<DatagramStatus>,
+    /// Where the node is a deflector.
+    #[serde(default)]
+    pub(crate) deflector: Option<DeflectorStatus>,
+}
+
+/// What a deflector has done.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct DeflectorStatus {
+    /// Connections given to a proxy.
+    pub(crate) deflected: u64,
+    /// Connections sent on for want of one.
+    pub(crate) past: u64,
+    /// Proxies that take connections.
+    pub(crate) ready: u64,
+    /// Rewrite rules towards clients, and towards servers.
+    pub(crate) clients: u64,
+    pub(crate) servers: u64,
 }
 
 /// UDP flows that passed. Those that did not are among the reasons.

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 pub(crate) mod bad_files;
+pub(crate) mod deflection;
 mod keys;
 pub(crate) mod network;
 pub(crate) mod problem;
@@ -49,6 +50,10 @@ pub(crate) struct Config {
     pub(crate) interception: Option<network::Interception>,
     /// To whom it speaks, if to anybody.
     pub(crate) link: Option<network::Link>,
+    /// Whom it turns connections to, if it is a deflector.
+    pub(crate) deflector: Option<deflection::Deflector>,
+    /// Whose proxy it is, if it is one.
+    pub(crate) off_path: Option<deflection::OffPath>,
 }
 
 /// What is fetched before anybody asks for it.

@@ -1,7 +1,7 @@
 //! `waypost bypass` and `waypost explain`, and interception in `waypost status`.
 
 use crate::{
-    api::{Explained, PathStatus},
+    api::{DeflectorStatus, Explained, PathStatus},
     ask::{self, Method},
     cli::RunningNode,
     config::units::human_size,
@@ -76,6 +76,13 @@ pub(crate) fn describe(path: &PathStatus) -> String {
     {
         let (flows, n, size) = (udp.flows, udp.datagrams, human_size(udp.octets));
         let _ = writeln!(out, "udp        {flows} flows passed, {n} datagrams, {size}");
+    }
+    if let Some(deflector) = &path.deflector {
+        let DeflectorStatus { deflected, past, ready, clients, servers } = deflector;
+        let _ = writeln!(
+            out,
+            "deflector  {deflected} connections given to proxies, {past} past them; {ready} proxies there, {clients}+{servers} rules"
+        );
     }
     if !path.peers.is_empty() {
         let mut rows =

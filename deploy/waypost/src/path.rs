@@ -10,8 +10,10 @@
 
 mod agent;
 mod carrier;
+mod deflecting;
 mod facts;
 mod identity;
+mod off_path;
 mod opener;
 mod origin;
 mod persisted;
@@ -23,42 +25,48 @@ mod view;
 mod watchdog;
 
 use crate::{
-    api::{Explained, PathStatus},
+    api::{DeflectorStatus, Explained, PathStatus},
     config::{Config, network, value::InterfaceName},
     exit::{Exit, Failure},
     node::mail::Mail,
 };
 use agent::PathAgent;
 use carrier::Carrier;
+use deflecting::Deflecting;
 use discovery_core::{
+    deflector::control::Control,
     dry::Dry,
     engine,
     engine::Engine,
     flow::{Flow, Ingress},
+    id::NodeId,
     probe::KeyHint,
     rule::RuleSet,
     seam::sink::Nowhere,
 };
 use discovery_linux::{
     broker::Early,
+    deflect::DeflectCounters,
     marks::ALONE,
     netd::{Handle, Netd, NetdSettings},
     queue::{NfQueue, QueueSettings},
     rules::{Instance, Rules, RulesError, forwarding_off},
     socket::{Family, TransparentListener},
 };
+use off_path::{CONTROL, OffPath};
 use opener::{Asked, Opener};
 use persisted::Persisted;
 use std::{
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     thread,
 };
 use switch::Switch;
 use tokio::net::TcpListener;
 use wan::{AllGranted, Links};
+use wan_core::Notice;
 use watchdog::Beats;
 
 /// See the module's documentation.
@@ -68,6 +76,7 @@ pub(crate) struct Path {
     carrier: Arc<Carrier>,
     /// None without a place on the path.
     switch: Option<Arc<Switch>>,
+    deflecting: Option<Arc<Deflecting>>,
     /// As they are in force, for `explain`.
     ruled: RuleSet,
     first_interface: Option<Ingress>,
@@ -86,17 +95,16 @@ impl Path {
         let Some(link) = &config.link else { return Ok(None) };
         let known = identity::load(config, link)?;
         let carrier = Arc::new(Carrier::default());
-        let opener = Arc::new(Opener::new(
-            Arc::clone(&carrier),
-            link,
-            config.interception.is_some(),
-            Arc::clone(mail),
-        ));
+        let roles = Arc::new(Roles::default());
+        let off_path = config.off_path.as_ref().map(|off_path| Arc::new(OffPath::new(off_path)));
+        let stands = config.interception.is_some();
+        let opener =
+            Arc::new(Opener::new(Arc::clone(&carrier), link, stands, Arc::clone(mail), off_path.clone()));
         let links = Links::new(
             &known.settings,
             opener,
             Arc::new(AllGranted),
-            Arc::new(Asked(Arc::clone(&carrier))),
+            Arc::new(Asked(Arc::clone(&carrier), Arc::clone(&roles))),
             Arc::new(Nowhere),
             Some(Arc::new(facts::Kernel)),
         )
@@ -104,6 +112,11 @@ impl Path {
         carrier.links(links.clone());
         carrier.named(plan::names(link));
         carrier.mail(Arc::clone(mail));
+        roles.links(links.clone());
+        if let Some(off_path) = off_path {
+            let _once = roles.off_path.set(Arc::clone(&off_path));
+            off_path.start(links.clone(), known.key, link.listen.port()).await?;
+        }
         let listener = listen(link.listen).await?;
         tracing::info!(address = %link.listen, node = %config.node.id, "the link listens");
         let serving = links.clone();
@@ -117,6 +130,7 @@ impl Path {
             links,
             carrier,
             switch: None,
+            deflecting: None,
             ruled: RuleSet::default(),
             first_interface: None,
             instance: None,
@@ -125,7 +139,7 @@ impl Path {
             loop_ended: Mutex::default(),
         };
         if let Some(interception) = &config.interception {
-            path.stand(config, interception, link, known.key).await?;
+            path.stand(config, interception, link, known.key, &roles).await?;
         }
         Ok(Some(path))
     }
@@ -136,6 +150,7 @@ impl Path {
         interception: &network::Interception,
         link: &network::Link,
         key: KeyHint,
+        roles: &Roles,
     ) -> Result<(), Failure> {
         let needs = |what: &'static str| move |error| plan::needs_rights(what, error);
         let v4 = TransparentListener::bind(Family::V4, 0).map_err(needs("the transparent listener"))?;
@@ -144,7 +159,7 @@ impl Path {
         let port =
             |listener: &TransparentListener| listener.port().map_err(needs("the transparent listener"));
         let v6_port = v6.as_ref().map(port).transpose()?;
-        let plan = plan::plan(interception, port(&v4)?, v6_port)?;
+        let plan = plan::plan(interception, config.deflector.as_ref(), port(&v4)?, v6_port)?;
         let addresses = plan::addresses(interception, link).await?;
         let mut settings = NetdSettings::new(addresses, key);
         settings.v6 = v6.is_some();
@@ -159,6 +174,16 @@ impl Path {
         self.ruled = plan::rules(interception).await?;
         self.first_interface = interception.interfaces.first().and_then(plan::number);
         handle.rules(self.ruled.clone());
+        if let Some(deflector) = &config.deflector {
+            let (rules, ingress) = (self.ruled.clone(), self.first_interface.unwrap_or(Ingress(0)));
+            let codec = plan::codec(interception);
+            let deflecting = Deflecting::new(deflector, codec, v6.is_some(), rules, ingress);
+            let deflecting = Arc::new(deflecting.map_err(needs("raw sockets"))?);
+            netd.deflect(deflecting.deflect.clone());
+            let _once = roles.deflecting.set(Arc::clone(&deflecting));
+            self.deflecting = Some(Arc::clone(&deflecting));
+            tokio::spawn(deflecting::watch(deflecting));
+        }
         let beats = Arc::new(Beats::default());
         let beating = Arc::clone(&beats);
         netd.on_beat(move || {
@@ -215,6 +240,12 @@ impl Path {
         let (handle, instance) = (self.handle.as_ref(), self.instance.clone());
         let mut status = view::look(handle, instance, bypassed, &self.links, &self.carrier).await;
         status.forgotten_files = self.persisted.as_ref().map_or(0, |persisted| persisted.forgotten());
+        status.deflector = self.deflecting.as_ref().map(|deflecting| {
+            let DeflectCounters { deflected, past, rules: (clients, servers), ready } =
+                deflecting.deflect.counters();
+            let n = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+            DeflectorStatus { deflected, past, ready: n(ready), clients: n(clients), servers: n(servers) }
+        });
         status
     }
 
@@ -302,6 +333,33 @@ pub(crate) async fn dry(config: &Config) -> Result<Dry, Failure> {
     #[expect(clippy::disallowed_methods, reason = "the shell's clock")]
     let start = std::time::Instant::now();
     Ok(Dry::new(engine, rules, plan::codec(interception), Ingress(0), &peers, start))
+}
+
+/// What a node is beside a place on the path: a deflector, or the proxy of one.
+#[derive(Default)]
+struct Roles {
+    links: OnceLock<Links>,
+    deflecting: OnceLock<Arc<Deflecting>>,
+    off_path: OnceLock<Arc<OffPath>>,
+}
+
+impl Roles {
+    fn links(&self, links: Links) {
+        let _once = self.links.set(links);
+    }
+
+    /// A word from a peer, beside its streams.
+    fn hear(&self, from: &NodeId, control: Control) {
+        if let Some(off_path) = self.off_path.get() {
+            off_path.hear(from, control);
+        }
+        if let (Some(deflecting), Some(links)) = (self.deflecting.get(), self.links.get())
+            && let Some(answer) = deflecting.hear(from, control)
+        {
+            let notice = Notice::Other { kind: CONTROL, octets: answer.encode().into() };
+            links.notify(Some(from), &notice);
+        }
+    }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {

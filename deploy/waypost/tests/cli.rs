@@ -398,3 +398,35 @@ fn branch_makes_what_it_needs_and_serves() {
     assert_eq!(output.status.code(), Some(64), "{}", err(&output));
     assert!(err(&output).contains("not among the names this CA may sign"), "{}", err(&output));
 }
+
+/// The engine over a file of captured packets: what each connection would have come to, and a mistake with its place.
+#[test]
+fn a_capture_is_explained() {
+    let dir = TempDir::new().expect("a directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let config = "version = 1\n[node]\nid = \"b\"\n[interception]\ninterfaces = [\"lan0\"]\n\
+                  [[rule]]\naction = \"drop\"\nports = [25]\n[[rule]]\naction = \"intercept\"\n";
+    fs::write(path("w.toml"), config).expect("written");
+    let mut file = b"\xd4\xc3\xb2\xa1\x02\0\x04\0\0\0\0\0\0\0\0\0\xff\xff\0\0\x65\0\0\0".to_vec();
+    for port in [143_u8, 25] {
+        let mut syn = b"\x45\0\0\x28\0\0\0\0\x40\x06\0\0\x0a\x01\0\x02\x0a\x02\0\x02".to_vec();
+        syn.extend([0x9c, 0x40, 0, port, 0, 0, 0, 7, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+        file.extend([1_u32, 0, 40, 40].map(u32::to_le_bytes).concat());
+        file.extend(syn);
+    }
+    fs::write(path("two.pcap"), &file).expect("written");
+    let explain = |name: &str, code, says: &[&str]| {
+        ends(&["explain", "--pcap", &path(name), "-c", &path("w.toml")], code, says)
+    };
+    let says = [
+        "tcp 10.1.0.2:40000 -> 10.2.0.2:143\n  rules     intercept (rule 2)\n  SYN       passes with the query, because probing\n",
+        "tcp 10.1.0.2:40000 -> 10.2.0.2:25\n  rules     drop (rule 1)\n  SYN       is taken off the way, because rule-drop\n",
+        "2 packets, 2 connections and flows",
+    ];
+    explain("two.pcap", 0, &says);
+    fs::write(path("cut.pcap"), &file[..file.len() - 1]).expect("written");
+    explain("cut.pcap", 64, &["cut.pcap: octet 80: the file ends within a packet"]);
+    fs::write(path("page.pcap"), "<html>").expect("written");
+    explain("page.pcap", 64, &["no capture of packets: it begins with 0x3c68746d"]);
+    ends(&["explain", "--pcap", &path("two.pcap")], 64, &["--config"]);
+}

@@ -12,6 +12,7 @@
 //! The only unsafe code is in `sys`.
 
 pub mod broker;
+pub mod deflect;
 pub mod marks;
 pub mod netd;
 pub mod queue;

@@ -16,6 +16,10 @@ pub const OWN_CONNECT_HERE: u32 = OWN_CONNECT | DELIVER;
 pub const YOUNG: u32 = 0x40;
 /// A datagram of which no earlier one passed; set and read by rules alone.
 pub const BEGINS: u32 = 0x100;
+/// A packet of a connection that a deflector has given to a proxy; set and read by rules alone.
+pub const TURNED: u32 = 0x200;
+/// A packet by which the kernel is told such a connection's addresses. It never leaves.
+pub const PRIMER: u32 = 0x400;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.
 pub const ALONE: u32 = 0x80;

@@ -11,6 +11,7 @@
 //! One thread. Nothing in it waits but for all of these at once; an [`Agent`] must not wait either.
 
 mod connects;
+mod deflecting;
 mod handle;
 mod look;
 mod orders;
@@ -34,6 +35,7 @@ use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Ve
 pub use handle::Handle;
 
 use connects::Connects;
+use deflecting::Deflecting;
 use handle::{Command, Commands};
 use look::{Datagram, Looker};
 use orders::Senders;
@@ -149,6 +151,7 @@ pub struct Netd<Q, A> {
     poll: OwnedFd,
     counters: NetdCounters,
     beat: Option<Box<dyn FnMut() + Send>>,
+    deflecting: Option<Deflecting>,
     lifeline: Option<OwnedFd>,
 }
 
@@ -194,6 +197,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             poll,
             counters: NetdCounters::default(),
             beat: None,
+            deflecting: None,
             lifeline: None,
         };
         Ok((netd, handle))
@@ -308,6 +312,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     fn packets(&mut self, batch: &Batch) -> io::Result<()> {
         let now = now();
         for packet in batch.packets() {
+            if let Some(done) = self.deflected(&packet)
+                && let Some(deflecting) = &self.deflecting
+            {
+                self.queue.verdict(packet.id, deflecting.verdict(done));
+                continue;
+            }
             let looked = self.looker.look(&packet);
             if let Some((verdict, event)) =
                 looked.as_ref().and_then(|looked| self.probes.answered(&looked.seen))

@@ -15,6 +15,7 @@
 
 mod apply;
 mod datagrams;
+mod deflector;
 mod nft;
 mod plan;
 mod routes;
@@ -22,5 +23,6 @@ mod sysctl;
 mod xtables;
 
 pub use apply::{Backend, Rules, RulesError};
+pub use deflector::Deflecting;
 pub use plan::{BadPlan, Extent, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec};
 pub use sysctl::{SysctlError, forwarding_off};

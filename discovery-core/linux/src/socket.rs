@@ -3,10 +3,12 @@
 
 mod connect;
 mod listen;
+mod meant;
 mod raw;
 
 pub use connect::{ConnectFailure, Connecting, Target, transparent};
 pub use listen::{Family, Intercepted, TransparentListener};
+pub use meant::{keep_syns, meant_server};
 pub use raw::{RawSender, destination};
 
 use std::io;

@@ -48,6 +48,35 @@ pub(crate) fn tcp_info<'a>(fd: BorrowedFd<'_>, room: &'a mut [u8; 256]) -> io::R
     Ok(room.get(..length).unwrap_or_default())
 }
 
+/// From now on the SYNs of connections that this listener accepts are kept with them.
+pub(crate) fn save_syn(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set(fd, libc::IPPROTO_TCP, TCP_SAVE_SYN, &1_i32.to_ne_bytes())
+}
+
+/// The headers of an accepted connection's SYN, from the IP header on: returns the part of `room` that was written. The
+/// kernel gives them once.
+pub(crate) fn saved_syn<'a>(fd: BorrowedFd<'_>, room: &'a mut [u8; 256]) -> io::Result<&'a [u8]> {
+    let mut length: libc::socklen_t = 256;
+    // SAFETY: the kernel writes at most `length` octets to `room`, which has 256, and then sets `length`.
+    let done = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_SAVED_SYN,
+            room.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let length = usize::try_from(length).unwrap_or(0);
+    Ok(room.get(..length).unwrap_or_default())
+}
+
+const TCP_SAVE_SYN: i32 = 27;
+const TCP_SAVED_SYN: i32 = 28;
+
 /// Takes up to `lengths.len()` waiting datagrams without blocking, each into its own `slot_octets` of `slots`, and
 /// puts their true lengths into `lengths`: one that is longer than a slot was cut. Returns how many came.
 pub(crate) fn receive_many(

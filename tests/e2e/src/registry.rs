@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, chain, changes, commands, crowds, datagrams, durability, existing, failures, front, garbage,
-    identical, kept, kills, logins, pair, pair_mail, start,
+    ahead, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures, front,
+    garbage, identical, kept, kills, logins, pair, pair_mail, start,
 };
 
 /// One row.
@@ -55,6 +55,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
     quick(row("chain-two", "one and two in the middle: each link carries, the ends see the truth", chain::two)),
     row("chain-three", "three in the middle, and one of them dies", chain::three),
+    row("deflector-static", "a deflector turns connections to proxies off the path", deflector::by_turning),
+    row(
+        "deflector-discovering",
+        "a deflector tells clients' nodes of proxies off the path",
+        deflector::by_telling,
+    ),
+    row(
+        "deflector-failover",
+        "the second proxy stands in, and the servers themselves",
+        deflector::fails_over,
+    ),
+    row(
+        "hybrid",
+        "a node off the path that was named for servers: they see it, clients do not",
+        deflector::hybrid,
+    ),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
     row("pair-mail", "a mail server's clients are served in the branch; the server sees them", pair_mail::pair),

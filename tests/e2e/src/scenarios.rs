@@ -6,6 +6,7 @@ pub(crate) mod changes;
 pub(crate) mod commands;
 pub(crate) mod crowds;
 pub(crate) mod datagrams;
+pub(crate) mod deflector;
 pub(crate) mod durability;
 pub(crate) mod existing;
 pub(crate) mod failures;

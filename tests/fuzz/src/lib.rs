@@ -13,6 +13,7 @@
 )]
 
 pub mod capability;
+pub mod capture;
 pub mod cbpf;
 pub mod command;
 pub mod engine;
@@ -43,6 +44,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const TARGETS: &[Target] = &[
     ("capability", capability::run),
+    ("capture", capture::run),
     ("cbpf", cbpf::run),
     ("command", command::run),
     ("engine", engine::run),

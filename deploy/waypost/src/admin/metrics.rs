@@ -253,6 +253,21 @@ fn path_families(page: &mut Page, path: &PathStatus) {
     for reason in &path.reasons {
         page.sample("waypost_discovery_decisions_total", &[("reason", &reason.word)], reason.n);
     }
+    if let Some(deflector) = path.deflector {
+        page.one(
+            "waypost_discovery_deflected_total",
+            "counter",
+            "Connections given to proxies.",
+            deflector.deflected,
+        );
+        page.one(
+            "waypost_discovery_past_proxies_total",
+            "counter",
+            "Connections sent on for want of a proxy.",
+            deflector.past,
+        );
+        page.one("waypost_discovery_proxies", "gauge", "Proxies that take connections.", deflector.ready);
+    }
     if let Some(udp) = path.datagrams {
         page.one("waypost_discovery_udp_flows_total", "counter", "UDP flows that passed.", udp.flows);
         page.one("waypost_discovery_udp_datagrams_total", "counter", "Datagrams that passed.", udp.datagrams);

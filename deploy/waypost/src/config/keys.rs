@@ -261,6 +261,30 @@ pub(crate) const INTERCEPTION: Section = Section {
     ],
 };
 
+pub(crate) const DEFLECTOR: Section = Section {
+    name: "deflector",
+    many: false,
+    keys: &[
+        key(
+            "mode",
+            "static, discovering: whether connections are turned to a proxy, or clients' nodes are told of one",
+            r#""static""#,
+        ),
+        key("proxies", "a list of [[peer]] ids, the preferred one first", r#"["proxy-1", "proxy-2"]"#),
+        key("policy", "primary, load, hash: which of the proxies that are there", r#""primary""#),
+        key("port", "1 to 65535: where the proxies accept what is turned to them", "7784"),
+    ],
+};
+
+pub(crate) const OFF_PATH: Section = Section {
+    name: "off_path",
+    many: false,
+    keys: &[
+        key("deflector", "the [[peer]] id of the deflector through which servers are reached", r#""edge-1""#),
+        key("port", "1 to 65535: where clients' connections are accepted, as the deflector has it", "7784"),
+    ],
+};
+
 pub(crate) const RULE: Section = Section {
     name: "rule",
     many: true,
@@ -342,6 +366,8 @@ pub(crate) const BUILT: &[&Section] = &[
     &SUSTAIN,
     &PREFETCH,
     &INTERCEPTION,
+    &DEFLECTOR,
+    &OFF_PATH,
     &RULE,
     &LINK,
     &PEER,

@@ -2,7 +2,7 @@
 
 use super::{
     Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Prefetch, Seal, Server, Store,
-    Surroundings, Sustain, TlsFront, Trust,
+    Surroundings, Sustain, TlsFront, Trust, deflection,
     keys::{
         ADMIN, INTERCEPTION, LIMITS, LINK, LISTENER, LOG, NODE, PREFETCH, SERVER, STORE, SUSTAIN, Section,
         TLS,
@@ -54,9 +54,24 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
     }
     let interception = network::interception(&sections, around, found);
     let link = network::link(&sections, around, &node.state_dir, interception.is_some(), found);
+    let deflector = deflection::deflector(&sections, interception.as_ref(), link.as_ref(), found);
+    let off_path = deflection::off_path(&sections, interception.as_ref(), link.as_ref(), found);
     network::across(interception.as_ref(), link.as_ref(), &node.id, &sections, found);
-    let config =
-        Config { node, admin, log, tls, servers, listeners, store, sustain, prefetch, interception, link };
+    let config = Config {
+        node,
+        admin,
+        log,
+        tls,
+        servers,
+        listeners,
+        store,
+        sustain,
+        prefetch,
+        interception,
+        link,
+        deflector,
+        off_path,
+    };
     across(&config, &sections, found);
     config
 }

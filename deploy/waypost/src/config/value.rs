@@ -565,6 +565,28 @@ choice! {
 }
 
 choice! {
+    /// How connections come to a deflector's proxies.
+    DeflectMode {
+        /// Their SYNs are turned.
+        Static = "static",
+        /// Their clients' nodes are told of a proxy.
+        Discovering = "discovering",
+    }
+}
+
+choice! {
+    /// Which proxy a deflector chooses.
+    DeflectPolicy {
+        /// The first one that is there.
+        Primary = "primary",
+        /// The one with the least load.
+        Load = "load",
+        /// By the client's and the server's address.
+        Hash = "hash",
+    }
+}
+
+choice! {
     /// By what a query is answered.
     Answer {
         /// By an option, and by a datagram where that is lost.

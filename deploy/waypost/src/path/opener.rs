@@ -1,7 +1,9 @@
 //! What peers ask of this node.
 
 use super::{
+    Roles,
     carrier::Carrier,
+    off_path::{CONTROL, OffPath},
     origin::{OriginRoad, Origins},
     shown::Shown,
     tcp::Tcp,
@@ -9,6 +11,7 @@ use super::{
 use crate::{config::network::Link, node::mail::Mail};
 use bytes::Bytes;
 use discovery_core::{
+    deflector::control::Control,
     engine::{Event, Reason},
     id::NodeId,
     rule::Prefix,
@@ -34,12 +37,19 @@ pub(super) struct Opener {
     origins: Origins,
     /// Without a place on the path there are no SYNs to be seen, and servers see this node.
     stands: bool,
+    off_path: Option<Arc<OffPath>>,
 }
 
 impl Opener {
-    pub(super) fn new(carrier: Arc<Carrier>, link: &Link, stands: bool, mail: Arc<Mail>) -> Self {
+    pub(super) fn new(
+        carrier: Arc<Carrier>,
+        link: &Link,
+        stands: bool,
+        mail: Arc<Mail>,
+        off_path: Option<Arc<OffPath>>,
+    ) -> Self {
         let may_open = link.peers.iter().map(|peer| (peer.id.clone(), peer.may_open.clone())).collect();
-        Self { carrier, may_open, shown: Mutex::default(), origins: Origins::new(mail), stands }
+        Self { carrier, may_open, shown: Mutex::default(), origins: Origins::new(mail), stands, off_path }
     }
 
     fn granted(&self, peer: &NodeId, open: &OpenFrame) -> bool {
@@ -57,6 +67,10 @@ impl Opener {
         let flow = open.flow;
         let named = self.granted(peer, open);
         let granted = open.kind != Kind::Claim && (named || self.shown().covers(peer, flow, Instant::now()));
+        if let Some(off_path) = &self.off_path {
+            // Its deflector knows what may be reached.
+            return Ok((Box::new(off_path.serve(flow).await?), Bytes::new()));
+        }
         if !self.stands {
             return if named { dial(open).await } else { Err(Why::NotGranted) };
         }
@@ -161,12 +175,17 @@ fn refused(why: Reason) -> Why {
 }
 
 /// Hears what peers say beside their streams.
-pub(super) struct Asked(pub(super) Arc<Carrier>);
+pub(super) struct Asked(pub(super) Arc<Carrier>, pub(super) Arc<Roles>);
 
 impl Sink<(NodeId, Notice)> for Asked {
-    fn put(&self, (_, notice): (NodeId, Notice)) -> Put {
+    fn put(&self, (from, notice): (NodeId, Notice)) -> Put {
         match notice {
             Notice::Abort { flow, isn } => self.0.tell(Event::Aborted { flow, isn }),
+            Notice::Other { kind: CONTROL, octets } => {
+                if let Some(control) = Control::decode(&octets) {
+                    self.1.hear(&from, control);
+                }
+            }
             Notice::Other { .. } => {}
         }
         Put::Taken

@@ -1,8 +1,10 @@
 //! From the configuration to what the packet loop, the engine and the rules are made of.
 
+use super::deflecting;
 use crate::{
     config::{
         Config,
+        deflection::Deflector,
         network::{Interception, Link, RuleConfig},
         value::{Ack, Answer, HostSide, InterfaceName, ProbeManner, Standing},
     },
@@ -16,7 +18,7 @@ use discovery_core::{
     probe::{Codec, KeyHint},
     rule::{BpfInsn, Program, RuleSet},
 };
-use discovery_linux::rules::{BadPlan, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec};
+use discovery_linux::rules::{BadPlan, Deflecting, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec};
 use std::{
     collections::HashMap,
     fmt::Display,
@@ -26,7 +28,12 @@ use std::{
 };
 use tokio::process::Command;
 
-pub(super) fn plan(interception: &Interception, v4: u16, v6: Option<u16>) -> Result<Plan, Failure> {
+pub(super) fn plan(
+    interception: &Interception,
+    deflector: Option<&Deflector>,
+    v4: u16,
+    v6: Option<u16>,
+) -> Result<Plan, Failure> {
     let wrong = |bad: BadPlan| Failure::new(Exit::Usage, bad);
     let interface = |name: &InterfaceName| Interface::new(&name.0).map_err(wrong);
     let interfaces = interception.interfaces.iter().map(interface).collect::<Result<Vec<_>, _>>()?;
@@ -56,6 +63,10 @@ pub(super) fn plan(interception: &Interception, v4: u16, v6: Option<u16>) -> Res
         probe_kind: interception.option_kind,
         probing: true,
         datagrams: true,
+        deflecting: deflector.map(|deflector| Deflecting {
+            proxies: deflecting::addresses(deflector),
+            proxy_port: deflector.port,
+        }),
         probe_port: engine::Config::default().probe_port,
     })
     .map_err(wrong)

@@ -36,6 +36,13 @@ impl Senders {
     }
 }
 
+impl Senders {
+    /// Sends what another machine would have said.
+    pub(super) fn forge(&self, packet: &[u8]) -> io::Result<()> {
+        self.forge.send(packet)
+    }
+}
+
 /// What followed at once.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {

@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
-use super::datagrams;
 use super::plan::{Extent, Instance, Interface, Mode, Plan};
+use super::{datagrams, deflector};
 use crate::marks::{DELIVER, FORGED, INJECTED, OWN_CONNECT, YOUNG};
 
 /// What only the machine knows.
@@ -43,6 +43,9 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
     }
     if extent == Extent::Full && datagrams::ruled(plan) {
         datagrams::tables(plan, &from(plan)).iter().for_each(|line| put(line));
+    }
+    if let (Some(deflecting), Extent::Full) = (&plan.spec.deflecting, extent) {
+        deflector::tables(plan, deflecting, &from(plan)).iter().for_each(|line| put(line));
     }
     divert(plan, extent).iter().for_each(|line| put(line));
     if queueing {
@@ -122,6 +125,9 @@ fn queue_in(plan: &Plan) -> Vec<String> {
     };
     let from = from(plan);
     let mut rules = Vec::new();
+    if plan.spec.deflecting.is_some() {
+        rules.push(format!("{} {queue}", deflector::nft()));
+    }
     if plan.spec.probing {
         rules.push(format!("{from} tcp sport {} {BACK} {queue}", plan.spec.probe_port));
     }

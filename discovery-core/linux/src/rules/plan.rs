@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::deflector::Deflecting;
+
 /// Tells one node's rules from another's in the same namespace: 1 to 10 of `a-z 0-9 _`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Instance(String);
@@ -144,6 +146,8 @@ pub struct PlanSpec {
     pub probing: bool,
     /// Rule on UDP flows too: the first datagram of each is queued.
     pub datagrams: bool,
+    /// Connections are given to proxies off the path.
+    pub deflecting: Option<Deflecting>,
 }
 
 /// A checked plan.
@@ -257,6 +261,7 @@ pub(super) mod tests_support {
             probe_port: 7783,
             probing: true,
             datagrams: false,
+            deflecting: None,
         };
         Plan::new(spec).unwrap()
     }
@@ -318,6 +323,7 @@ mod tests {
             probe_port: 7783,
             probing: true,
             datagrams: false,
+            deflecting: None,
         };
         assert!(Plan::new(spec.clone()).is_ok());
         for table in [0, 253, 254, 255, 40_000] {

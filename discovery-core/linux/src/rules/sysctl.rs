@@ -30,6 +30,12 @@ pub(super) fn needed(plan: &Plan) -> Vec<Setting> {
     for interface in filtered {
         need(format!("ipv4/conf/{interface}/rp_filter"), "0");
     }
+    // What a server says comes in again from an address of this machine, turned to a proxy.
+    if plan.spec.deflecting.is_some() {
+        for interface in interfaces {
+            need(format!("ipv4/conf/{interface}/accept_local"), "1");
+        }
+    }
     // A listener that answers with cookies keeps no half-open socket that a rule could find.
     need("ipv4/tcp_syncookies".to_owned(), "0");
     // Errors of the own stack about a connection of ours carry its mark, by which they find its socket.

@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::datagrams;
 use super::plan::{Instance, Mode, Plan};
+use super::{datagrams, deflector};
 use crate::marks::{OWN_CONNECT, YOUNG};
 
 /// The chains of an instance, each with the built-in one that leads there.
@@ -73,6 +73,9 @@ fn rules_in(plan: &Plan) -> Vec<String> {
     let queue = queue(plan);
     let away = "-m addrtype ! --dst-type LOCAL";
     let mut rules = Vec::new();
+    if plan.spec.deflecting.is_some() {
+        rules.push(format!("{} {queue}", deflector::xtables()));
+    }
     let from: Vec<String> = match &plan.spec.mode {
         Mode::Routed { interfaces } | Mode::Host { interfaces, .. } => {
             interfaces.iter().map(|interface| format!("-i {interface}")).collect()

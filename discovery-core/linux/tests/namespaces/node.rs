@@ -330,6 +330,7 @@ impl NodeSpec {
             probe_port: 7783,
             probing: true,
             datagrams: true,
+            deflecting: None,
         };
         Plan::new(spec).unwrap()
     }

@@ -24,6 +24,7 @@ pub(crate) fn plan(instance: &str, mode: Mode, listen: Listen) -> Plan {
         probe_port: 7783,
         probing: true,
         datagrams: true,
+        deflecting: None,
     })
     .unwrap()
 }
@@ -166,6 +167,7 @@ fn two_instances_share_a_namespace() {
             probe_port: 7783,
             probing: true,
             datagrams: true,
+            deflecting: None,
         };
         let mut new = Rules::new(Plan::new(spec).unwrap(), two);
         old.install().unwrap();

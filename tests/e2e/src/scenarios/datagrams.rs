@@ -123,7 +123,7 @@ pub(crate) fn answered(case: &Case) -> anyhow::Result<()> {
                 client.echoes(b"there and back")?;
                 if round > 0 {
                     ensure!(
-                        client.connected < Duration::from_millis(900),
+                        client.connected < Duration::from_millis(2500),
                         "{answer}: {:?}",
                         client.connected
                     );

@@ -95,9 +95,11 @@ impl<'l> Nodes<'l> {
     pub(crate) fn start_with(&mut self, place: Place, lines: &str, rules: &str) -> anyhow::Result<()> {
         let directory = self.directory(place);
         let wan = wan_device(self.lab, place)?;
+        let named = lines.contains("interfaces");
+        let interfaces = if named { String::new() } else { format!("interfaces = [\"lan0\", {wan:?}]\n") };
         let text = format!(
             "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
-             [interception]\ninterfaces = [\"lan0\", {wan:?}]\n{lines}\n{rules}",
+             [interception]\n{interfaces}{lines}\n{rules}",
             place.name(),
         );
         let file = directory.join("waypost.toml");
@@ -161,7 +163,7 @@ impl<'l> Nodes<'l> {
     }
 }
 
-fn text(path: &std::path::Path) -> anyhow::Result<&str> {
+pub(crate) fn text(path: &std::path::Path) -> anyhow::Result<&str> {
     path.to_str().context("a path that is no text")
 }
 
@@ -187,7 +189,7 @@ pub(crate) fn echo_server(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
+pub(crate) fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.write_all(format!("{from}\n").as_bytes())?;
     let mut back = stream.try_clone()?;
@@ -232,6 +234,15 @@ impl Client {
         Ok(())
     }
 
+    /// The server's word for who this is.
+    pub(crate) fn seen_as(&self) -> &str {
+        self.seen_as.trim_end()
+    }
+
+    pub(crate) fn peer(&self) -> std::io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
     pub(crate) fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
         let back = self.exchange(octets)?;
         ensure!(back == octets.len() as u64, "{back} octets of {} came back", octets.len());
@@ -273,18 +284,21 @@ pub(crate) fn noise(octets: usize) -> Vec<u8> {
 }
 
 /// SYNs to the echo port, seen on a device.
-struct Capture {
+pub(crate) struct Capture {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Capture {
     fn begin(lab: &Lab, place: Place, device: &str) -> anyhow::Result<Self> {
-        let mut command = lab.command(place, "tcpdump");
         // In IPv6 libpcap looks for flags behind the fixed header only, which is where they are here.
         let syn = "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn or (ip6 and ip6[53] & 0x12 == 2)";
-        let filter = format!("tcp dst port {ECHO} and ({syn})");
-        command.args(["-i", device, "-l", "-n", "-v", "--immediate-mode", &filter]);
+        Self::of(lab.command(place, "tcpdump"), device, &format!("tcp dst port {ECHO} and ({syn})"))
+    }
+
+    /// Of what fits, by a command that is to be tcpdump.
+    pub(crate) fn of(mut command: Command, device: &str, filter: &str) -> anyhow::Result<Self> {
+        command.args(["-i", device, "-l", "-n", "-v", "--immediate-mode", filter]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("tcpdump")?;
         let (tell, lines) = channel();
         let stdout = child.stdout.take().context("tcpdump's output")?;
@@ -309,15 +323,20 @@ impl Capture {
     }
 
     /// How many SYNs, and how many of them with the probe.
-    fn end(mut self) -> anyhow::Result<(usize, usize)> {
+    fn end(self) -> anyhow::Result<(usize, usize)> {
+        let text = self.lines()?;
+        let syns = text.iter().filter(|line| line.contains("Flags [S]")).count();
+        let probed = text.iter().filter(|line| line.contains("Flags [S]") && line.contains("5750")).count();
+        Ok((syns, probed))
+    }
+
+    /// What it printed, packet by packet.
+    pub(crate) fn lines(mut self) -> anyhow::Result<Vec<String>> {
         // What was sent a moment ago is on its way to us.
         thread::sleep(Duration::from_millis(300));
         lab::sys::kill(i32::try_from(self.child.id())?, libc::SIGTERM)?;
         self.child.wait()?;
-        let text: Vec<String> = self.lines.iter().collect();
-        let syns = text.iter().filter(|line| line.contains("Flags [S]")).count();
-        let probed = text.iter().filter(|line| line.contains("Flags [S]") && line.contains("5750")).count();
-        Ok((syns, probed))
+        Ok(self.lines.iter().collect())
     }
 }
 

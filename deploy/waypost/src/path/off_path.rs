@@ -1,0 +1,193 @@
+//! A proxy off the path: connections come to it by its deflector or over the link, and it reaches their servers through
+//! the deflector, which makes them see the client.
+
+use super::{deflecting::READY_EVERY, tcp::Tcp};
+use crate::{config::deflection, exit::Failure};
+use discovery_core::{
+    deflector::control::Control,
+    flow::Flow,
+    id::NodeId,
+    probe::{Codec, KeyHint},
+};
+use discovery_linux::socket::{keep_syns, meant_server};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::broadcast,
+    time::{sleep, timeout},
+};
+use wan::{Links, Peer};
+use wan_core::{Notice, Reason as Why};
+
+/// See the module's documentation.
+pub(super) struct OffPath {
+    config: deflection::OffPath,
+    codec: Codec,
+    links: OnceLock<Links>,
+    /// What the deflector says, for whoever waits for it.
+    said: broadcast::Sender<Control>,
+    carried: AtomicUsize,
+}
+
+impl OffPath {
+    pub(super) fn new(config: &deflection::OffPath) -> Self {
+        let (said, _) = broadcast::channel(1024);
+        Self {
+            config: config.clone(),
+            codec: Codec::default(),
+            links: OnceLock::new(),
+            said,
+            carried: AtomicUsize::new(0),
+        }
+    }
+
+    /// Begins: says that it is there, and accepts.
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        links: Links,
+        key: KeyHint,
+        link: u16,
+    ) -> Result<(), Failure> {
+        let _once = self.links.set(links);
+        let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), self.config.port);
+        let cannot = |error| Failure::io(format!("[off_path] port: cannot listen on {address}"), error);
+        let listener = TcpListener::bind(address).await.map_err(cannot)?;
+        keep_syns(&listener).map_err(cannot)?;
+        tracing::info!(%address, deflector = %self.config.deflector, "off the path");
+        tokio::spawn(Arc::clone(self).announce(key, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), link)));
+        tokio::spawn(Arc::clone(self).accept(listener));
+        Ok(())
+    }
+
+    pub(super) fn hear(&self, from: &NodeId, control: Control) {
+        if *from == self.config.deflector {
+            let _nobody_waits = self.said.send(control);
+        }
+    }
+
+    /// A connection to the server that sees `client` as its other end. Without a server: the one that this client meant
+    /// when it was deflected.
+    pub(super) async fn reach(
+        &self,
+        client: SocketAddr,
+        server: Option<SocketAddr>,
+    ) -> Result<(SocketAddr, Tcp), Why> {
+        let (server, door) =
+            timeout(ASK_MAX, self.ask(client, server)).await.map_err(|_| Why::PeerTimedOut)??;
+        let dialled = timeout(DIAL_MAX, TcpStream::connect(door)).await;
+        let stream = match dialled {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Err(Why::ServerRefused);
+            }
+            Ok(Err(_)) => return Err(Why::ServerUnreachable),
+            Err(_) => return Err(Why::ServerTimedOut),
+        };
+        Ok((server, Tcp::new(stream).map_err(|_| Why::ConnectionReset)?))
+    }
+
+    async fn ask(
+        &self,
+        client: SocketAddr,
+        server: Option<SocketAddr>,
+    ) -> Result<(SocketAddr, SocketAddr), Why> {
+        let mut said = self.said.subscribe();
+        loop {
+            self.tell(&Control::Ask { client, server });
+            let answer = timeout(ASK_AGAIN, async {
+                loop {
+                    match said.recv().await {
+                        Ok(Control::Given { client: of, server: to, port })
+                            if of == client && (server.is_none() || to == server) =>
+                        {
+                            return (to, port);
+                        }
+                        Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => return (None, None),
+                    }
+                }
+            });
+            match answer.await {
+                Ok((Some(server), Some(port))) => {
+                    return Ok((server, SocketAddr::new(self.config.at.ip(), port)));
+                }
+                Ok((_, _)) => return Err(Why::NotGranted),
+                // Nobody repeats it but who asked.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn tell(&self, control: &Control) {
+        if let Some(links) = self.links.get() {
+            let notice = Notice::Other { kind: CONTROL, octets: control.encode().into() };
+            links.notify(Some(&self.config.deflector), &notice);
+        }
+    }
+
+    async fn announce(self: Arc<Self>, key: KeyHint, link: SocketAddr) {
+        loop {
+            let carried = self.carried.load(Ordering::Relaxed);
+            let load = u8::try_from(carried * 100 / CARRIED_MAX).unwrap_or(100).min(100);
+            self.tell(&Control::Ready { load, key, link });
+            sleep(READY_EVERY).await;
+            if let Some(links) = self.links.get()
+                && let Err(why) = links.connect(&Peer::Node(self.config.deflector.clone())).await
+            {
+                tracing::debug!(%why, "the deflector is not reached");
+            }
+        }
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                    tokio::spawn(Arc::clone(&self).carry(stream, from));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a client could not be accepted");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn carry(self: Arc<Self>, stream: TcpStream, client: SocketAddr) {
+        let said = meant_server(&stream, &self.codec);
+        let Ok(mut from) = Tcp::new(stream) else { return };
+        match self.reach(client, said).await {
+            Ok((server, mut to)) => {
+                tracing::debug!(%client, %server, by_option = said.is_some(), "deflected to this proxy");
+                self.carried.fetch_add(1, Ordering::Relaxed);
+                let ended = copy_bidirectional(&mut from, &mut to).await;
+                self.carried.fetch_sub(1, Ordering::Relaxed);
+                tracing::debug!(%client, %server, ?ended, "carried");
+            }
+            // The client is reset: it has been answered.
+            Err(why) => tracing::debug!(%client, ?said, %why, "no way to the server"),
+        }
+    }
+
+    /// The server's end of a peer's stream.
+    pub(super) async fn serve(&self, flow: Flow) -> Result<Tcp, Why> {
+        self.reach(flow.client, Some(flow.server)).await.map(|(_, io)| io)
+    }
+}
+
+/// The notice by which deflectors and proxies speak.
+pub(super) const CONTROL: u64 = 1;
+const ASK_MAX: Duration = Duration::from_secs(3);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+const DIAL_MAX: Duration = Duration::from_secs(10);
+/// What counts as full.
+const CARRIED_MAX: usize = 10_000;

@@ -1,0 +1,181 @@
+//! The deflector's packets: which connections of the path go to which proxy off it, and their packets turned.
+//!
+//! Shared by the packet loop, which turns, and whoever speaks with the proxies, who gives out ports. The kernel queues a
+//! connection's packets once it has seen a primer with its addresses: one sent here, which goes nowhere.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use discovery_core::candidates::{Candidate, Policy, choose};
+use discovery_core::deflector::Mode;
+use discovery_core::deflector::legs::Legs;
+use discovery_core::engine::Peer;
+use discovery_core::flow::Flow;
+use discovery_core::packet::forge::reset;
+use discovery_core::packet::{View, readdress, splice};
+use discovery_core::probe::{Codec, Response};
+
+use crate::marks::PRIMER;
+use crate::socket::RawSender;
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Deflect {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    mode: Mode,
+    policy: Policy,
+    codec: Codec,
+    proxy_port: u16,
+    primer: RawSender,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    legs: Legs,
+    candidates: Vec<Candidate>,
+    deflected: u64,
+    past: u64,
+}
+
+/// How many connections were given to proxies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeflectCounters {
+    /// Given to a proxy.
+    pub deflected: u64,
+    /// Sent on to their servers, for want of a proxy.
+    pub past: u64,
+    /// Rules that stand, towards clients and towards servers.
+    pub rules: (usize, usize),
+    /// Proxies that take connections.
+    pub ready: usize,
+}
+
+impl Deflect {
+    /// With no proxies yet.
+    ///
+    /// # Errors
+    /// Without CAP_NET_RAW and CAP_NET_ADMIN.
+    pub fn new(mode: Mode, policy: Policy, codec: Codec, proxy_port: u16, v6: bool) -> io::Result<Self> {
+        let state = State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0 };
+        let (primer, state) = (RawSender::open(PRIMER, v6)?, Mutex::new(state));
+        Ok(Self { inner: Arc::new(Inner { mode, policy, codec, proxy_port, primer, state }) })
+    }
+
+    /// From now on connections go to one of these.
+    pub fn candidates(&self, candidates: Vec<Candidate>) {
+        self.lock().candidates = candidates;
+    }
+
+    /// Through which port of this node's `proxy` reaches the server of this client; the server itself is known by rule 1 where the
+    /// proxy does not say it. None: it may not, or cannot now.
+    pub fn reach(
+        &self,
+        proxy: IpAddr,
+        client: SocketAddr,
+        server: Option<SocketAddr>,
+    ) -> (Option<SocketAddr>, Option<u16>) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let Some(server) = server.or_else(|| state.legs.meant(now, client, proxy)) else {
+            return (None, None);
+        };
+        let flow = Flow { client, server };
+        // What was turned to a proxy is what it may reach.
+        let known =
+            self.inner.mode == Mode::Discovering || state.legs.meant(now, client, proxy) == Some(server);
+        let door = if known { state.legs.reach(now, flow, proxy) } else { None };
+        drop(state);
+        if door.is_some() {
+            self.prime(flow);
+        }
+        (Some(server), door)
+    }
+
+    /// What has been done.
+    #[must_use]
+    pub fn counters(&self) -> DeflectCounters {
+        let state = self.lock();
+        DeflectCounters {
+            deflected: state.deflected,
+            past: state.past,
+            rules: state.legs.len(),
+            ready: state.candidates.iter().filter(|candidate| candidate.available).count(),
+        }
+    }
+
+    /// Whether clients' nodes are told of proxies.
+    pub(crate) fn discovers(&self) -> bool {
+        self.inner.mode == Mode::Discovering
+    }
+
+    /// Whom a client's node that asks on the path is told instead of this node.
+    pub(crate) fn answer(&self, flow: Flow) -> Option<Response> {
+        let mut state = self.lock();
+        let Some(Peer { link, key }) = choose(&state.candidates, self.inner.policy, &flow) else {
+            state.past += 1;
+            return None;
+        };
+        state.deflected += 1;
+        Some(Response { link, key, connected: false })
+    }
+
+    /// A client's SYN: turned to a proxy, with the server's address in it where that fits. False: it goes on.
+    pub(crate) fn syn(&self, view: &View<'_>, octets_max: usize, out: &mut Vec<u8>) -> bool {
+        if self.inner.mode != Mode::Static {
+            return false;
+        }
+        let (now, flow) = (Instant::now(), view.from_client());
+        let mut state = self.lock();
+        let mut candidates = state.candidates.clone();
+        let proxy = loop {
+            let Some(peer) = choose(&candidates, self.inner.policy, &flow) else {
+                state.past += 1;
+                return false;
+            };
+            if state.legs.deflect(now, flow, peer.link.ip()) {
+                break peer.link.ip();
+            }
+            candidates.retain(|candidate| candidate.peer != peer);
+        };
+        state.deflected += 1;
+        drop(state);
+        self.prime(flow);
+        let mut plain = Vec::new();
+        if !readdress(view, flow.client, SocketAddr::new(proxy, self.inner.proxy_port), &mut plain) {
+            return false;
+        }
+        let option = self.inner.codec.encode_destination(flow.server);
+        let spliced =
+            View::parse(&plain).is_ok_and(|view| splice(&view, option.octets(), octets_max, out).is_ok());
+        if !spliced {
+            out.clear();
+            out.extend_from_slice(&plain);
+        }
+        true
+    }
+
+    /// A packet of a connection that has been deflected. False: no rule is about it any more.
+    pub(crate) fn turn(&self, view: &View<'_>, closing: bool, out: &mut Vec<u8>) -> bool {
+        let turned = self.lock().legs.turn(Instant::now(), view.src(), view.dst(), closing);
+        turned.is_some_and(|turned| readdress(view, turned.src, turned.dst, out))
+    }
+
+    /// From now on the kernel queues what the two ends say. The kernel refuses to send the primer, which is as it should.
+    fn prime(&self, flow: Flow) {
+        if let Ok(packet) = reset(flow.client, flow.server, 0) {
+            let refused = self.inner.primer.send(&packet);
+            debug_assert!(refused.is_err(), "a primer left");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

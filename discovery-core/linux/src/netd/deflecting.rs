@@ -1,0 +1,92 @@
+//! The loop of a deflector: packets of connections that were given to a proxy are turned, and new ones are given to one.
+
+use discovery_core::engine::{Hook, Kind};
+use discovery_core::packet::forge::syn_ack;
+use discovery_core::packet::{Acknowledged, View};
+use discovery_core::probe::Probe;
+use discovery_core::rule::Action;
+
+use super::{Agent, Netd};
+use crate::deflect::Deflect;
+use crate::marks::TURNED;
+use crate::queue::{PacketQueue, QueuedPacket, Verdict};
+
+/// What the loop needs of it.
+#[derive(Debug)]
+pub(super) struct Deflecting {
+    deflect: Deflect,
+    out: Vec<u8>,
+}
+
+/// What was done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// It goes on, turned, under this mark.
+    Turned(u32),
+    /// It goes on as it is.
+    Passed,
+    /// It was for this node.
+    Taken,
+}
+
+impl Deflecting {
+    pub(super) fn verdict(&self, done: Done) -> Verdict<'_> {
+        match done {
+            Done::Turned(mark) => Verdict::ReplaceAndMark(&self.out, mark),
+            Done::Passed => Verdict::Accept,
+            Done::Taken => Verdict::Drop,
+        }
+    }
+}
+
+impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
+    /// From now on this node is a deflector: connections that the rules would intercept go to its proxies, and none is
+    /// terminated here.
+    pub fn deflect(&mut self, deflect: Deflect) {
+        self.deflecting = Some(Deflecting { deflect, out: Vec::with_capacity(2048) });
+    }
+
+    /// None: it is not the deflector's.
+    pub(super) fn deflected(&mut self, packet: &QueuedPacket<'_>) -> Option<Done> {
+        let Deflecting { deflect, out } = self.deflecting.as_mut()?;
+        let mark = packet.mark & !TURNED;
+        if packet.mark & TURNED != 0 && packet.whole {
+            let view = View::parse(packet.payload).ok()?;
+            let tcp = view.tcp()?;
+            if deflect.turn(&view, tcp.flags() & (FIN | RST) != 0, out) {
+                return Some(Done::Turned(mark));
+            }
+        }
+        let looked = self.looker.look(packet)?;
+        let seen = looked.seen;
+        if seen.kind != Kind::Syn || !matches!(seen.hook, Hook::Forwarded(_)) {
+            return None;
+        }
+        // What a rule drops or passes is dropped and passed here too.
+        match self.rules.decide(&looked.facts, packet.payload).action {
+            Action::Intercept | Action::DropIfNoPeer | Action::InterceptSingle => {}
+            Action::Pass | Action::Drop | Action::Deny => return None,
+        }
+        let flow = looked.facts.flow;
+        if let (Some(Probe::Query(_)), true) = (seen.probe, deflect.discovers()) {
+            // A further query for this node is nothing that a proxy could answer.
+            let Some(response) = deflect.answer(flow) else { return Some(Done::Passed) };
+            let option = self.settings.codec.encode(&Probe::Response(response));
+            let sent = syn_ack(&flow, seen.seq, Acknowledged::Isn, !seen.seq, option.octets())
+                .map_err(std::io::Error::other)
+                .and_then(|answer| self.senders.forge(&answer));
+            tracing::debug!(%flow, proxy = %response.link, sent = sent.is_ok(), "a proxy is named");
+            return Some(if sent.is_ok() { Done::Taken } else { Done::Passed });
+        }
+        let view = View::parse(packet.payload).ok()?;
+        if deflect.syn(&view, self.settings.octets_max, out) {
+            tracing::debug!(%flow, "deflected");
+            return Some(Done::Turned(mark));
+        }
+        // Past it, to the server.
+        Some(Done::Passed)
+    }
+}
+
+const FIN: u8 = 1;
+const RST: u8 = 4;

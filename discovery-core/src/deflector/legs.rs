@@ -1,0 +1,325 @@
+//! The rewrite rules of a deflector, by which a proxy off the path gets the two halves of a connection. The proxy is any
+//! host: it accepts what comes to its port, and reaches a server through a port of the deflector's that was given to it
+//! for this one connection.
+//!
+//! ```text
+//! rule 1 (static)  client ► server           becomes  client ► proxy's port       and back
+//! rule 2           server ► client           becomes  deflector's port ► proxy    and back
+//! ```
+
+use crate::{flow::Flow, lru::Lru};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
+
+/// The rules that stand.
+#[derive(Clone, Debug)]
+pub struct Legs {
+    proxy_port: u16,
+    ports: RangeInclusive<u16>,
+    next: u16,
+    /// Rule 1: by the client's end and the proxy, whose port it comes to.
+    clients: Lru<(SocketAddr, IpAddr), Half>,
+    there: BTreeMap<Flow, IpAddr>,
+    /// Rule 2, by the deflector's port.
+    servers: Lru<u16, Leg>,
+    back: BTreeMap<Flow, u16>,
+    idle_max: Duration,
+    closing_max: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Half {
+    server: SocketAddr,
+    life: Life,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leg {
+    flow: Flow,
+    proxy: IpAddr,
+    /// The proxy's end and this one, once the proxy's first packet has come.
+    at: Option<(SocketAddr, SocketAddr)>,
+    life: Life,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    until: Instant,
+    closing: bool,
+}
+
+/// Where a packet is to come from and go to instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turned {
+    /// Source.
+    pub src: SocketAddr,
+    /// Destination.
+    pub dst: SocketAddr,
+}
+
+impl Legs {
+    /// No rules yet. `proxy_port` is where proxies accept.
+    #[must_use]
+    pub fn new(proxy_port: u16) -> Self {
+        let ports = PORTS;
+        let legs = usize::from(ports.end() - ports.start()) + 1;
+        Self {
+            proxy_port,
+            next: *ports.start(),
+            ports,
+            clients: Lru::new(legs),
+            there: BTreeMap::new(),
+            servers: Lru::new(legs),
+            back: BTreeMap::new(),
+            idle_max: Duration::from_secs(2 * 3_600 + 600),
+            closing_max: Duration::from_secs(60),
+        }
+    }
+
+    /// Rule 1 for a connection. False when this client's port leads to this proxy already, for another server: the
+    /// proxy could not tell the two apart.
+    pub fn deflect(&mut self, now: Instant, flow: Flow, proxy: IpAddr) -> bool {
+        let key = (flow.client, proxy);
+        if self.clients.peek(&key).is_some_and(|half| half.life.until > now && half.server != flow.server) {
+            return false;
+        }
+        let half = Half { server: flow.server, life: self.life(now) };
+        if let Some(((client, _), half)) = self.clients.insert(key, half) {
+            self.there.remove(&Flow { client, server: half.server });
+        }
+        self.there.insert(flow, proxy);
+        true
+    }
+
+    /// Which server a client that comes to `proxy` meant.
+    #[must_use]
+    pub fn meant(&self, now: Instant, client: SocketAddr, proxy: IpAddr) -> Option<SocketAddr> {
+        let half = self.clients.peek(&(client, proxy))?;
+        (half.life.until > now).then_some(half.server)
+    }
+
+    /// Rule 2: the port of this node's through which `proxy` reaches the server of `flow` in its client's name. None
+    /// without a free port, or when another proxy has the connection.
+    pub fn reach(&mut self, now: Instant, flow: Flow, proxy: IpAddr) -> Option<u16> {
+        if let Some(port) = self.back.get(&flow).copied()
+            && let Some(leg) =
+                self.servers.peek(&port).filter(|leg| leg.life.until > now && !leg.life.closing)
+        {
+            // Asked again before anything was sent: the same.
+            return (leg.proxy == proxy && leg.at.is_none()).then_some(port);
+        }
+        let port = self.free(now)?;
+        let leg = Leg { flow, proxy, at: None, life: self.life(now) };
+        if let Some((port, leg)) = self.servers.insert(port, leg) {
+            self.forget(port, &leg);
+        }
+        self.back.insert(flow, port);
+        Some(port)
+    }
+
+    /// What becomes of a packet; none when no rule is about it. `closing`: a FIN or a reset.
+    pub fn turn(&mut self, now: Instant, src: SocketAddr, dst: SocketAddr, closing: bool) -> Option<Turned> {
+        self.from_proxy_to_server(now, src, dst, closing)
+            .or_else(|| self.from_proxy_to_client(now, src, dst, closing))
+            .or_else(|| self.from_server(now, src, dst, closing))
+            .or_else(|| self.from_client(now, src, dst, closing))
+    }
+
+    /// Rules that stand, of either kind.
+    #[must_use]
+    pub fn len(&self) -> (usize, usize) {
+        (self.clients.len(), self.servers.len())
+    }
+
+    fn from_proxy_to_server(
+        &mut self,
+        now: Instant,
+        src: SocketAddr,
+        dst: SocketAddr,
+        closing: bool,
+    ) -> Option<Turned> {
+        let (idle, soon) = (self.idle_max, self.closing_max);
+        let leg =
+            self.servers.touch(&dst.port()).filter(|leg| leg.life.until > now && leg.proxy == src.ip())?;
+        // The first one to come has it.
+        if *leg.at.get_or_insert((src, dst)) != (src, dst) {
+            return None;
+        }
+        leg.life.seen(now, closing, idle, soon);
+        Some(Turned { src: leg.flow.client, dst: leg.flow.server })
+    }
+
+    fn from_proxy_to_client(
+        &mut self,
+        now: Instant,
+        src: SocketAddr,
+        dst: SocketAddr,
+        closing: bool,
+    ) -> Option<Turned> {
+        if src.port() != self.proxy_port {
+            return None;
+        }
+        let (idle, soon) = (self.idle_max, self.closing_max);
+        let half = self.clients.touch(&(dst, src.ip())).filter(|half| half.life.until > now)?;
+        half.life.seen(now, closing, idle, soon);
+        Some(Turned { src: half.server, dst })
+    }
+
+    fn from_server(
+        &mut self,
+        now: Instant,
+        src: SocketAddr,
+        dst: SocketAddr,
+        closing: bool,
+    ) -> Option<Turned> {
+        let port = *self.back.get(&Flow { client: dst, server: src })?;
+        let (idle, soon) = (self.idle_max, self.closing_max);
+        let leg = self.servers.touch(&port).filter(|leg| leg.life.until > now)?;
+        let (at, door) = leg.at?;
+        leg.life.seen(now, closing, idle, soon);
+        Some(Turned { src: door, dst: at })
+    }
+
+    fn from_client(
+        &mut self,
+        now: Instant,
+        src: SocketAddr,
+        dst: SocketAddr,
+        closing: bool,
+    ) -> Option<Turned> {
+        let proxy = *self.there.get(&Flow { client: src, server: dst })?;
+        let (idle, soon) = (self.idle_max, self.closing_max);
+        let half =
+            self.clients.touch(&(src, proxy)).filter(|half| half.life.until > now && half.server == dst)?;
+        half.life.seen(now, closing, idle, soon);
+        Some(Turned { src, dst: SocketAddr::new(proxy, self.proxy_port) })
+    }
+
+    /// A port that nobody has, or whose connection is over.
+    fn free(&mut self, now: Instant) -> Option<u16> {
+        for _ in self.ports.clone() {
+            let port = self.next;
+            self.next = if port == *self.ports.end() { *self.ports.start() } else { port + 1 };
+            match self.servers.peek(&port).copied() {
+                None => return Some(port),
+                Some(leg) if leg.life.until <= now => {
+                    self.forget(port, &leg);
+                    return Some(port);
+                }
+                Some(_) => {}
+            }
+        }
+        None
+    }
+
+    fn forget(&mut self, port: u16, leg: &Leg) {
+        if self.back.get(&leg.flow) == Some(&port) {
+            self.back.remove(&leg.flow);
+        }
+    }
+
+    fn life(&self, now: Instant) -> Life {
+        Life { until: now + self.idle_max, closing: false }
+    }
+}
+
+impl Life {
+    fn seen(&mut self, now: Instant, closing: bool, idle: Duration, soon: Duration) {
+        // What follows a FIN does not make the connection live for hours again.
+        self.closing |= closing;
+        self.until = now + if self.closing { soon } else { idle };
+    }
+}
+
+/// Below those that systems give out by themselves.
+pub const PORTS: RangeInclusive<u16> = 16_384..=32_767;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary beginning; nothing depends on it")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn flow() -> Flow {
+        Flow { client: at("10.1.0.2:40000"), server: at("10.2.0.2:143") }
+    }
+
+    fn proxy(n: u8) -> IpAddr {
+        [10, 3, 0, n].into()
+    }
+
+    fn legs() -> Legs {
+        Legs::new(7784)
+    }
+
+    #[test]
+    fn a_static_connection_has_two_rules_and_their_ways_back() {
+        let (mut legs, now) = (legs(), start());
+        let Flow { client, server } = flow();
+        assert_eq!(legs.turn(now, client, server, false), None);
+        assert!(legs.deflect(now, flow(), proxy(1)));
+        let accepts = SocketAddr::new(proxy(1), 7784);
+        assert_eq!(legs.turn(now, client, server, false), Some(Turned { src: client, dst: accepts }));
+        assert_eq!(legs.turn(now, accepts, client, false), Some(Turned { src: server, dst: client }));
+        assert_eq!(legs.meant(now, client, proxy(1)), Some(server));
+        assert_eq!(legs.turn(now, server, client, false), None, "nobody has reached the server yet");
+        let port = legs.reach(now, flow(), proxy(1)).unwrap();
+        let door = SocketAddr::new([10, 9, 0, 1].into(), port);
+        assert_eq!(legs.reach(now, flow(), proxy(1)), Some(port), "asked again");
+        assert_eq!(legs.reach(now, flow(), proxy(2)), None, "somebody else's");
+        let dials = at("10.3.0.1:50000");
+        assert_eq!(legs.turn(now, at("10.3.0.2:50000"), door, false), None, "somebody else");
+        assert_eq!(legs.turn(now, dials, door, false), Some(Turned { src: client, dst: server }));
+        assert_eq!(legs.turn(now, at("10.3.0.1:50001"), door, false), None, "a second connection");
+        assert_eq!(legs.turn(now, server, client, false), Some(Turned { src: door, dst: dials }));
+        assert_eq!(legs.len(), (1, 1));
+    }
+
+    #[test]
+    fn one_client_port_is_not_two_connections_of_one_proxy() {
+        let (mut legs, now) = (legs(), start());
+        let other = Flow { server: at("10.2.0.3:143"), ..flow() };
+        assert!(legs.deflect(now, flow(), proxy(1)) && legs.deflect(now, flow(), proxy(1)));
+        assert!(!legs.deflect(now, other, proxy(1)));
+        assert!(legs.deflect(now, other, proxy(2)));
+        assert_eq!(
+            legs.turn(now, SocketAddr::new(proxy(2), 7784), other.client, false).unwrap().src,
+            other.server
+        );
+    }
+
+    #[test]
+    fn rules_end_soon_after_a_fin_and_ports_come_round() {
+        let (mut legs, now) = (legs(), start());
+        let port = legs.reach(now, flow(), proxy(1)).unwrap();
+        let door = SocketAddr::new([10, 9, 0, 1].into(), port);
+        let dials = at("10.3.0.1:50000");
+        assert!(legs.turn(now, dials, door, true).is_some());
+        let later = now + Duration::from_secs(59);
+        assert!(
+            legs.turn(later, flow().server, flow().client, false).is_some(),
+            "the other one's last words"
+        );
+        let again = legs.reach(later, flow(), proxy(1)).unwrap();
+        assert_ne!(again, port, "the client's port is used again");
+        assert!(legs.turn(later + Duration::from_secs(120), dials, door, false).is_none());
+        let later = later + Duration::from_secs(120);
+        let mut given = 0;
+        for n in 0..20_000_u16 {
+            let client = SocketAddr::new([10, 1, 1, 1].into(), n);
+            given += usize::from(legs.reach(later, Flow { client, ..flow() }, proxy(1)).is_some());
+        }
+        assert_eq!(given, PORTS.len() - 1, "all but the one that lives");
+    }
+}
