@@ -27,6 +27,8 @@ pub struct Campaign {
     pub bound: Duration,
     /// The round trip of the line, in milliseconds.
     pub rtt_ms: f64,
+    /// Over how long those that begin afterwards are spread.
+    pub spread: Duration,
 }
 
 impl Campaign {
@@ -34,7 +36,7 @@ impl Campaign {
     #[must_use]
     pub fn whole(after: usize, caught: usize) -> Self {
         let rtt = Duration::from_secs_f64(RTT_MS / 1e3);
-        Self { after, caught, bound: REPEATED + rtt, rtt_ms: RTT_MS }
+        Self { after, caught, bound: REPEATED + rtt, rtt_ms: RTT_MS, spread: Duration::from_millis(1300) }
     }
 }
 
@@ -172,7 +174,7 @@ pub fn run(executable: &Path, prefix: &str, campaign: &Campaign, say: impl Fn(&s
         Lab::build(LabSpec { prefix: Some(prefix.to_owned()), ..LabSpec::new(campaign.rtt_ms, 100.0) })?;
     let _server = serve(&lab)?;
     let pair = Pair::identify(executable, &lab, &[Place::Centre, Place::Branch])?;
-    let mut ground = Ground { lab, pair, port: FIRST_PORT };
+    let mut ground = Ground { lab, pair, port: FIRST_PORT, spread: campaign.spread };
     let mut seen = Seen::default();
     // Of the ten thousand one in ten meets a loop that hangs.
     let (hung, killed) = (campaign.after.div_ceil(10), campaign.after - campaign.after.div_ceil(10));
@@ -181,13 +183,15 @@ pub fn run(executable: &Path, prefix: &str, campaign: &Campaign, say: impl Fn(&s
         || seen.caught_plus_one.all() < campaign.caught
         || seen.after_kill.all() < killed
     {
-        let wanting = seen.caught_plus_one.all() < campaign.caught && round % 3 == 1;
-        let (victim, ack) = if round % 3 == 2 {
-            (Place::Centre, "isn")
-        } else {
-            (Place::Branch, if wanting { "isn+1" } else { "isn" })
+        // Every second one is the centre's; of the branch's, every second one answers the other way.
+        let plus_one = seen.caught_plus_one.all() < campaign.caught && round % 4 == 2;
+        let (victim, ack) = match (round.is_multiple_of(2), plus_one) {
+            (false, _) => (Place::Centre, "isn"),
+            (true, true) => (Place::Branch, "isn+1"),
+            (true, false) => (Place::Branch, "isn"),
         };
-        let each = (killed / 3).clamp(10, PER_ROUND);
+        // A few begin while the node dies, and count for neither.
+        let each = (killed.div_ceil(2) + 6).min(PER_ROUND);
         let (before, after) = ground.kill(victim, ack, each).with_context(|| format!("round {round}"))?;
         let caught = match (victim, ack) {
             (Place::Centre, _) => &mut seen.caught_centre,
@@ -207,29 +211,14 @@ pub fn run(executable: &Path, prefix: &str, campaign: &Campaign, say: impl Fn(&s
             seen.while_hung.note(&shot);
         }
     }
+    ground.control()?;
     Ok(seen)
-}
-
-/// That a connection which nobody lets through would have been noticed: a queue without a reader that holds what it gets.
-///
-/// # Errors
-/// When it is not.
-pub fn control(prefix: &str, rtt_ms: f64) -> anyhow::Result<()> {
-    let lab = Lab::build(LabSpec { prefix: Some(prefix.to_owned()), ..LabSpec::new(rtt_ms, 100.0) })?;
-    let _server = serve(&lab)?;
-    let mut rule = lab.command(Place::Branch, "iptables-nft");
-    rule.args(["-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--syn", "-j", "NFQUEUE", "--queue-num", "999"]);
-    ensure!(rule.status()?.success(), "the rule is refused");
-    let plan = vec![(Duration::ZERO, FIRST_PORT)];
-    let shots =
-        shoot(&lab, plan, Duration::from_secs(2))?.join().map_err(|_| anyhow::anyhow!("a panic"))??;
-    ensure!(shots.iter().all(|shot| shot.outcome == Outcome::Hung), "a held SYN was not noticed: {shots:?}");
-    Ok(())
 }
 
 struct Ground {
     pair: Pair,
     port: u16,
+    spread: Duration,
     lab: Lab,
 }
 
@@ -271,11 +260,10 @@ impl Ground {
             plan.push((lead + window * nth / BEFORE, self.next_port()));
         }
         let dies = lead + window;
-        let spread = Duration::from_millis(1300);
         for nth in 0..u32::try_from(after)? {
             // One of them goes where the link was, the next asks anew.
             let port = if nth.is_multiple_of(2) { FIRST_PORT } else { self.next_port() };
-            plan.push((dies + spread * nth / u32::try_from(after)?.max(1), port));
+            plan.push((dies + self.spread * nth / u32::try_from(after)?.max(1), port));
         }
         let pids = self.pair.processes(victim);
         let start = Instant::now();
@@ -309,16 +297,34 @@ impl Ground {
             None => bail!("the branch's node does not run"),
         };
         stopped.signal(libc::SIGSTOP)?;
-        let spread = Duration::from_millis(1500);
         let mut plan = Vec::new();
         for nth in 0..u32::try_from(n)? {
             let port = if nth.is_multiple_of(2) { FIRST_PORT } else { self.next_port() };
-            plan.push((spread * nth / u32::try_from(n)?.max(1), port));
+            plan.push((self.spread * nth / u32::try_from(n)?.max(1), port));
         }
         let shots = shoot(&self.lab, plan, STALL)?.join();
         stopped.signal(libc::SIGCONT)?;
         drop(stopped);
         shots.map_err(|_| anyhow::anyhow!("the clients panicked"))?
+    }
+}
+
+impl Ground {
+    /// That a connection which nobody lets through would have been noticed: with a queue that has no reader and holds what
+    /// it gets.
+    fn control(&mut self) -> anyhow::Result<()> {
+        self.pair.kill(Place::Branch)?;
+        let mut rule = self.lab.command(Place::Branch, "iptables-nft");
+        rule.args(["-t", "raw", "-I", "PREROUTING", "-p", "tcp", "--syn"]);
+        ensure!(
+            rule.args(["-j", "NFQUEUE", "--queue-num", "999"]).status()?.success(),
+            "the rule is refused"
+        );
+        let shots = shoot(&self.lab, vec![(Duration::ZERO, FIRST_PORT)], Duration::from_millis(1200))?;
+        let shots = shots.join().map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+        let held = shots.iter().all(|shot| shot.outcome == Outcome::Hung);
+        ensure!(held && !shots.is_empty(), "a held SYN was not noticed: {shots:?}");
+        Ok(())
     }
 }
 

@@ -78,7 +78,6 @@ fn main() -> ExitCode {
 
 fn kills(after: usize, caught: usize, prefix: &str, waypost: &Path) -> anyhow::Result<bool> {
     let campaign = e2e::kills::Campaign::whole(after, caught);
-    e2e::kills::control(prefix, campaign.rtt_ms)?;
     let seen = e2e::kills::run(waypost, prefix, &campaign, |line| eprintln!("{line}"))?;
     println!("{seen}");
     let broken = seen.broken(&campaign);
