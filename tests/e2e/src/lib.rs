@@ -14,7 +14,9 @@ mod registry;
 mod runner;
 mod scenarios;
 mod site;
+mod starts;
 mod waypost;
 
 pub use connects::connects;
 pub use runner::{Options, list, run};
+pub use starts::{Start, print_starts, starts};
