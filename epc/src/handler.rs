@@ -371,7 +371,9 @@ impl Handler {
             session.announce_client(accepted.client.0);
         }
         session.handle_greeting(now(), &origin.greeting);
-        Conversation::new(self, session, client, (origin.io, origins), upgrade, &server, card).run(drain).await
+        Conversation::new(self, session, client, (origin.io, origins), upgrade, &server, card)
+            .run(drain)
+            .await
     }
 
     fn request(&self, server: &ServerTerms, client: ClientAddr) -> OriginRequest {

@@ -1,7 +1,10 @@
 //! What mail programs must trust, in sentences: `branch` and `check` say the same.
 
 use crate::{
-    config::{Config, Seal, value::Encryption},
+    config::{
+        Config, Seal,
+        value::{Encryption, Source},
+    },
     exit::{Exit, Failure},
 };
 use epc::tls::authority::Authority;
@@ -37,6 +40,15 @@ pub(crate) fn sentences(config: &Config) -> Result<String, Failure> {
                 dir.join("root.key").display(),
             );
         }
+    }
+    for server in config.servers.iter().filter(|server| config.terminates(server)) {
+        let sees = match server.source {
+            Source::Spoof => "it sees each client's own address, so no connection is kept ready for them",
+            Source::Own => {
+                "it sees a node's address, so connections are kept ready, and one client's wrong passwords can\nslow the others down"
+            }
+        };
+        let _ = writeln!(out, "Intercepted clients of {} are served here; {sees}.", server.name);
     }
     if config.listeners.iter().any(|listener| listener.tls == Encryption::Plain) {
         let _ =

@@ -4,6 +4,7 @@ use crate::{AsyncIo, BoxFuture, intake::ClientAddr};
 use bytes::Bytes;
 use discovery_core::{
     id::{NodeId, ServerId},
+    mutants,
     value::Class,
 };
 use std::{fmt, net::SocketAddr, time::Duration};
@@ -88,7 +89,9 @@ impl Opened {
             let (start, rest) = line.split_at_checked(word.len()).unwrap_or_default();
             start.eq_ignore_ascii_case(word) && rest.first().is_none_or(|octet| *octet == b' ')
         });
-        let clean = !line.iter().any(|octet| matches!(octet, 0 | b'\r' | b'\n'));
+        // A second line would be heard as the server's answer.
+        let clean =
+            !line.iter().any(|octet| matches!(octet, 0 | b'\r' | b'\n')) || mutants::on("opened-two-lines");
         (welcome && clean).then(|| Self { spki_sha256, greeting: octets.slice(34..), parked })
     }
 }

@@ -173,6 +173,8 @@ pub(crate) struct Receiving {
     /// How many octets there will be.
     pub(crate) end: Option<u64>,
     window: u64,
+    /// Whoever reads wants no more than so many on their way.
+    bound: u64,
     granted: Option<Instant>,
     chunks: VecDeque<Bytes>,
     tail: BytesMut,
@@ -187,6 +189,7 @@ impl Receiving {
             told: 0,
             end: None,
             window,
+            bound: u64::MAX,
             granted: None,
             chunks: VecDeque::new(),
             tail: BytesMut::new(),
@@ -266,6 +269,12 @@ impl Receiving {
         Some(octets)
     }
 
+    /// From now on at most so many octets are asked for at a time. What the peer may send already still comes.
+    pub(crate) fn bound(&mut self, octets: u64) {
+        self.bound = octets.max(1);
+        self.window = self.window.min(self.bound);
+    }
+
     /// The limit to tell when it is worth a frame: half a window was read. A reader that keeps up with what a round trip
     /// brings is given more.
     pub(crate) fn grant(&mut self, now: Instant, pace: GrantPace) -> Option<u64> {
@@ -274,7 +283,8 @@ impl Receiving {
         }
         let quick = self.granted.is_none_or(|last| now.saturating_duration_since(last) < pace.quick);
         if quick && pace.room {
-            self.window = self.window.saturating_mul(GROWTH).min(pace.window_max).max(self.window);
+            self.window =
+                self.window.saturating_mul(GROWTH).min(pace.window_max).max(self.window).min(self.bound);
         }
         self.granted = Some(now);
         self.limit = self.consumed + self.window;
@@ -309,6 +319,22 @@ mod tests {
     proptest! {
         /// Whatever is written, sent, acknowledged and sent again in whatever pieces: the other end has the octets.
         #[test]
+    fn a_bounded_reader_asks_for_no_more_and_takes_nothing_back() {
+        let (mut receiving, now) = (Receiving::new(256, 256), Instant::now());
+        let pace = GrantPace { quick: std::time::Duration::MAX, room: true, window_max: 4096 };
+        receiving.push(Bytes::from(vec![0; 100]));
+        assert_eq!(receiving.read(1000).map(|octets| octets.len()), Some(100));
+        receiving.bound(16);
+        assert_eq!(receiving.grant(now, pace), None, "the peer has more than that already");
+        receiving.push(Bytes::from(vec![0; 150]));
+        assert_eq!(receiving.read(1000).map(|octets| octets.len()), Some(150));
+        assert_eq!(receiving.grant(now, pace), Some(266));
+        receiving.push(Bytes::from(vec![0; 16]));
+        assert_eq!(receiving.read(1000).map(|octets| octets.len()), Some(16));
+        assert_eq!(receiving.grant(now, pace), Some(282), "and it does not grow");
+    }
+
+    #[test]
         fn repeated_octets_are_the_same_octets(steps in vec((0..4_u8, 0..40_000_usize), 1..60)) {
             let (mut sending, mut seen, mut written) = (Sending::new(u64::MAX), Vec::new(), Vec::new());
             for (what, n) in steps {

@@ -342,6 +342,15 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Bounds what the peer may have on its way to the reader of a stream.
+    ///
+    /// # Errors
+    /// The stream is gone.
+    pub fn bound(&mut self, id: StreamId, octets: u64) -> Result<(), Gone> {
+        self.lanes.stream_mut(id).ok_or(Gone)?.recv.bound(octets);
+        Ok(())
+    }
+
     /// Everything that was written is with the peer, and so is the end if it was said.
     #[must_use]
     pub fn is_flushed(&self, id: StreamId) -> bool {

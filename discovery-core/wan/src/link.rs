@@ -398,6 +398,13 @@ impl Link {
         })
     }
 
+    pub(crate) fn bound(self: &Arc<Self>, id: StreamId, octets: u64) -> Result<(), Reason> {
+        self.with(|state, _| match state.endpoint.bound(id, octets) {
+            Ok(()) => Ok(()),
+            Err(Gone) => state.gone(id).map(|_| ()),
+        })
+    }
+
     pub(crate) fn reset(self: &Arc<Self>, id: StreamId, reason: Reason) {
         self.with(|state, _| {
             state.endpoint.reset(id, reason);

@@ -115,6 +115,10 @@ impl AsyncWrite for LinkStream {
 }
 
 impl AsyncIo for LinkStream {
+    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
+        self.link.bound(self.id, u64::from(octets)).map_err(error)
+    }
+
     fn reset_on_close(&mut self) {
         self.reset(Reason::ConnectionReset);
     }

@@ -92,7 +92,11 @@ mod tests {
     struct Writes(Vec<Vec<u8>>);
 
     impl AsyncWrite for Writes {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            octets: &[u8],
+        ) -> Poll<io::Result<usize>> {
             self.0.push(octets.to_vec());
             Poll::Ready(Ok(octets.len()))
         }

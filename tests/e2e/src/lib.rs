@@ -16,6 +16,8 @@ mod registry;
 mod runner;
 mod scenarios;
 mod site;
+mod starts;
 mod waypost;
 
 pub use runner::{Options, list, run};
+pub use starts::{Start, print_starts, starts};

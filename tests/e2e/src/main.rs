@@ -53,6 +53,21 @@ enum What {
         #[arg(long)]
         waypost: PathBuf,
     },
+    /// Time a known mail program's start through a pair: to the connection, and from there to the flags of INBOX
+    Starts {
+        /// How many, 1 to 200
+        #[arg(long, default_value_t = 10)]
+        n: usize,
+        /// The line's round trip, in milliseconds
+        #[arg(long, default_value_t = 100.0)]
+        rtt: f64,
+        /// Starts the namespaces' names
+        #[arg(long, default_value = "wps")]
+        prefix: String,
+        /// The executable to look at
+        #[arg(long)]
+        waypost: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,6 +80,9 @@ fn main() -> ExitCode {
             e2e::run(&e2e::Options { quick, json, only, jobs, waypost })
         }
         What::Kills { after, caught, prefix, waypost } => kills(after, caught, &prefix, &waypost),
+        What::Starts { n, rtt, prefix, waypost } => {
+            e2e::print_starts(&waypost, &prefix, rtt, n).map(|()| true)
+        }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

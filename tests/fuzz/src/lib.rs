@@ -22,6 +22,7 @@ pub mod framer;
 pub mod guard;
 pub mod link;
 mod mutator;
+pub mod opened;
 pub mod packet_view;
 pub mod probe;
 pub mod response;
@@ -55,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     ("link_endpoint", link::run_pair),
     ("link_frame", link::run_frame),
     ("link_peer", link::run_peer),
+    ("opened", opened::run),
     ("packet_view", packet_view::run),
     ("probe", probe::run),
     ("response", response::run),

@@ -649,17 +649,23 @@ protocol = "imao""#,
     (
         r#"name = "mail.example.org""#,
         r#"name = "mail"
-source = "spoof""#,
+on_path = "octet""#,
         &[
-            r#"w.toml:13:10: error: [[server]]: source: "spoof" is not in this build; allowed: own-address; for example: source = "own-address""#,
+            r#"w.toml:13:11: error: [[server]]: on_path: "octet" is not known; did you mean "octets"? allowed: terminate, octets: whether its intercepted clients are served here or only carried; for example: on_path = "octets""#,
         ],
+    ),
+    (
+        r#"name = "mail.example.org""#,
+        r#"name = "mail"
+on_path = "octets""#,
+        &[r#"w.toml:13:11: warning: [[server]]: on_path: has no effect, because there is no [interception]"#],
     ),
     (
         r#"name = "mail.example.org""#,
         r#"name = "mail"
 source = "own-adress""#,
         &[
-            r#"w.toml:13:10: error: [[server]]: source: "own-adress" is not known; did you mean "own-address"? allowed: own-address; for example: source = "own-address""#,
+            r#"w.toml:13:10: error: [[server]]: source: "own-adress" is not known; did you mean "own-address"? allowed: spoof, own-address: whose address it sees of intercepted clients; for example: source = "own-address""#,
         ],
     ),
     (

@@ -20,6 +20,7 @@ use std::{
 use tokio::{
     net::lookup_host,
     sync::watch,
+    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 
@@ -117,17 +118,33 @@ impl Mail {
             let servers = state.servers.iter().map(|server| &server.config);
             servers.filter(|server| server.addresses.is_empty()).flat_map(names).map(str::to_owned).collect()
         };
+        let mut asked = JoinSet::new();
         for name in wanted {
-            match timeout(LOOK_UP_MAX, lookup_host((name.as_str(), 0))).await {
-                Ok(Ok(addresses)) => {
-                    let until = Instant::now() + BELIEVED;
-                    let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-                    let found = state.found.entry(name.clone()).or_default();
-                    found.retain(|_, until| *until > Instant::now());
-                    found.extend(addresses.map(|address| (address.ip(), until)).take(ADDRESSES_MAX));
+            asked.spawn(async move {
+                let answer = timeout(LOOK_UP_MAX, lookup_host((name.as_str(), 0))).await;
+                let addresses = answer.map(|found| found.map(|found| found.map(|at| at.ip()).collect()));
+                (name, addresses.unwrap_or_else(|late| Err(late.into())))
+            });
+        }
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((name, Ok(addresses))) => self.believe(name, addresses),
+                Ok((name, Err(error))) => {
+                    tracing::debug!(%name, %error, "a mail server's name leads nowhere");
                 }
-                Ok(Err(error)) => tracing::debug!(%name, %error, "a mail server's name leads nowhere"),
-                Err(_) => tracing::debug!(%name, "a mail server's name is not looked up in time"),
+                Err(error) => tracing::debug!(%error, "a name was not looked up"),
+            }
+        }
+    }
+
+    fn believe(&self, name: String, addresses: Vec<IpAddr>) {
+        let now = Instant::now();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let found = state.found.entry(name).or_default();
+        found.retain(|_, until| *until > now);
+        for address in addresses {
+            if found.len() < ADDRESSES_MAX || found.contains_key(&address) {
+                found.insert(address, now + BELIEVED);
             }
         }
     }

@@ -10,6 +10,7 @@ mod serving;
 use super::tcp::{self, Tcp};
 use crate::node::mail::Mail;
 use attempts::{Attempt, Attempts, Half};
+use bytes::Bytes;
 use discovery_core::{
     engine::{self, ConnectFailure, Event, Reason},
     flow::Flow,
@@ -20,7 +21,6 @@ use discovery_linux::{
     netd::{Claimed, Handle, Ready},
     socket::{Connecting, Target},
 };
-use bytes::Bytes;
 use outcome::{failed, refusal};
 use seams::AsyncIo;
 use serving::{Served, Serving};

@@ -10,9 +10,7 @@ use crate::{
     node::{mail::Mail, origins::Origins as Configured},
 };
 use discovery_core::{id::ServerId, value::Class};
-use epc::{
-    origin::{DirectOrigins, LineRecords, OriginServer, OriginTls},
-};
+use epc::origin::{DirectOrigins, LineRecords, OriginServer, OriginTls};
 use seams::{
     AsyncIo,
     intake::ClientAddr,

@@ -26,7 +26,8 @@ struct Start {
 }
 
 /// What a mail program says first.
-const KNOWN: [&str; 3] = ["ID (\"name\" \"Thunderbird\")", "SELECT INBOX", "UID FETCH 1:* (FLAGS)"];
+pub(crate) const KNOWN: [&str; 3] =
+    ["ID (\"name\" \"Thunderbird\")", "SELECT INBOX", "UID FETCH 1:* (FLAGS)"];
 
 fn start(site: &Site, server: Server, user: &str, commands: &[&str]) -> anyhow::Result<Start> {
     site.send_clients(Way::Waypost)?;
@@ -52,7 +53,7 @@ fn start(site: &Site, server: Server, user: &str, commands: &[&str]) -> anyhow::
 }
 
 /// As Thunderbird does it: the command, and the message when it is asked for.
-fn authenticate(wire: &mut Wire, user: &str, password: &str) -> anyhow::Result<String> {
+pub(crate) fn authenticate(wire: &mut Wire, user: &str, password: &str) -> anyhow::Result<String> {
     let tag = wire.begin("AUTHENTICATE PLAIN")?;
     let prompt = wire.line()?;
     ensure!(prompt.starts_with(b"+"), "no prompt: {:?}", String::from_utf8_lossy(&prompt));

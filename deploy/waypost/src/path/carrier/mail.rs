@@ -8,7 +8,10 @@
 
 use super::{Attempt, Carrier, Far, asks, connect, copy, leash::Leashed, splice};
 use crate::{
-    config::{Trust, value::{Encryption, Source}},
+    config::{
+        Trust,
+        value::{Encryption, Source},
+    },
     node::mail::{Intercepted, MailServer},
     path::tcp::Tcp,
 };
@@ -19,11 +22,7 @@ use discovery_core::{
     id::ServerId,
     value::Class,
 };
-use epc::{
-    handler::Way,
-    intake::Asked,
-    origin::Prefixed,
-};
+use epc::{handler::Way, intake::Asked, origin::Prefixed};
 use seams::{
     AsyncIo, BoxFuture,
     intake::ClientAddr,
@@ -129,7 +128,7 @@ impl Carrier {
                     }
                 }
                 Road::Alone if server.config.source == Source::Own => {
-                    if let Some(origin) = self.from_here(flow, server).await {
+                    if let Some(origin) = self.open_as_node(flow, server).await {
                         return Ok(Reached::Server(origin));
                     }
                 }
@@ -191,7 +190,7 @@ impl Carrier {
     }
 
     /// From this node's own address.
-    async fn from_here(&self, flow: Flow, server: &MailServer) -> Option<OriginStream> {
+    async fn open_as_node(&self, flow: Flow, server: &MailServer) -> Option<OriginStream> {
         let request = OriginRequest {
             server: server.config.name.clone(),
             addr: None,
@@ -212,9 +211,7 @@ impl Carrier {
     /// A connection to the server, with the client's address.
     async fn octets(&self, flow: Flow, road: Road) -> Result<Octets, Why> {
         match road {
-            Road::Peer(peer) => {
-                self.stream(peer, asks(flow)).await.map(|(stream, _)| Octets::Stream(stream))
-            }
+            Road::Peer(peer) => self.stream(peer, asks(flow)).await.map(|(stream, _)| Octets::Stream(stream)),
             Road::Alone => {
                 let mut tries = 0;
                 loop {
