@@ -60,14 +60,14 @@ impl Opener {
         let io: Box<dyn seams::AsyncIo> = match ready {
             Ready::Here(connection) => {
                 let server = Tcp::from_fd(connection).map_err(|_| Why::ConnectionReset)?;
-                // Without a grant it was the client's own SYN that was seen here. A grant must not prolong itself.
-                if !granted {
-                    self.shown().note(&peer, flow, Instant::now());
-                }
                 Box::new(serving.around(server))
             }
             Ready::Onward(next) => Box::new(serving.around(self.carrier.onward(flow, next).await?)),
         };
+        // Without a grant it was the client's own SYN that was seen here. A grant must not prolong itself.
+        if !granted {
+            self.shown().note(&peer, flow, Instant::now());
+        }
         Ok(OpenedStream { io, info: Bytes::new() })
     }
 }
