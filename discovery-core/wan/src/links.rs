@@ -559,8 +559,8 @@ impl Inner {
                         refused = refused
                             .filter(|_| reason == Reason::PeerRefused)
                             .or_else(|| (reason == Reason::PeerRefused).then(Instant::now));
-                        // Nobody listens where the peer did, for as long as one that starts may take: its process is
-                        // gone, and what it held too.
+                        // Nobody listens where the peer did: its process is gone, and what it held, too. The next one
+                        // knows nothing of it, so that there is nothing to wait for.
                         let gone = refused.is_some_and(|since| since.elapsed() > REFUSED_MAX);
                         if gone && LaneSet::ALL.without(link.attached()) == LaneSet::ALL {
                             link.close(Reason::PeerRefused);
@@ -693,8 +693,8 @@ const DIAL_MAX: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that stood for so long is dialled again at once.
 const STOOD_MIN: Duration = Duration::from_secs(2);
-/// Refusals for so long may be those of a node that starts, or of a way that is being changed.
-const REFUSED_MAX: Duration = Duration::from_secs(5);
+/// One refusal may be of a way that is being changed.
+const REFUSED_MAX: Duration = Duration::from_millis(500);
 /// How often a link at rest is looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// A peer that only dials and has been away for so long is forgotten; its streams are long since.

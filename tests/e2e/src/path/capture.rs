@@ -91,10 +91,19 @@ impl Capture {
 
     /// All that was seen so far and not yet taken.
     pub(crate) fn take(&self) -> Vec<Packet> {
-        // What was sent a moment ago is on its way to us.
-        thread::sleep(Duration::from_millis(120));
+        settle();
+        self.now()
+    }
+
+    /// The same, for whoever has waited.
+    pub(crate) fn now(&self) -> Vec<Packet> {
         std::mem::take(&mut *self.packets.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// What was sent a moment ago is on its way to us.
+pub(crate) fn settle() {
+    thread::sleep(Duration::from_millis(120));
 }
 
 impl Drop for Capture {

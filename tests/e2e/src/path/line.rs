@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, ensure};
 use lab::Ground;
 
-use super::capture::{Capture, Packet};
+use super::capture::{Capture, Packet, settle};
 use super::ends::{Client, ECHO, both, serve};
 
 /// A client and servers on a ground, watched: at the client, at the server, and behind the first node.
@@ -45,8 +45,9 @@ impl<'g> Line<'g> {
 
     /// Forgets what was seen so far.
     pub(crate) fn forget(&self) {
+        settle();
         for capture in [&self.at_client, &self.at_server, &self.on_wan] {
-            drop(capture.take());
+            drop(capture.now());
         }
     }
 
@@ -62,7 +63,7 @@ impl<'g> Line<'g> {
     /// The ends saw one handshake for each connection, between each other's addresses and with nothing of ours in what
     /// the client gets. How many SYNs of them were on the first line behind the first node, and how many with the query.
     pub(crate) fn seen_at_the_ends(&self) -> anyhow::Result<(usize, usize)> {
-        let (client, server) = (self.at_client.take(), self.at_server.take());
+        let (client, server) = (self.at_client.take(), self.at_server.now());
         for address in self.servers {
             let of = |packets: &[Packet], wanted: fn(&Packet) -> bool| -> Vec<Packet> {
                 let ours = |p: &&Packet| (p.to == address || p.from == address) && wanted(p);
@@ -78,12 +79,20 @@ impl<'g> Line<'g> {
             ensure!(at_server.len() == 1 && accepted.len() == 1, "{address}: at the server: {server:?}");
             ensure!(at_server.iter().all(|packet| packet.from == syn.from), "{address}: {server:?}");
         }
-        Ok(self.seen_behind_the_first())
+        Ok(Self::counted(&self.on_wan.now()))
+    }
+
+    /// What the server's device saw since it was last asked.
+    pub(crate) fn at_the_server(&self) -> Vec<Packet> {
+        self.at_server.take()
     }
 
     /// How many SYNs were on the line behind the first node, and how many with the query.
     pub(crate) fn seen_behind_the_first(&self) -> (usize, usize) {
-        let wan = self.on_wan.take();
+        Self::counted(&self.on_wan.take())
+    }
+
+    fn counted(wan: &[Packet]) -> (usize, usize) {
         let syns = wan.iter().filter(|packet| packet.is_syn());
         (syns.clone().count(), syns.filter(|packet| packet.probe).count())
     }

@@ -91,7 +91,6 @@ pub(crate) fn pair(case: &Case) -> anyhow::Result<()> {
     frames_pass(&ground)?;
     nodes.end("a")?;
     nodes.start(&[("a", bridge("\"left\", \"right\", \"third\""))])?;
-    nodes.wait_link("b", "a")?;
     for server in servers {
         for client in ["c", "d"] {
             Client::whole(&ground, client, server)?;
@@ -168,7 +167,8 @@ fn frames_pass(ground: &Ground) -> anyhow::Result<()> {
     let missing = frames.iter().filter(|(_, frame)| !seen.iter().any(|hex| hex.starts_with(frame)));
     let missing: Vec<_> = missing.map(|(name, _)| *name).collect();
     arrived.with_context(|| format!("missing or altered: {missing:?}; seen: {seen:?}"))?;
-    ensure!(seen.len() == frames.len(), "{} frames arrived of {}: {seen:?}", seen.len(), frames.len());
+    let arrived = seen.iter().filter(|hex| !hex.is_empty()).count();
+    ensure!(arrived == frames.len(), "{arrived} frames arrived of {}: {seen:?}", frames.len());
     Ok(())
 }
 
@@ -195,7 +195,7 @@ pub(crate) fn host(case: &Case) -> anyhow::Result<()> {
         ensure!(asked >= 2, "{places:?}: not asked");
         let [near, far] = places;
         ensure!(nodes.count(near, "carried")? == 2, "{places:?}: not carried");
-        ensure!(nodes.count(far, "claimed")? == 2, "{places:?}: not claimed");
+        ensure!(nodes.count(far, "claimed")? >= 2, "{places:?}: not claimed");
         ensure!(
             nodes.sent_to(near, far)?.is_some_and(|sent| sent >= 200_000),
             "{places:?}: not over the link"
@@ -210,7 +210,7 @@ pub(crate) fn host(case: &Case) -> anyhow::Result<()> {
         ensure!(connected < Duration::from_secs(3), "{places:?}: a new connection took {connected:?}");
         let told = live.told_dead()?;
         ensure!(told < Duration::from_secs(2), "{places:?}: a dead connection was told after {told:?}");
-        nodes.end(far)?;
+        nodes.node(far)?.kill()?;
         // What the killed one left behind is taken away by its next start.
         if near == "c" {
             nodes.start(&[(near, on_client().passing())])?;

@@ -105,7 +105,7 @@ pub(crate) fn three(case: &Case) -> anyhow::Result<()> {
     next.ends()?;
     let told = live.told_dead()?;
     case.note("told-ms", u64::try_from(told.as_millis())?);
-    ensure!(told < Duration::from_secs(15), "a dead connection was told after {told:?}");
+    ensure!(told < Duration::from_secs(4), "a dead connection was told after {told:?}");
     // And soon the others find each other past it.
     until("m and o carry without n", || {
         Client::whole(&ground, "c", server)?;

