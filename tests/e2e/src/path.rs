@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod ends;
+pub(crate) mod line;
 pub(crate) mod nodes;
 
 use std::time::{Duration, Instant};
@@ -12,10 +13,7 @@ use anyhow::bail;
 pub(crate) const STALL: Duration = Duration::from_secs(20);
 
 /// Waits until it is so.
-pub(crate) fn until(
-    what: &str,
-    mut so: impl FnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<Duration> {
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<Duration> {
     let start = Instant::now();
     while !so()? {
         if start.elapsed() > STALL {

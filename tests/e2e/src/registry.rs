@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures, front,
-    garbage, identical, kept, kills, logins, pair, pair_mail, start,
+    ahead, bridge, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures,
+    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start,
 };
 
 /// One row.
@@ -51,10 +51,33 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         pair::refused_and_alone,
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
-    row("pair-restarted", "a node that starts again knows its peers", existing::restarted),
     row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
-    quick(row("chain-two", "one and two in the middle: each link carries, the ends see the truth", chain::two)),
+    quick(row(
+        "chain-two",
+        "one and two in the middle: each link carries, the ends see the truth",
+        chain::two,
+    )),
     row("chain-three", "three in the middle, and one of them dies", chain::three),
+    quick(row("bridge-pair", "two bridges, two and three ports; every other frame passes", bridge::pair)),
+    row("host-ends", "the node on the client's machine, the server's, on both", bridge::host),
+    row("path-alone", "one node alone, and rules without a process, are in nobody's way", sites::alone),
+    row("path-moves", "a peer that comes, moves and goes is followed", sites::moves),
+    row("path-four-sites", "four sites crosswise at once, one of them without a node", sites::four),
+    row("path-burst", "a thousand connections at once: none fails, nothing is left", sites::burst),
+    row("path-stripped", "a firewall that takes the query out costs nothing", odd::stripped),
+    row("path-dropped", "a firewall that drops the query costs one repeated SYN, once", odd::dropped),
+    row("path-invalid-drop", "connection tracking that drops what is invalid, everywhere", odd::invalid_drop),
+    row(
+        "path-servers",
+        "a closed port, a silent server, a late one: the client is told the truth",
+        odd::servers,
+    ),
+    row("path-options", "ends with few or unusual options are carried", odd::options),
+    row("path-hole", "a line with a hole in its sizes", odd::hole),
+    row("path-asymmetric", "what comes back another way is left alone and hangs nobody", odd::asymmetric),
+    row("path-strangers", "a revoked peer and one of another authority carry nothing", odd::strangers),
+    row("path-spoofed", "forged answers delay one connection and carry none", odd::spoofed),
+    row("pair-restarted", "a node that starts again knows its peers", existing::restarted),
     row("deflector-static", "a deflector turns connections to proxies off the path", deflector::by_turning),
     row(
         "deflector-discovering",

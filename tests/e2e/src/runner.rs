@@ -1,6 +1,7 @@
 //! Runs scenarios, each once, each in a lab of its own, a few side by side: most of their time is waiting.
 #![allow(clippy::print_stdout, reason = "the runner's report is its output")]
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -86,7 +87,16 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     println!("ignored when two sessions are compared: {}", crate::arm::IGNORED.join("; "));
     println!("{seconds:.0} s; the executable's logs: {}", logs.display());
     println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if options.only.is_empty() && !options.quick {
+        let ran: BTreeSet<&str> = results.iter().map(|result| result.scenario.name).collect();
+        ensure!(ran == meant(), "what ran is not what tests/e2e/scenarios.txt lists");
+    }
     Ok(failed == 0)
+}
+
+/// The names of all scenarios, as they are committed: one that is lost on the way is missed.
+fn meant() -> BTreeSet<&'static str> {
+    include_str!("../scenarios.txt").lines().collect()
 }
 
 fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
@@ -197,8 +207,9 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_select() {
-        let names: std::collections::BTreeSet<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        let names: BTreeSet<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), SCENARIOS.len());
+        assert_eq!(names, meant(), "a new scenario, or one that goes, changes tests/e2e/scenarios.txt");
         let none = Options { only: vec!["no-such".to_owned()], ..Options::default() };
         assert!(select(&none).is_err());
         assert_eq!(select(&Options::default()).unwrap().len(), SCENARIOS.len());

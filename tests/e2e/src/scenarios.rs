@@ -1,6 +1,7 @@
 //! The scenarios, by what they are about.
 
 pub(crate) mod ahead;
+pub(crate) mod bridge;
 pub(crate) mod chain;
 pub(crate) mod changes;
 pub(crate) mod commands;
@@ -16,6 +17,8 @@ pub(crate) mod identical;
 pub(crate) mod kept;
 pub(crate) mod kills;
 pub(crate) mod logins;
+pub(crate) mod odd;
 pub(crate) mod pair;
 pub(crate) mod pair_mail;
+pub(crate) mod sites;
 pub(crate) mod start;

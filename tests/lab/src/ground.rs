@@ -2,9 +2,11 @@
 //! servers. Goes away with the value, and with `lab gc` when its process died first.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
@@ -143,8 +145,7 @@ impl Ground {
                 let chosen = lines.lines().filter(|line| line.contains("type veth") == cables);
                 let text: String = chosen.flat_map(|line| [line, "\n"]).collect();
                 if !text.is_empty() {
-                    ip_batch(Some(&self.namespace(place)), &text)
-                        .with_context(|| format!("in {place}"))?;
+                    ip_batch(Some(&self.namespace(place)), &text).with_context(|| format!("in {place}"))?;
                 }
             }
         }
@@ -200,6 +201,29 @@ impl Ground {
         self.inside(place, move || std::fs::write(file, value))?.with_context(|| told)
     }
 
+    /// Lets all on the way to these addresses find their neighbours, so that no test pays for it.
+    ///
+    /// # Errors
+    /// When one of them is not reached.
+    pub fn warm_up(&self, place: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        for address in addresses.iter().copied() {
+            let reached = self.inside(place, move || {
+                let start = Instant::now();
+                loop {
+                    // Nothing listens: the refusal is the answer. A new SYN every time, for the kernel repeats one late.
+                    let tried = TcpStream::connect_timeout(&(address, 9).into(), Duration::from_millis(100));
+                    match tried.map_err(|error| error.kind()) {
+                        Err(ErrorKind::ConnectionRefused) | Ok(_) => return true,
+                        Err(_) if start.elapsed() > Duration::from_secs(10) => return false,
+                        Err(_) => std::thread::sleep(Duration::from_millis(10)),
+                    }
+                }
+            })?;
+            ensure!(reached, "{address} is not reached from {place}");
+        }
+        Ok(())
+    }
+
     /// Runs a closure on a thread of its own inside a place: sockets that it opens belong there for good.
     ///
     /// # Errors
@@ -233,8 +257,7 @@ fn ip_batch(namespace: Option<&str>, lines: &str) -> anyhow::Result<()> {
 }
 
 fn with_input(command: &mut Command, text: &str) -> anyhow::Result<()> {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     if let Some(mut input) = child.stdin.take() {
         input.write_all(text.as_bytes())?;
     }

@@ -78,20 +78,21 @@ impl Opener {
             tracing::debug!(%flow, %peer, why = why.word(), "a peer's stream is refused");
             refused(why)
         })?;
-        match ready {
+        let reached: (Box<dyn AsyncIo>, Bytes) = match ready {
             Ready::Here(connection) => {
                 let server = Tcp::from_fd(connection).map_err(|_| Why::ConnectionReset)?;
-                // Without a grant it was the client's own SYN that was seen here. A grant must not prolong itself.
-                if !granted {
-                    self.shown().note(peer, flow, Instant::now());
-                }
-                Ok((Box::new(serving.around(server)), Bytes::new()))
+                (Box::new(serving.around(server)), Bytes::new())
             }
             Ready::Onward(next) => {
                 let (stream, info) = self.carrier.onward(open.clone(), next).await?;
-                Ok((Box::new(serving.around(stream)), info))
+                (Box::new(serving.around(stream)), info)
             }
+        };
+        // Without a grant it was the client's own SYN that was seen here. A grant must not prolong itself.
+        if !granted {
+            self.shown().note(peer, flow, Instant::now());
         }
+        Ok(reached)
     }
 
     async fn carry(&self, peer: NodeId, open: OpenFrame) -> Result<OpenedStream, Why> {

@@ -24,6 +24,7 @@ use std::{
     fmt::Display,
     io,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
 };
 use tokio::process::Command;
@@ -76,7 +77,9 @@ pub(super) fn plan(
 pub(super) fn saved(config: &Config, queue: u16) -> PathBuf {
     let run = std::path::Path::new("/run");
     let dir = if run.is_dir() { run } else { &config.node.state_dir };
-    dir.join(format!("waypost-q{queue}.saved"))
+    // Nodes in several network namespaces of one machine may share /run, and each has settings of its own.
+    let namespace = std::fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino());
+    dir.join(format!("waypost-q{queue}-{namespace}.saved"))
 }
 
 pub(super) fn codec(interception: &Interception) -> Codec {

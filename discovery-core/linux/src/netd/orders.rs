@@ -59,6 +59,7 @@ impl Outcome {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the parts of the loop, each used by some order")]
 pub(super) fn obey(
     output: Output,
     connects: &mut Connects,

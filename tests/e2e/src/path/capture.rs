@@ -11,14 +11,13 @@ use std::time::Duration;
 use anyhow::Context;
 use lab::Ground;
 
-use super::{STALL, until};
+use super::STALL;
 
 /// Kept by tcpdump.
 #[derive(Debug)]
 pub(crate) struct Capture {
     child: Child,
     packets: Arc<Mutex<Vec<Packet>>>,
-    what: String,
 }
 
 /// One that was seen.
@@ -80,7 +79,7 @@ impl Capture {
                     }
                 }
             });
-            begun.push((Self { child, packets, what: format!("{device} of {place}") }, listens));
+            begun.push((Self { child, packets }, listens));
         }
         let mut captures = Vec::new();
         for (capture, listens) in begun {
@@ -92,27 +91,19 @@ impl Capture {
 
     /// All that was seen so far and not yet taken.
     pub(crate) fn take(&self) -> Vec<Packet> {
-        // What was sent a moment ago is on its way to us.
-        thread::sleep(Duration::from_millis(120));
+        settle();
+        self.now()
+    }
+
+    /// The same, for whoever has waited.
+    pub(crate) fn now(&self) -> Vec<Packet> {
         std::mem::take(&mut *self.packets.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
-    /// Waits until one of these has been seen, and returns it.
-    pub(crate) fn sees(&self, what: &str, wanted: impl Fn(&Packet) -> bool) -> anyhow::Result<Packet> {
-        let mut found = None;
-        let seen = until(what, || {
-            let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
-            found = packets.iter().find(|packet| wanted(packet)).cloned();
-            Ok(found.is_some())
-        });
-        seen.with_context(|| format!("{}: {:?}", self.what, self.lines()))?;
-        found.context("just seen")
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
-        packets.iter().map(|packet| packet.line.clone()).collect()
-    }
+/// What was sent a moment ago is on its way to us.
+pub(crate) fn settle() {
+    thread::sleep(Duration::from_millis(120));
 }
 
 impl Drop for Capture {

@@ -131,12 +131,6 @@ impl<'g> Nodes<'g> {
         self.running.get_mut(place).with_context(|| format!("no node runs at {place}"))
     }
 
-    /// From here on a complaint with these words is expected of the node.
-    pub(crate) fn announce(&mut self, place: &str, words: &str) -> anyhow::Result<()> {
-        self.node(place)?.watch.announce(words);
-        Ok(())
-    }
-
     /// Ends it as an operator would.
     pub(crate) fn end(&mut self, place: &str) -> anyhow::Result<()> {
         let node = self.node(place)?;

@@ -396,6 +396,10 @@ pub(crate) fn refused_and_alone(case: &Case) -> anyhow::Result<()> {
     ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "a closed port: {kind:?}");
     ensure!(took < Duration::from_secs(1), "a closed port is refused after {took:?}");
     case.note("refused-ms", u64::try_from(took.as_millis())?);
+    // Not past the pair: the far node asked the server, and it was refused.
+    let (asked, told) =
+        (nodes.count(Place::Branch, "probing")?, nodes.count(Place::Centre, "server-refused")?);
+    ensure!((asked, told) == (1, 1), "asked {asked} times, and the far node was refused {told} times");
     nodes.node(Place::Centre)?.signal(libc::SIGTERM)?;
     nodes.node(Place::Centre)?.wait(STALL)?;
     nodes.node(Place::Branch)?.kill()?;
@@ -435,8 +439,8 @@ pub(crate) fn single(case: &Case) -> anyhow::Result<()> {
                 });
             (told.map_err(|error| error.kind()), start.elapsed())
         })?;
-        use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
-        ensure!(matches!(told, Err(ConnectionRefused | ConnectionReset)), "{ip}: a closed port: {told:?}");
+        // Past the node it would be a refusal.
+        ensure!(told == Err(std::io::ErrorKind::ConnectionReset), "{ip}: a closed port: {told:?}");
         ensure!(took < Duration::from_secs(2), "{ip}: a closed port is told after {took:?}");
         case.note(
             if ip.is_ipv4() { "v4-closed-ms" } else { "v6-closed-ms" },
@@ -504,9 +508,15 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
     let carried = |nodes: &Nodes<'_>| nodes.count(Place::Branch, "carried");
     ensure!(carried(&nodes)? == 1, "the first connection is not carried");
     nodes.run(&["bypass", "on", "--socket", text(&socket)?])?;
+    let state = nodes.status(Place::Branch)?;
+    ensure!(state.get("state").and_then(Value::as_str) == Some("bypassed"), "status says {state}");
+    let on_wan = Capture::begin(&lab, Place::Centre, &wan_device(&lab, Place::Centre)?)?;
     let mut direct = Client::connect(&lab, ip)?;
     direct.echoes(b"direct")?;
+    let seen = on_wan.end()?;
+    ensure!(seen == (1, 0), "while bypassed: {seen:?} SYNs on the WAN, and with the probe");
     ensure!(carried(&nodes)? == 1, "a connection was taken while bypassed");
+    direct.sees_the_truth(ip)?;
     live.echoes(b"still carried")?;
     nodes.run(&["bypass", "off", "--socket", text(&socket)?])?;
     let mut again = Client::connect(&lab, ip)?;
