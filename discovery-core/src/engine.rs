@@ -55,7 +55,7 @@ mod words;
 
 pub use crate::reason::Reason;
 pub use config::{AckVariant, Config, Embodiment};
-pub use existing::{Existing, Midstream};
+pub use existing::{Course, Existing, Midstream};
 pub use journal::Decided;
 pub use table::FlowRow;
 pub use words::{

@@ -12,9 +12,11 @@
 //! The only unsafe code is in `sys`.
 
 pub mod broker;
+pub mod conntrack;
 pub mod marks;
 pub mod netd;
 pub mod queue;
+pub mod repair;
 pub mod rules;
 pub mod socket;
 pub mod supervisor;

@@ -14,6 +14,12 @@ pub const OWN_CONNECT: u32 = 0x20;
 pub const OWN_CONNECT_HERE: u32 = OWN_CONNECT | DELIVER;
 /// A plain SYN of a connection that was opened early a moment ago; set and read by rules alone.
 pub const YOUNG: u32 = 0x40;
+/// A packet of a connection whose SYN was not seen here, on its way to the queue; set and read by rules alone.
+pub const EXISTING: u32 = 0x100;
+/// What the queue says of such a connection: it is known from now on, and its packets are of no interest.
+pub const SETTLED: u32 = 0x200;
+/// The same: from now on every packet of it comes to the queue, in both directions.
+pub const WATCHED: u32 = 0x400;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.
 pub const ALONE: u32 = 0x80;

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
+pub mod kept;
 pub mod link;
 mod mutator;
 pub mod packet_view;
@@ -31,6 +32,7 @@ pub mod session;
 pub mod slicer;
 pub mod splice;
 mod tokens;
+pub mod tracked;
 pub mod views;
 
 pub use mutator::{Mutator, Random};
@@ -50,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),
     ("guard", guard::run),
+    ("kept", kept::run),
     ("link_endpoint", link::run_pair),
     ("link_frame", link::run_frame),
     ("link_peer", link::run_peer),
@@ -62,6 +65,7 @@ pub const TARGETS: &[Target] = &[
     ("session", session::run),
     ("slicer", slicer::run),
     ("splice", splice::run),
+    ("tracked", tracked::run),
     ("views", views::run),
 ];
 

@@ -4,8 +4,9 @@
 
 use std::fmt::Write as _;
 
+use super::existing;
 use super::plan::{Extent, Instance, Interface, Mode, Plan};
-use crate::marks::{DELIVER, FORGED, INJECTED, OWN_CONNECT, YOUNG};
+use crate::marks::{DELIVER, EXISTING, FORGED, INJECTED, OWN_CONNECT, YOUNG};
 
 /// What only the machine knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
         young(plan).iter().for_each(|line| put(line));
     }
     divert(plan, extent).iter().for_each(|line| put(line));
+    if extent == Extent::Full {
+        existing::chains(plan, &from(plan)).iter().for_each(|line| put(line));
+    }
     if queueing {
         queue_in(plan).iter().for_each(|line| put(line));
     }
@@ -71,7 +75,7 @@ pub(super) fn remove(instance: &Instance) -> String {
     text
 }
 
-fn chain(name: &str, hook: &str, priority: i32, rules: &[String]) -> Vec<String> {
+pub(super) fn chain(name: &str, hook: &str, priority: i32, rules: &[String]) -> Vec<String> {
     let mut lines =
         vec![format!("  chain {name} {{"), format!("    type {hook} priority {priority}; policy accept;")];
     lines.extend(rules.iter().map(|rule| format!("    {rule}")));
@@ -110,16 +114,24 @@ const RST: &str = "tcp flags & (fin | syn | rst | ack) == rst";
 /// What comes back to a probe of our own: an answer, or the refusal of a port where nobody listens.
 const BACK: &str = "tcp flags & (syn | rst) != 0 fib daddr type local";
 
+/// Where traffic comes in.
+fn from(plan: &Plan) -> String {
+    let from = match &plan.spec.mode {
+        // Behind br_netfilter the input interface is the bridge; the port travels with the packet.
+        Mode::Bridge { bridge, .. } => names(std::slice::from_ref(bridge)),
+        Mode::Routed { interfaces } | Mode::Host { interfaces, .. } => names(interfaces),
+    };
+    format!("iifname {from}")
+}
+
 fn queue_in(plan: &Plan) -> Vec<String> {
     let queue = format!("queue flags bypass to {}", plan.spec.queue);
-    let (from, routed) = match &plan.spec.mode {
-        Mode::Routed { interfaces } => (names(interfaces), true),
-        // Behind br_netfilter the input interface is the bridge; the port travels with the packet.
-        Mode::Bridge { bridge, .. } => (names(std::slice::from_ref(bridge)), true),
-        Mode::Host { interfaces, .. } => (names(interfaces), false),
-    };
-    let from = format!("iifname {from}");
+    let routed = !matches!(plan.spec.mode, Mode::Host { .. });
+    let from = from(plan);
     let mut rules = Vec::new();
+    if !plan.existing.is_empty() {
+        rules.push(format!("meta mark & {EXISTING:#x} == {EXISTING:#x} {queue}"));
+    }
     if plan.spec.probing {
         rules.push(format!("{from} tcp sport {} {BACK} {queue}", plan.spec.probe_port));
     }

@@ -167,7 +167,7 @@ pub(crate) fn echo_server(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
+pub(crate) fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.write_all(format!("{from}\n").as_bytes())?;
     let mut back = stream.try_clone()?;
@@ -218,7 +218,7 @@ impl Client {
         Ok(())
     }
 
-    fn exchange(&mut self, octets: &[u8]) -> anyhow::Result<u64> {
+    pub(crate) fn exchange(&mut self, octets: &[u8]) -> anyhow::Result<u64> {
         let (mut up, own) = (self.stream.try_clone()?, octets.to_vec());
         let writing = thread::spawn(move || up.write_all(&own));
         let mut back = vec![0; octets.len()];
