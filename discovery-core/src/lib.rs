@@ -5,6 +5,7 @@
 //! engine (US 9,172,620, from 'The proxies in a proxy pair can become aware') grows beside them: [`flow`], [`probe`]
 //! and [`rule`] are its words.
 
+pub mod adopt;
 pub mod candidates;
 pub mod capture;
 pub mod datagram;

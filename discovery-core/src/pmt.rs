@@ -166,6 +166,8 @@ struct Entry {
     silent: u8,
     suspects: u8,
     used: bool,
+    /// A separate probe found the peer, and it has carried nothing yet.
+    beside: bool,
     probing_until: Option<Instant>,
 }
 
@@ -209,6 +211,21 @@ impl Pmt {
     /// A peer carried a connection to the server, or answered a separate probe.
     pub fn learn_peer(&mut self, now: Now, server: SocketAddr, peer: Peer) -> PmtRow {
         self.learn(now, server, Known::Peer(peer), self.config.ttl_min, self.config.ttl_max)
+    }
+
+    /// The same, by a separate probe: no SYN of a connection has shown the peer yet that it passes there.
+    pub fn learn_peer_beside(&mut self, now: Now, server: SocketAddr, peer: Peer) -> PmtRow {
+        let shown =
+            self.servers.peek(&server).is_some_and(|e| e.known == Some(Known::Peer(peer)) && !e.beside);
+        let row = self.learn_peer(now, server, peer);
+        self.entry(now.mono, server).beside = !shown;
+        row
+    }
+
+    /// Whether the peer is known by a separate probe alone, so that it may ask for a SYN before it takes a connection.
+    #[must_use]
+    pub fn is_beside(&self, server: SocketAddr) -> bool {
+        self.servers.peek(&server).is_some_and(|entry| entry.beside)
     }
 
     /// The server itself answered a query.
@@ -324,7 +341,7 @@ impl Pmt {
             None => ttl_min,
         };
         (entry.known, entry.used, entry.probing_until) = (Some(known), false, None);
-        (entry.silent, entry.suspects) = (0, 0);
+        (entry.silent, entry.suspects, entry.beside) = (0, 0, false);
         entry.until = now.mono + entry.ttl;
         let (until, ttl, flaps) = (entry.until, entry.ttl, entry.flaps);
         self.watch(server, known, until);
@@ -352,6 +369,7 @@ impl Pmt {
                 silent: 0,
                 suspects: 0,
                 used: false,
+                beside: false,
                 probing_until: None,
             };
             self.servers.insert(server, fresh);

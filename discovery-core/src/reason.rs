@@ -173,6 +173,22 @@ reasons! {
     ExistingReset = "existing-reset",
     /// A connection from before this node is reset later: not too many at once.
     ExistingLater = "existing-later",
+    /// Every packet of a connection from before this node is looked at, in order to adopt it.
+    ExistingObserved = "existing-observed",
+    /// A connection from before this node is terminated here, in its middle.
+    ExistingAdopted = "existing-adopted",
+    /// Not adopted: with a peer it cannot be, in this build.
+    AdoptUnpaired = "adopt-unpaired",
+    /// Not adopted: nobody knows by how much its windows are scaled.
+    AdoptUnscaled = "adopt-unscaled",
+    /// Not adopted: one of its ends is ending it.
+    AdoptEnding = "adopt-ending",
+    /// Not adopted: there was no moment at which everything under way was known.
+    AdoptUnsteady = "adopt-unsteady",
+    /// Not adopted: too much is under way.
+    AdoptFull = "adopt-full",
+    /// Not adopted: the system does not make its sockets.
+    AdoptFailed = "adopt-failed",
     // Datagrams.
     /// The first packet of a UDP flow.
     DatagramBegins = "datagram-begins",

@@ -77,6 +77,39 @@ impl Action {
     }
 }
 
+/// What a rule says about connections that stood before this node did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Existing {
+    /// Never touched.
+    #[default]
+    Leave,
+    /// Reset at both ends, so that the client connects anew.
+    Reset,
+    /// Terminated in their middle, unnoticed.
+    Adopt,
+}
+
+impl Existing {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Leave, Self::Reset, Self::Adopt];
+
+    /// The word of the configuration.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Leave => "leave",
+            Self::Reset => "reset",
+            Self::Adopt => "adopt",
+        }
+    }
+
+    /// The one of this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|existing| existing.word() == word)
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())
@@ -106,6 +139,23 @@ mod tests {
         assert_eq!(ruled.to_string(), "drop-if-no-peer (rule 3)");
         assert_eq!(Ruled { action: Action::Pass, rule: None }.to_string(), "pass (no rule matches)");
         assert_eq!(format!("{:>7}", Action::Deny), "   deny");
+    }
+
+    #[test]
+    fn what_is_said_about_connections_from_before_is_the_deciding_rules() {
+        for existing in Existing::ALL {
+            assert_eq!(Existing::from_word(existing.word()), Some(existing));
+        }
+        let rules = RuleSet::new(vec![
+            Rule::new(Action::Pass).server_ports(22),
+            Rule::new(Action::Intercept).existing(Existing::Reset),
+        ])
+        .unwrap();
+        let rows = [(Some(1), Existing::Leave), (Some(2), Existing::Reset), (Some(3), Existing::Leave)];
+        for (rule, existing) in rows.into_iter().chain([(None, Existing::Leave), (Some(0), Existing::Leave)])
+        {
+            assert_eq!(rules.existing(Ruled { action: Action::Intercept, rule }), existing, "{rule:?}");
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ use discovery_linux::{
     deflect::DeflectCounters,
     marks::ALONE,
     netd::{Handle, Netd, NetdSettings},
-    queue::{NfQueue, QueueSettings},
+    queue::NfQueue,
     rules::{Instance, Rules, RulesError, forwarding_off},
     socket::{Family, TransparentListener},
 };
@@ -165,7 +165,9 @@ impl Path {
         settings.v6 = v6.is_some();
         settings.here = plan::here(interception).await?;
         settings.codec = plan::codec(interception);
-        let queue = NfQueue::open(QueueSettings::handshakes(interception.queue))
+        let queued = plan::queue(interception);
+        settings.batch = (queued.batch_packets, queued.copy_octets);
+        let queue = NfQueue::open(queued)
             .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))?;
         let engine = Engine::new(plan::engine(interception, link));
         let agent = PathAgent::new(Arc::clone(&self.carrier), tokio::runtime::Handle::current());

@@ -12,10 +12,12 @@
 //! The only unsafe code is in `sys`.
 
 pub mod broker;
+pub mod conntrack;
 pub mod deflect;
 pub mod marks;
 pub mod netd;
 pub mod queue;
+pub mod repair;
 pub mod rules;
 pub mod socket;
 pub mod supervisor;

@@ -20,6 +20,12 @@ pub const BEGINS: u32 = 0x100;
 pub const TURNED: u32 = 0x200;
 /// A packet by which the kernel is told such a connection's addresses. It never leaves.
 pub const PRIMER: u32 = 0x400;
+/// A packet of a connection whose SYN was not seen here, on its way to the queue; set and read by rules alone.
+pub const EXISTING: u32 = 0x800;
+/// What the queue says of such a connection: it is known from now on, and its packets are of no interest.
+pub const SETTLED: u32 = 0x1000;
+/// The same: from now on every packet of it comes to the queue, in both directions.
+pub const WATCHED: u32 = 0x2000;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.
 pub const ALONE: u32 = 0x80;

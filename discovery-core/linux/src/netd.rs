@@ -10,8 +10,10 @@
 //! ```
 //! One thread. Nothing in it waits but for all of these at once; an [`Agent`] must not wait either.
 
+mod adoptions;
 mod connects;
 mod deflecting;
+mod existing;
 mod handle;
 mod look;
 mod orders;
@@ -22,7 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use discovery_core::engine::{self, Claim, Engine, Event, Peer, Reason};
+use discovery_core::engine::{self, Claim, Engine, Event, Existing, Peer, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::now::{Now, UnixMillis};
 use discovery_core::pmt::PmtRow;
@@ -31,9 +33,11 @@ use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
 use crate::broker::Early;
+use crate::marks::EXISTING;
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
 pub use handle::Handle;
 
+use adoptions::Adoptions;
 use connects::Connects;
 use deflecting::Deflecting;
 use handle::{Command, Commands};
@@ -82,6 +86,12 @@ pub trait Agent {
     fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32);
     /// The proxy mapping table has changed.
     fn learnt(&mut self, row: PmtRow);
+    /// A connection that stood before goes on in these two sockets, to its client and to its server: carry between them,
+    /// and say `Event::Closed` at the end. Whoever never wants rules that adopt need not.
+    fn adopted(&mut self, flow: Flow, client: OwnedFd, server: OwnedFd) {
+        tracing::error!(%flow, "nobody carries what was adopted");
+        drop((client, server));
+    }
 }
 
 /// What the loop is told about this node.
@@ -145,6 +155,7 @@ pub struct Netd<Q, A> {
     looker: Looker,
     senders: Senders,
     connects: Connects,
+    adoptions: Adoptions,
     probes: Probes,
     commands: Commands,
     settings: NetdSettings,
@@ -191,6 +202,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             looker: Looker::new(settings.codec, settings.octets_max),
             senders: Senders::open(&settings)?,
             connects: Connects::new(early, CONNECTS, settings.here.clone()),
+            adoptions: Adoptions::default(),
             probes: Probes::default(),
             commands,
             settings,
@@ -268,6 +280,9 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             for connect in ready {
                 self.connect_ready(connect);
             }
+            if !self.adoptions.is_empty() {
+                self.adoptions_due(mono)?;
+            }
             let now = now();
             if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
                 self.engine.handle_timeout(now);
@@ -318,6 +333,10 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 self.queue.verdict(packet.id, deflecting.verdict(done));
                 continue;
             }
+            if packet.mark & EXISTING != 0 {
+                self.midstream(now, &packet)?;
+                continue;
+            }
             let looked = self.looker.look(&packet);
             if let Some((verdict, event)) =
                 looked.as_ref().and_then(|looked| self.probes.answered(&looked.seen))
@@ -336,6 +355,9 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                         self.rules.decide(&looked.facts, packet.payload)
                     };
                     let verdict = self.engine.handle_segment(now, &looked.seen, ruled, packet.payload);
+                    if verdict != engine::Verdict::Drop && self.rules.existing(ruled) == Existing::Adopt {
+                        self.note_passed(now, &looked);
+                    }
                     tracing::debug!(
                         src = %looked.seen.src,
                         dst = %looked.seen.dst,
@@ -405,6 +427,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     answer(claimed);
                 }
                 Command::Rules(rules) => self.rules = rules,
+                Command::Passed(ask) => ask(&mut self.adoptions.passed, now()),
                 Command::With(ask) => {
                     self.counters.queue = self.queue.counters();
                     ask(&mut self.engine, now(), self.counters);

@@ -7,6 +7,7 @@
 //!
 //! The order of hooks, all of it needed:
 //! ```text
+//! prerouting      -320  what is no SYN, of connections that nobody knows ──> mark 0x800, which is queued too
 //! raw prerouting  -300  SYN, SYN-ACK, bare RST ──> queue (bypassed when nobody reads it)
 //! mangle          -150  mark 2 ──> the transparent listener; a transparent socket's packets ──> mark 1
 //! routing               mark 1 ──> table with 'everything is local'
@@ -16,6 +17,7 @@
 mod apply;
 mod datagrams;
 mod deflector;
+mod existing;
 mod nft;
 mod plan;
 mod routes;
@@ -24,5 +26,6 @@ mod xtables;
 
 pub use apply::{Backend, Rules, RulesError};
 pub use deflector::Deflecting;
+pub use existing::ExistingFilter;
 pub use plan::{BadPlan, Extent, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec};
 pub use sysctl::{SysctlError, forwarding_off};

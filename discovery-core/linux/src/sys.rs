@@ -23,6 +23,17 @@ pub(crate) fn force_receive_buffer(fd: BorrowedFd<'_>, octets: u32) -> io::Resul
     set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &octets.to_ne_bytes())
 }
 
+/// A send buffer beyond the system's limit. Needs CAP_NET_ADMIN.
+pub(crate) fn force_send_buffer(fd: BorrowedFd<'_>, octets: u32) -> io::Result<()> {
+    let octets = i32::try_from(octets).unwrap_or(i32::MAX);
+    set(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &octets.to_ne_bytes())
+}
+
+/// An option of a TCP socket: those of TCP_REPAIR have no wrapper.
+pub(crate) fn set_tcp(fd: BorrowedFd<'_>, option: i32, value: &[u8]) -> io::Result<()> {
+    set(fd, libc::IPPROTO_TCP, option, value)
+}
+
 /// The most octets a second that the socket may send; `u64::MAX` lifts the bound.
 pub(crate) fn set_max_pacing_rate(fd: BorrowedFd<'_>, octets_per_second: u64) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &octets_per_second.to_ne_bytes())

@@ -105,6 +105,11 @@ impl Engine {
                 return self.hit(now, flow, seen, ingress, peer, strict, packet, Reason::StaticHit);
             }
             Some(Known::Static(_)) => return without(Reason::StaticPeerDown),
+            // A peer that has seen no connection to this server yet takes none without its SYN, and that costs nothing.
+            Some(Known::Peer(_))
+                if !strict
+                    && self.config.embodiment == Embodiment::OnSyn
+                    && self.pmt.is_beside(flow.server) => {}
             Some(Known::Peer(peer)) if self.up.contains(&peer.key) => {
                 return self.hit(now, flow, seen, ingress, peer, strict, packet, Reason::TableHit);
             }

@@ -103,9 +103,9 @@ pub struct Config {
     pub seen_entries_max: usize,
     /// SYNs remembered whose queries nobody answered.
     pub tried_entries_max: usize,
-    /// Connections from before that are reset within a second: their clients come back at once.
-    pub existing_resets_per_second_max: u32,
-    /// How often one is reset that does not end.
+    /// Connections from before that are reset, or begun to be adopted, within a second: their clients come back at once.
+    pub existing_per_second_max: u32,
+    /// How often one is reset that does not end, or observed that cannot be adopted.
     pub existing_tries_max: u8,
     /// Peers remembered at once.
     pub peers_max: usize,
@@ -151,7 +151,7 @@ impl Default for Config {
             network_v6_bits: 56,
             seen_entries_max: 16_384,
             tried_entries_max: 4_096,
-            existing_resets_per_second_max: 20,
+            existing_per_second_max: 20,
             existing_tries_max: 3,
             peers_max: 256,
             recent_max: 1_024,

@@ -1,10 +1,14 @@
-//! Connections that stood before this node did (US 9,172,620, 'pre-existing connections'): left alone, or reset at
-//! both ends when a peer could carry them, so that their clients connect anew and are served.
+//! Connections that stood before this node did, or that a change of routes brought (US 9,172,620, 'pre-existing
+//! connections'): left alone; or reset at both ends when they would be served then, so that their clients connect anew;
+//! or adopted in their middle.
 
 use super::*;
 use crate::pmt::Known;
 
-/// A packet of an established connection whose SYN this node did not see.
+pub use crate::rule::Existing;
+
+/// A packet of an established connection whose SYN this node did not see. The rules are about connections from its
+/// source to its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Midstream {
     /// Source as on the wire.
@@ -15,19 +19,24 @@ pub struct Midstream {
     pub seq: u32,
     /// Its acknowledgement number.
     pub ack: u32,
+    /// The rules say the same about the other direction, so that either end may be the client.
+    pub either: bool,
 }
 
-/// What the operator wants done with such connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Existing {
-    /// Nothing.
-    #[default]
-    Leave,
-    /// Reset both ends where a peer is known.
-    Reset,
+/// What becomes of such a packet and of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Course {
+    /// It goes on, and so does its connection: nobody need be asked again.
+    Settled,
+    /// It goes on; the next one may be asked about again.
+    Open,
+    /// It ends here.
+    Drop,
+    /// It goes on, and from now on every packet of the connection is to be seen, in order to adopt it.
+    Observe,
 }
 
-/// How fast connections are reset: their clients all connect at once.
+/// How fast connections are taken out of their course: their clients all connect at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     since: Option<Instant>,
@@ -53,21 +62,28 @@ impl Pace {
 }
 
 impl Engine {
-    /// Decides about a packet of a connection that stood before. Which end is the client cannot be seen: the server is
-    /// the end to which a peer is known. Drain [`Engine::poll_output`] afterwards.
+    /// Decides about a packet of a connection that stood before. Drain [`Engine::poll_output`] afterwards.
     pub fn handle_midstream(
         &mut self,
         now: Now,
         seen: &Midstream,
         existing: Existing,
         ruled: Ruled,
-    ) -> Verdict {
-        let upwards = Flow { client: seen.src, server: seen.dst };
-        let downwards = Flow { client: seen.dst, server: seen.src };
-        let (flow, (verdict, reason)) = self.midstream(now, seen, existing, ruled.action, upwards, downwards);
+    ) -> Course {
+        let (flow, (course, reason)) = self.midstream(now, seen, existing, ruled.action);
         self.last = reason;
         self.journal.note(now.wall, flow, reason);
-        verdict
+        course
+    }
+
+    /// What became of a connection that was to be adopted, or why nothing did.
+    pub fn note_adoption(&mut self, now: Now, flow: Flow, outcome: Reason) {
+        if outcome == Reason::ExistingAdopted {
+            let state = State::Carried { peer: None, opened: true };
+            self.table.insert(flow, table::Entry::new(state, None, None), None, &[]);
+        }
+        self.last = outcome;
+        self.journal.note(now.wall, flow, outcome);
     }
 
     fn midstream(
@@ -76,59 +92,86 @@ impl Engine {
         seen: &Midstream,
         existing: Existing,
         action: Action,
-        upwards: Flow,
-        downwards: Flow,
-    ) -> (Flow, Decision) {
-        let pass = |reason| (upwards, (Verdict::Pass, reason));
+    ) -> (Flow, (Course, Reason)) {
+        let upwards = Flow { client: seen.src, server: seen.dst };
+        let downwards = Flow { client: seen.dst, server: seen.src };
+        let settled = |reason| (upwards, (Course::Settled, reason));
+        let open = |reason| (upwards, (Course::Open, reason));
         if self.table.get(&upwards).or_else(|| self.table.get(&downwards)).is_some() {
-            return pass(Reason::Carried);
+            return open(Reason::Carried);
         }
-        match action {
-            Action::Intercept | Action::DropIfNoPeer => {}
-            Action::Pass | Action::InterceptSingle | Action::Drop | Action::Deny => {
-                return pass(Reason::RulePass);
-            }
+        let alone = match action {
+            Action::Intercept | Action::DropIfNoPeer => false,
+            Action::InterceptSingle => true,
+            Action::Pass | Action::Drop | Action::Deny => return settled(Reason::RulePass),
+        };
+        if existing == Existing::Leave {
+            return settled(Reason::ExistingLeft);
         }
         if self.bypass {
-            return pass(Reason::Bypass);
+            return open(Reason::Bypass);
         }
         if !self.agent {
-            return pass(Reason::AgentDown);
+            return open(Reason::AgentDown);
         }
-        if existing == Existing::Leave {
-            return pass(Reason::ExistingLeft);
-        }
-        let mut unknown = None;
-        let flow =
-            [upwards, downwards].into_iter().find(|flow| match self.pmt.lookup(now.mono, flow.server) {
-                Lookup::Known(Known::Peer(peer) | Known::Static(peer)) => self.up.contains(&peer.key),
-                Lookup::Known(Known::NoProxy | Known::OptionDropped | Known::Asymmetric)
-                | Lookup::Probing => false,
-                Lookup::Unknown => {
-                    unknown = unknown.or(Some(flow.server));
-                    false
-                }
-            });
-        let Some(flow) = flow else {
-            let Some(server) = unknown else { return pass(Reason::NoProxy) };
-            self.send_probe(now, server);
-            return pass(Reason::ProbedBeside);
+        let flow = if alone {
+            upwards
+        } else {
+            match self.midstream_peer(now, upwards, downwards, seen.either) {
+                Ok(flow) => flow,
+                Err(decision) => return (upwards, decision),
+            }
         };
+        if existing == Existing::Adopt && !alone {
+            return (flow, (Course::Settled, Reason::AdoptUnpaired));
+        }
         // Each end takes a reset only at the very number it expects (RFC 5961 §3.2), which data under way may have
         // moved; then the next packet is another chance, but not for ever.
         let tries = self.resets.peek(&flow).map_or(0, |tries| *tries);
         if tries >= self.config.existing_tries_max {
-            return pass(Reason::ExistingLeft);
+            return settled(Reason::ExistingLeft);
         }
-        if !self.pace.take(now.mono, self.config.existing_resets_per_second_max) {
-            return pass(Reason::ExistingLater);
+        if !self.pace.take(now.mono, self.config.existing_per_second_max) {
+            return open(Reason::ExistingLater);
         }
         self.resets.insert(flow, tries + 1);
+        if existing == Existing::Adopt {
+            return (flow, (Course::Observe, Reason::ExistingObserved));
+        }
         let (to_client, to_server) =
             if flow == upwards { (seen.ack, seen.seq) } else { (seen.seq, seen.ack) };
         self.outputs.push_back(Output::ResetServer { flow, seq: to_server });
         self.outputs.push_back(Output::Reset { flow, seq: to_client, ack: None });
         // What it carries must not move the number that the reset hits.
-        (flow, (Verdict::Drop, Reason::ExistingReset))
+        (flow, (Course::Drop, Reason::ExistingReset))
+    }
+
+    /// The flow to whose server a peer with a link is known. Which end is the client cannot be seen where the rules fit
+    /// either way: the server is then the end to which there is one.
+    fn midstream_peer(
+        &mut self,
+        now: Now,
+        upwards: Flow,
+        downwards: Flow,
+        either: bool,
+    ) -> Result<Flow, (Course, Reason)> {
+        let (mut unknown, mut waits) = (None, None);
+        for flow in [upwards, downwards].into_iter().take(if either { 2 } else { 1 }) {
+            match self.pmt.lookup(now.mono, flow.server) {
+                Lookup::Known(Known::Peer(peer) | Known::Static(peer)) if self.up.contains(&peer.key) => {
+                    return Ok(flow);
+                }
+                // A link may come.
+                Lookup::Known(Known::Peer(_) | Known::Static(_)) => waits = Some(Reason::PeerDown),
+                Lookup::Known(Known::NoProxy | Known::OptionDropped | Known::Asymmetric) => {}
+                Lookup::Probing => waits = Some(Reason::ProbedBeside),
+                Lookup::Unknown => unknown = unknown.or(Some(flow.server)),
+            }
+        }
+        if let Some(server) = unknown {
+            self.send_probe(now, server);
+            waits = Some(Reason::ProbedBeside);
+        }
+        Err(waits.map_or((Course::Settled, Reason::NoProxy), |reason| (Course::Open, reason)))
     }
 }

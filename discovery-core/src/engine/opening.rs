@@ -97,7 +97,7 @@ impl Engine {
     /// A separate probe came to an end.
     pub(super) fn probed(&mut self, now: Now, server: SocketAddr, answer: Option<Peer>, otherwise: Reason) {
         let row = match answer {
-            Some(peer) => self.pmt.learn_peer(now, server, peer),
+            Some(peer) => self.pmt.learn_peer_beside(now, server, peer),
             None => self.pmt.learn_none(now, server),
         };
         self.outputs.push_back(Output::Learnt(row));

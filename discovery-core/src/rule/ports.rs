@@ -35,6 +35,12 @@ impl Ports {
         if first > last { Err(PortsError::Empty { first, last }) } else { Ok(Self { first, last }) }
     }
 
+    /// The first and the last.
+    #[must_use]
+    pub fn ends(&self) -> (u16, u16) {
+        (self.first, self.last)
+    }
+
     /// Whether this port is one of them.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {

@@ -1,6 +1,6 @@
 //! Rules in their order.
 
-use super::{Action, Ports, Prefix, Program, Ruled};
+use super::{Action, Existing, Ports, Prefix, Program, Ruled};
 use crate::{
     flow::{Flow, Ingress},
     mutants,
@@ -28,6 +28,7 @@ pub struct VlanId(u16);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     action: Action,
+    existing: Existing,
     client: Vec<Prefix>,
     server: Vec<Prefix>,
     client_ports: Vec<Ports>,
@@ -102,6 +103,7 @@ impl Rule {
     pub fn new(action: Action) -> Self {
         Self {
             action,
+            existing: Existing::Leave,
             client: Vec::new(),
             server: Vec::new(),
             client_ports: Vec::new(),
@@ -111,6 +113,13 @@ impl Rule {
             protocol: None,
             program: None,
         }
+    }
+
+    /// And this about connections that stood before.
+    #[must_use]
+    pub fn existing(mut self, existing: Existing) -> Self {
+        self.existing = existing;
+        self
     }
 
     /// Also clients in this network.
@@ -229,6 +238,15 @@ impl RuleSet {
             }
         }
         Ruled { action: Action::Pass, rule: None }
+    }
+}
+
+impl RuleSet {
+    /// What the rule that decided says about connections that stood before; nothing without one.
+    #[must_use]
+    pub fn existing(&self, ruled: Ruled) -> Existing {
+        let place = ruled.rule.and_then(|place| usize::from(place).checked_sub(1));
+        place.and_then(|place| self.rules.get(place)).map_or(Existing::Leave, |rule| rule.existing)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod engine;
 pub mod fetch_response;
 pub mod framer;
 pub mod guard;
+pub mod kept;
 pub mod link;
 mod mutator;
 pub mod opened;
@@ -33,6 +34,7 @@ pub mod session;
 pub mod slicer;
 pub mod splice;
 mod tokens;
+pub mod tracked;
 pub mod views;
 
 pub use mutator::{Mutator, Random};
@@ -53,6 +55,7 @@ pub const TARGETS: &[Target] = &[
     ("framer_client", framer::run_client),
     ("framer_server", framer::run_server),
     ("guard", guard::run),
+    ("kept", kept::run),
     ("link_endpoint", link::run_pair),
     ("link_frame", link::run_frame),
     ("link_peer", link::run_peer),
@@ -66,6 +69,7 @@ pub const TARGETS: &[Target] = &[
     ("session", session::run),
     ("slicer", slicer::run),
     ("splice", splice::run),
+    ("tracked", tracked::run),
     ("views", views::run),
 ];
 

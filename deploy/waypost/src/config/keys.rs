@@ -294,6 +294,11 @@ pub(crate) const RULE: Section = Section {
             "pass, intercept, intercept-single, drop, deny, drop-if-no-peer; the first rule that fits decides",
             r#""intercept""#,
         ),
+        key(
+            "existing",
+            "leave, reset, adopt: what becomes of connections that stood before the node, or come by another way",
+            r#""reset""#,
+        ),
         key("clients", "a list of networks, as address/bits, or addresses", r#"["10.1.0.0/16"]"#),
         key("servers", "a list of networks, as address/bits, or addresses", r#"["10.2.0.0/16"]"#),
         key("client_ports", "a list of ports and ranges", r#"["1024-65535"]"#),

@@ -11,7 +11,7 @@ use discovery_core::{
     flow::Ingress,
     id::NodeId,
     packet::Protocol,
-    rule::{Action, Ports, Prefix, Rule, RuleError, RuleSet, VlanId},
+    rule::{Action, Existing, Ports, Prefix, Rule, RuleError, RuleSet, VlanId},
 };
 use std::{
     net::SocketAddr,
@@ -38,6 +38,7 @@ pub(crate) struct Interception {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RuleConfig {
     pub(crate) action: Action,
+    pub(crate) existing: Existing,
     pub(crate) clients: Vec<Prefix>,
     pub(crate) servers: Vec<Prefix>,
     pub(crate) client_ports: Vec<Ports>,
@@ -170,6 +171,7 @@ fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
     let action: Option<Action> = t.need("action");
     let rule = RuleConfig {
         action: Action::Pass,
+        existing: t.get("existing", Existing::Leave),
         clients: t.get("clients", Vec::new()),
         servers: t.get("servers", Vec::new()),
         client_ports: t.get("client_ports", Vec::new()),
@@ -179,6 +181,20 @@ fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
         protocol: t.maybe("protocol"),
         bpf: t.maybe("bpf"),
     };
+    if rule.existing != Existing::Leave {
+        match action {
+            Some(Action::Pass | Action::Drop | Action::Deny) => {
+                t.warn("existing", "has no effect, because action takes no connections");
+            }
+            Some(Action::Intercept | Action::DropIfNoPeer) if rule.existing == Existing::Adopt => {
+                t.warn(
+                    "existing",
+                    "this build adopts connections without a peer only, with action = \"intercept-single\"; these are left alone",
+                );
+            }
+            Some(Action::Intercept | Action::InterceptSingle | Action::DropIfNoPeer) | None => {}
+        }
+    }
     action.map(|action| RuleConfig { action, ..rule })
 }
 
@@ -202,7 +218,7 @@ impl RuleConfig {
         ingress: impl Fn(&InterfaceName) -> Ingress,
         program: Option<discovery_core::rule::Program>,
     ) -> Rule {
-        let mut rule = Rule::new(self.action);
+        let mut rule = Rule::new(self.action).existing(self.existing);
         rule = self.clients.iter().fold(rule, |rule, prefix| rule.client(*prefix));
         rule = self.servers.iter().fold(rule, |rule, prefix| rule.server(*prefix));
         rule = self.client_ports.iter().fold(rule, |rule, ports| rule.client_ports(*ports));
@@ -333,6 +349,11 @@ pub(super) fn across(
     }
     let Some(interception) = interception else { return };
     for (nth, rule) in interception.rules.iter().enumerate() {
+        if interception.mode == Standing::Host && rule.existing != Existing::Leave {
+            let what =
+                "[[rule]]: existing: has no effect on a host, whose own connections cannot be taken over";
+            found.problems.push(Problem::warning(sections.place(&RULE, nth, "existing"), what));
+        }
         for name in &rule.interfaces {
             if !interception.interfaces.contains(name) {
                 let place = sections.place(&RULE, nth, "interfaces");

@@ -272,6 +272,19 @@ impl Value for rule::Action {
     }
 }
 
+impl Value for rule::Existing {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let text = text(value)?;
+        Self::from_word(text).ok_or_else(|| Wrong {
+            what: format!("{} is not known", excerpt(text)),
+            meant: did_you_mean(text, Self::ALL.iter().map(|existing| existing.word())).map(quoted),
+        })
+    }
+    fn show(&self) -> String {
+        quoted(self.word())
+    }
+}
+
 impl Value for Protocol {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
         match text(value)? {

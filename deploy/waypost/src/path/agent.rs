@@ -7,7 +7,7 @@ use discovery_core::{
     pmt::{Known, PmtRow},
 };
 use discovery_linux::netd::{Agent, Ready};
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 use tokio::runtime::Handle;
 
 pub(super) struct PathAgent {
@@ -52,6 +52,12 @@ impl Agent for PathAgent {
 
     fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32) {
         self.carrier.abort_onward(flow, next, isn);
+    }
+
+    fn adopted(&mut self, flow: Flow, client: OwnedFd, server: OwnedFd) {
+        let carrier = Arc::clone(&self.carrier);
+        // Sockets are made known to the runtime inside it.
+        self.runtime.spawn(async move { carrier.adopted(flow, client, server) });
     }
 
     fn learnt(&mut self, row: PmtRow) {

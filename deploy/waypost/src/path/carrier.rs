@@ -201,6 +201,24 @@ impl Carrier {
         self.go_on(half);
     }
 
+    /// A connection that stood before goes on in these two.
+    pub(super) fn adopted(self: &Arc<Self>, flow: Flow, client: OwnedFd, server: OwnedFd) {
+        let attempt = self.begin(flow);
+        self.lock().attempts.opened(&attempt);
+        let made = Tcp::from_fd(client).and_then(|client| Ok((client, Tcp::from_fd(server)?)));
+        match made {
+            Ok((client, server)) => {
+                let half = self.lock().attempts.client(flow, client);
+                self.go_on(half);
+                self.far(&attempt, Far::Server(server));
+            }
+            Err(error) => {
+                tracing::warn!(%flow, %error, "an adopted connection is lost");
+                self.closed(&attempt);
+            }
+        }
+    }
+
     fn far(self: &Arc<Self>, attempt: &Attempt, far: Far) {
         let half = self.lock().attempts.far(attempt, far);
         self.go_on(half);

@@ -7,6 +7,7 @@
 use super::{carrier::Carrier, view};
 use crate::durable::{self, Audience};
 use discovery_core::{
+    adopt,
     now::UnixMillis,
     pmt::{Known, PmtConfig, PmtRow, kept},
 };
@@ -22,12 +23,16 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 /// The files of a node, and what is in them.
 pub(super) struct Persisted {
     handle: Handle,
     table: Kept,
+    passed: Kept,
     forgotten: AtomicU64,
 }
 
@@ -38,6 +43,7 @@ impl Persisted {
         let persisted = Arc::new(Self {
             handle: handle.clone(),
             table: Kept::at(state_dir.join("mapping-table")),
+            passed: Kept::at(state_dir.join("passed-flows")),
             forgotten: AtomicU64::new(0),
         });
         let rows = persisted.read(&persisted.table, |octets| kept::decode(octets, rows_max()));
@@ -48,6 +54,9 @@ impl Persisted {
                 tokio::spawn(Arc::clone(carrier).meet(peer));
             }
             handle.with(move |engine, now, _| engine.restore_pmt(now, &rows));
+        }
+        if let Some(rows) = persisted.read(&persisted.passed, adopt::decode) {
+            handle.with_passed(move |passed, now| passed.restore(now.wall, &rows));
         }
         // It goes with the path: whoever stops that saves once more.
         let weak = Arc::downgrade(&persisted);
@@ -76,6 +85,14 @@ impl Persisted {
             }
             rows.sort_by_key(|row| row.place);
             self.table.write(&kept::encode(&rows, rows_max()), body).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        self.handle.with_passed(move |passed, _| drop(answer.send(passed.rows())));
+        let rows = timeout(PATIENCE, answered).await.ok().and_then(Result::ok);
+        // Most nodes adopt nothing, and have no such file.
+        if let Some(rows) = rows.filter(|rows| !rows.is_empty()) {
+            let body = adopt::encode(&rows);
+            self.passed.write(&body.clone(), body).await;
         }
     }
 
@@ -169,6 +186,8 @@ fn rows_max() -> usize {
 const FILE_OCTETS_MAX: u64 = 2 << 20;
 /// What a crash may cost; a disk is written 1,440 times a day at most.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
+/// As long as `status` waits for the loop.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Links that are made at once at the start.
 const PEERS_MAX: usize = 64;
 

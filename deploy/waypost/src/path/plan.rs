@@ -14,11 +14,17 @@ use discovery_core::{
     engine::{self, AckVariant, Answering, Embodiment},
     flow::Ingress,
     id::NodeId,
+    packet::Protocol,
     pmt,
     probe::{Codec, KeyHint},
-    rule::{BpfInsn, Program, RuleSet},
+    rule::{Action, BpfInsn, Existing, Ports, Prefix, Program, RuleSet},
 };
-use discovery_linux::rules::{BadPlan, Deflecting, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec};
+use discovery_linux::{
+    queue::QueueSettings,
+    rules::{
+        BadPlan, Deflecting, ExistingFilter, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec,
+    },
+};
 use std::{
     collections::HashMap,
     fmt::Display,
@@ -70,7 +76,41 @@ pub(super) fn plan(
         }),
         probe_port: engine::Config::default().probe_port,
     })
+    .map(|plan| plan.with_existing(existing(interception)))
     .map_err(wrong)
+}
+
+/// What the kernel can tell of the rules about connections that stood before.
+fn existing(interception: &Interception) -> Vec<ExistingFilter> {
+    let networks =
+        |prefixes: &[Prefix]| prefixes.iter().map(|prefix| (prefix.network(), prefix.length())).collect();
+    let ports = |ports: &[Ports]| ports.iter().map(Ports::ends).collect();
+    let rules = interception.rules.iter().filter(|rule| asks(rule));
+    let filters = rules.map(|rule| ExistingFilter {
+        clients: networks(&rule.clients),
+        servers: networks(&rule.servers),
+        client_ports: ports(&rule.client_ports),
+        server_ports: ports(&rule.ports),
+        watches: rule.existing == Existing::Adopt,
+    });
+    filters.collect()
+}
+
+fn asks(rule: &RuleConfig) -> bool {
+    let takes = match rule.action {
+        Action::Intercept | Action::InterceptSingle | Action::DropIfNoPeer => true,
+        Action::Pass | Action::Drop | Action::Deny => false,
+    };
+    takes && rule.existing != Existing::Leave && rule.protocol != Some(Protocol::Udp)
+}
+
+/// Handshakes are short; segments in the middle of a connection may not be.
+pub(super) fn queue(interception: &Interception) -> QueueSettings {
+    if interception.rules.iter().any(asks) {
+        QueueSettings::segments(interception.queue)
+    } else {
+        QueueSettings::handshakes(interception.queue)
+    }
 }
 
 /// Kernel settings as they were are remembered until the machine starts anew.

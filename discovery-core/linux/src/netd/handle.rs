@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use discovery_core::adopt::Passed;
 use discovery_core::engine::{Engine, Event};
 use discovery_core::flow::Flow;
 use discovery_core::now::Now;
@@ -15,11 +16,14 @@ use super::{Claimed, NetdCounters};
 
 type Ask = Box<dyn FnOnce(&mut Engine, Now, NetdCounters) + Send>;
 
+type AskPassed = Box<dyn FnOnce(&mut Passed, Now) + Send>;
+
 pub(super) enum Command {
     Event(Event),
     Claim { flow: Flow, granted: bool, answer: Box<dyn FnOnce(Claimed) + Send> },
     Rules(RuleSet),
     With(Ask),
+    Passed(AskPassed),
     Stop,
 }
 
@@ -50,6 +54,11 @@ impl Handle {
     /// Runs a closure with the engine in the loop's thread: for `status` and `explain`.
     pub fn with(&self, ask: impl FnOnce(&mut Engine, Now, NetdCounters) + Send + 'static) {
         self.send(Command::With(Box::new(ask)));
+    }
+
+    /// Runs a closure with the connections that went past, in the loop's thread: for whoever keeps them over a restart.
+    pub fn with_passed(&self, ask: impl FnOnce(&mut Passed, Now) + Send + 'static) {
+        self.send(Command::Passed(Box::new(ask)));
     }
 
     /// Ends the loop.

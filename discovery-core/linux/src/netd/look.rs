@@ -24,7 +24,7 @@ pub(super) struct Looker {
 pub(super) struct Looked<'a> {
     pub(super) seen: Seen,
     pub(super) facts: Facts,
-    view: View<'a>,
+    pub(super) view: View<'a>,
 }
 
 /// What a queued datagram is.

@@ -32,6 +32,13 @@ impl QueueSettings {
         Self { number, copy_octets: 2048, packets_max: 8192, buffer_octets: 8 << 20, batch_packets: 64 }
     }
 
+    /// For whole segments, too, of connections that are watched: the kernel's stack gives several as one, and none of
+    /// a fast connection may be missed.
+    #[must_use]
+    pub fn segments(number: u16) -> Self {
+        Self { copy_octets: 0xffff, buffer_octets: 64 << 20, ..Self::handshakes(number) }
+    }
+
     /// Room for a batch of this queue's packets.
     #[must_use]
     pub fn batch(&self) -> Batch {

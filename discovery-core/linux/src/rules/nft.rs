@@ -4,9 +4,10 @@
 
 use std::fmt::Write as _;
 
+use super::existing;
 use super::plan::{Extent, Instance, Interface, Mode, Plan};
 use super::{datagrams, deflector};
-use crate::marks::{DELIVER, FORGED, INJECTED, OWN_CONNECT, YOUNG};
+use crate::marks::{DELIVER, EXISTING, FORGED, INJECTED, OWN_CONNECT, YOUNG};
 
 /// What only the machine knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,9 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
         deflector::tables(plan, deflecting, &from(plan)).iter().for_each(|line| put(line));
     }
     divert(plan, extent).iter().for_each(|line| put(line));
+    if extent == Extent::Full {
+        existing::chains(plan, &from(plan)).iter().for_each(|line| put(line));
+    }
     if queueing {
         queue_in(plan).iter().for_each(|line| put(line));
     }
@@ -117,6 +121,16 @@ const RST: &str = "tcp flags & (fin | syn | rst | ack) == rst";
 /// What comes back to a probe of our own: an answer, or the refusal of a port where nobody listens.
 const BACK: &str = "tcp flags & (syn | rst) != 0 fib daddr type local";
 
+/// Where traffic comes in.
+fn from(plan: &Plan) -> String {
+    let from = match &plan.spec.mode {
+        // Behind br_netfilter the input interface is the bridge; the port travels with the packet.
+        Mode::Bridge { bridge, .. } => names(std::slice::from_ref(bridge)),
+        Mode::Routed { interfaces } | Mode::Host { interfaces, .. } => names(interfaces),
+    };
+    format!("iifname {from}")
+}
+
 fn queue_in(plan: &Plan) -> Vec<String> {
     let queue = format!("queue flags bypass to {}", plan.spec.queue);
     let routed = match &plan.spec.mode {
@@ -127,6 +141,9 @@ fn queue_in(plan: &Plan) -> Vec<String> {
     let mut rules = Vec::new();
     if plan.spec.deflecting.is_some() {
         rules.push(format!("{} {queue}", deflector::nft()));
+    }
+    if !plan.existing.is_empty() {
+        rules.push(format!("meta mark & {EXISTING:#x} == {EXISTING:#x} {queue}"));
     }
     if plan.spec.probing {
         rules.push(format!("{from} tcp sport {} {BACK} {queue}", plan.spec.probe_port));
@@ -152,15 +169,6 @@ fn queue_in(plan: &Plan) -> Vec<String> {
     }
     rules.extend(datagrams::nft(plan).into_iter().map(|rule| format!("{from} {rule} {queue}")));
     chain("queue_in", "filter hook prerouting", RAW, &rules)
-}
-
-fn from(plan: &Plan) -> String {
-    let names = match &plan.spec.mode {
-        Mode::Routed { interfaces } | Mode::Host { interfaces, .. } => names(interfaces),
-        // Behind br_netfilter the input interface is the bridge; the port travels with the packet.
-        Mode::Bridge { bridge, .. } => names(std::slice::from_ref(bridge)),
-    };
-    format!("iifname {names}")
 }
 
 fn output(plan: &Plan, queueing: bool) -> Vec<String> {

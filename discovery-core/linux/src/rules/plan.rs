@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::deflector::Deflecting;
+use super::existing::ExistingFilter;
 
 /// Tells one node's rules from another's in the same namespace: 1 to 10 of `a-z 0-9 _`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -154,6 +155,7 @@ pub struct PlanSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) spec: PlanSpec,
+    pub(super) existing: Vec<ExistingFilter>,
 }
 
 impl Plan {
@@ -176,7 +178,16 @@ impl Plan {
         if spec.listen.v4 == 0 || spec.listen.v6 == Some(0) {
             return Err(BadPlan::ListenPort);
         }
-        Ok(Self { spec })
+        Ok(Self { spec, existing: Vec::new() })
+    }
+
+    /// Also segments of connections that stood before, of these. Only of what passes: on a host they are its own.
+    #[must_use]
+    pub fn with_existing(mut self, existing: Vec<ExistingFilter>) -> Self {
+        if !matches!(self.spec.mode, Mode::Host { .. }) {
+            self.existing = existing;
+        }
+        self
     }
 
     /// Whose rules these are.

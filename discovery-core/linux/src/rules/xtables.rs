@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::plan::{Instance, Mode, Plan};
 use super::{datagrams, deflector};
-use crate::marks::{OWN_CONNECT, YOUNG};
+use crate::marks::{EXISTING, OWN_CONNECT, YOUNG};
 
 /// The chains of an instance, each with the built-in one that leads there.
 fn chains(instance: &Instance) -> [(&'static str, String); 2] {
@@ -84,6 +84,9 @@ fn rules_in(plan: &Plan) -> Vec<String> {
             ports.iter().map(|port| format!("-m physdev --physdev-in {port}")).collect()
         }
     };
+    if !plan.existing.is_empty() {
+        rules.push(format!("-m mark --mark {EXISTING:#x}/{EXISTING:#x} {queue}"));
+    }
     for from in from {
         if plan.spec.probing {
             let back = format!("-p tcp -m tcp --sport {}", plan.spec.probe_port);

@@ -4,13 +4,14 @@ use super::*;
 
 fn packet(up: bool, seq: u32, ack: u32) -> Midstream {
     let (src, dst) = (flow().client, flow().server);
-    if up { Midstream { src, dst, seq, ack } } else { Midstream { src: dst, dst: src, seq, ack } }
+    let (src, dst) = if up { (src, dst) } else { (dst, src) };
+    Midstream { src, dst, seq, ack, either: !up }
 }
 
-fn see(rig: &mut Rig, seen: Midstream, existing: Existing) -> (Verdict, Reason) {
+fn see(rig: &mut Rig, seen: Midstream, existing: Existing) -> (Course, Reason) {
     let ruled = Ruled { action: rig.action, rule: Some(1) };
-    let verdict = rig.engine.handle_midstream(rig.now(), &seen, existing, ruled);
-    (verdict, rig.engine.last_reason())
+    let course = rig.engine.handle_midstream(rig.now(), &seen, existing, ruled);
+    (course, rig.engine.last_reason())
 }
 
 /// A peer to the server is known, and its link stands.
@@ -28,11 +29,7 @@ fn known() -> Rig {
 fn both_ends_are_reset_at_the_numbers_they_expect() {
     for up in [true, false] {
         let mut rig = known();
-        rig.engine.pmt.learn_none(rig.now(), flow().client);
-        assert_eq!(
-            see(&mut rig, packet(up, 10, 20), Existing::Reset),
-            (Verdict::Drop, Reason::ExistingReset)
-        );
+        assert_eq!(see(&mut rig, packet(up, 10, 20), Existing::Reset), (Course::Drop, Reason::ExistingReset));
         let (to_client, to_server) = if up { (20, 10) } else { (10, 20) };
         let wanted = [
             Output::ResetServer { flow: flow(), seq: to_server },
@@ -43,39 +40,70 @@ fn both_ends_are_reset_at_the_numbers_they_expect() {
 }
 
 #[test]
+fn a_node_alone_needs_no_peer_for_what_it_terminates_itself() {
+    let mut rig = Rig::new();
+    rig.action = Action::InterceptSingle;
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Drop, Reason::ExistingReset));
+    assert_eq!(rig.outputs().len(), 2);
+    let observed = (Course::Observe, Reason::ExistingObserved);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), observed);
+    rig.engine.note_adoption(rig.now(), flow(), Reason::AdoptUnscaled);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), observed, "another try");
+    rig.engine.note_adoption(rig.now(), flow(), Reason::ExistingAdopted);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), (Course::Open, Reason::Carried));
+    rig.tell(Event::Closed { flow: flow() });
+    assert_eq!(rig.engine.load().flows, 0);
+    assert_eq!(
+        see(&mut rig, packet(true, 1, 2), Existing::Adopt),
+        (Course::Settled, Reason::ExistingLeft),
+        "enough"
+    );
+    assert_eq!(rig.outputs(), []);
+}
+
+#[test]
 fn what_the_operator_leaves_and_what_nobody_could_carry_goes_on() {
     let mut rig = known();
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Leave), (Verdict::Pass, Reason::ExistingLeft));
-    rig.action = Action::Pass;
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::RulePass));
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Leave), (Course::Settled, Reason::ExistingLeft));
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), (Course::Settled, Reason::AdoptUnpaired));
+    for action in [Action::Pass, Action::Drop, Action::Deny] {
+        rig.action = action;
+        assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Settled, Reason::RulePass));
+    }
     rig.action = Action::Intercept;
     rig.see(&syn(flow(), 1));
     assert_eq!(
         see(&mut rig, packet(true, 1, 2), Existing::Reset),
-        (Verdict::Pass, Reason::Carried),
+        (Course::Open, Reason::Carried),
         "it is ours"
     );
     let mut rig = known();
     rig.tell(Event::PeerDown { peer: peer(1) });
-    rig.engine.pmt.learn_none(rig.now(), flow().client);
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::NoProxy));
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Open, Reason::PeerDown));
+    rig.engine.pmt.learn_none(rig.now(), flow().server);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Settled, Reason::NoProxy));
     rig.tell(Event::Bypass { on: true });
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::Bypass));
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Open, Reason::Bypass));
     rig.tell(Event::Bypass { on: false });
     rig.tell(Event::AgentDown);
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::AgentDown));
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Open, Reason::AgentDown));
     assert_eq!(rig.outputs(), []);
 }
 
 #[test]
 fn an_unknown_server_is_asked_for_once_and_its_connection_waits() {
     let mut rig = Rig::new();
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::ProbedBeside));
+    let beside = (Course::Open, Reason::ProbedBeside);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), beside);
     let to = SocketAddr::new(flow().server.ip(), 7_783);
     assert_eq!(rig.outputs(), [Output::SendProbe { server: flow().server, to }]);
-    rig.engine.pmt.learn_none(rig.now(), flow().client);
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::NoProxy));
-    assert_eq!(rig.outputs(), []);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), beside);
+    assert_eq!(rig.outputs(), [], "nobody asks the client, and nobody twice");
+    rig.tell(Event::Probed { server: flow().server, answer: None });
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Settled, Reason::NoProxy));
+    // Where either end may be the client, each may be the server.
+    assert_eq!(see(&mut rig, packet(false, 1, 2), Existing::Reset), beside);
+    assert!(matches!(rig.outputs().as_slice(), [Output::SendProbe { .. }]));
 }
 
 #[test]
@@ -83,21 +111,37 @@ fn resets_are_paced_and_end() {
     let mut rig = known();
     for n in 0..20_u16 {
         let seen = Midstream { src: flow_of(n).client, ..packet(true, 1, 2) };
-        rig.engine.pmt.learn_none(rig.now(), seen.src);
-        assert_eq!(see(&mut rig, seen, Existing::Reset), (Verdict::Drop, Reason::ExistingReset), "{n}");
+        assert_eq!(see(&mut rig, seen, Existing::Reset), (Course::Drop, Reason::ExistingReset), "{n}");
     }
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Verdict::Pass, Reason::ExistingLater));
+    let later = (Course::Open, Reason::ExistingLater);
+    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), later);
     for _ in 0..3 {
         rig.wait(ms(1_000));
-        assert_eq!(
-            see(&mut rig, packet(true, 1, 2), Existing::Reset),
-            (Verdict::Drop, Reason::ExistingReset)
-        );
+        assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Drop, Reason::ExistingReset));
     }
     rig.wait(ms(1_000));
     assert_eq!(
         see(&mut rig, packet(true, 1, 2), Existing::Reset),
-        (Verdict::Pass, Reason::ExistingLeft),
+        (Course::Settled, Reason::ExistingLeft),
         "enough"
+    );
+}
+
+/// The peer was found beside the path: it has seen no SYN, and takes no connection without one (decisions/0028).
+#[test]
+fn the_connection_after_a_reset_asks_on_its_syn_and_the_next_does_not() {
+    let mut rig = known();
+    see(&mut rig, packet(true, 1, 2), Existing::Reset);
+    rig.outputs();
+    assert_eq!(rig.see(&syn(flow(), 7)), (Verdict::PassWithQuery, Reason::Probing));
+    rig.engine.pmt.learn_peer(rig.now(), flow().server, peer(1));
+    rig.tell(Event::Probed {
+        server: flow().server,
+        answer: Some(Response { link: peer(1).link, key: peer(1).key, connected: false }),
+    });
+    assert_eq!(
+        rig.see(&syn(flow_of(2), 7)),
+        (Verdict::Drop, Reason::TableHit),
+        "a refresh takes nothing back"
     );
 }

@@ -249,7 +249,7 @@ impl Client {
         Ok(())
     }
 
-    fn exchange(&mut self, octets: &[u8]) -> anyhow::Result<u64> {
+    pub(crate) fn exchange(&mut self, octets: &[u8]) -> anyhow::Result<u64> {
         let (mut up, own) = (self.stream.try_clone()?, octets.to_vec());
         let writing = thread::spawn(move || up.write_all(&own));
         let mut back = vec![0; octets.len()];

@@ -1,0 +1,158 @@
+//! Packets of connections whose SYN was not seen here.
+
+use std::io;
+use std::time::Instant;
+
+use discovery_core::adopt::Segment;
+use discovery_core::engine::{Course, Existing, Kind, Midstream, Reason};
+use discovery_core::flow::{Flow, Ingress};
+use discovery_core::now::Now;
+use discovery_core::packet::{Protocol, Tcp, View};
+use discovery_core::rule::{Facts, VlanId};
+
+use super::adoptions::Outcome;
+use super::look::Looked;
+use super::{Agent, Netd};
+use crate::marks::{EXISTING, SETTLED, WATCHED};
+use crate::queue::{PacketQueue, QueuedPacket, Verdict};
+
+impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
+    /// Gives the packet its verdict, and does what follows from it.
+    pub(super) fn midstream(&mut self, now: Now, packet: &QueuedPacket<'_>) -> io::Result<()> {
+        let view = View::parse(packet.payload).ok();
+        let Some((view, tcp)) = view.as_ref().and_then(|view| Some((view, view.tcp()?))) else {
+            self.counters.unread += 1;
+            self.queue.verdict(packet.id, Verdict::Accept);
+            return Ok(());
+        };
+        let up = Flow { client: view.src(), server: view.dst() };
+        if let Some((flow, up)) = self.adoptions.of(up) {
+            return self.observed(now, packet, flow, &Segment::of(&tcp, up));
+        }
+        let course = self.course(now, packet, up, &tcp);
+        let mark = |bit| Verdict::Mark((packet.mark & !EXISTING) | bit);
+        let verdict = match course {
+            Course::Settled => mark(SETTLED),
+            Course::Open => Verdict::Accept,
+            Course::Drop => Verdict::Drop,
+            Course::Observe => match self.adoptions.begin(now.mono, up, self.mss(up)) {
+                // This packet is not observed itself: what comes before the first that is shows by itself.
+                Ok(()) => mark(WATCHED),
+                Err(why) => {
+                    self.note(now, up, why);
+                    mark(SETTLED)
+                }
+            },
+        };
+        self.queue.verdict(packet.id, verdict);
+        Ok(())
+    }
+
+    fn course(&mut self, now: Now, packet: &QueuedPacket<'_>, up: Flow, tcp: &Tcp<'_>) -> Course {
+        let port = if packet.physindev == 0 { packet.indev } else { packet.physindev };
+        let facts = |flow| Facts {
+            flow,
+            protocol: Protocol::Tcp,
+            ingress: Some(Ingress(port)),
+            vlan: packet.vlan.and_then(|vlan| VlanId::new(vlan.tci & 0x0fff).ok()),
+        };
+        let (src, dst) = (up.client, up.server);
+        let ruled = self.rules.decide(&facts(up), packet.payload);
+        let back = self.rules.decide(&facts(Flow { client: dst, server: src }), packet.payload);
+        let either = self.rules.existing(back) != Existing::Leave;
+        let existing = self.rules.existing(ruled);
+        if existing == Existing::Leave && either {
+            // What its server sends: its client's next packet decides.
+            return Course::Open;
+        }
+        if existing == Existing::Adopt && self.adoptions.is_full() {
+            self.note(now, up, Reason::ExistingLater);
+            return Course::Open;
+        }
+        let seen = Midstream { src, dst, seq: tcp.seq(), ack: tcp.ack(), either };
+        let course = self.engine.handle_midstream(now, &seen, existing, ruled);
+        tracing::debug!(%src, %dst, ?course, reason = self.engine.last_reason().word(), "stood before");
+        course
+    }
+
+    /// A packet of a connection that is observed goes on, and is perhaps the last that does.
+    fn observed(
+        &mut self,
+        now: Now,
+        packet: &QueuedPacket<'_>,
+        flow: Flow,
+        segment: &Segment<'_>,
+    ) -> io::Result<()> {
+        let outcome = if packet.whole {
+            self.adoptions.see(now.mono, flow, segment)
+        } else {
+            Some(self.adoptions.blind(flow))
+        };
+        let over = outcome.is_some();
+        let verdict = if over { Verdict::Mark((packet.mark & !EXISTING) | SETTLED) } else { Verdict::Accept };
+        self.queue.verdict(packet.id, verdict);
+        match outcome {
+            Some(outcome) => self.adopted(now, outcome),
+            None if self.adoptions.is_moment(now.mono, flow) => self.adopt(now, flow)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// What was shown must have left before there are sockets that take what comes. What comes meanwhile waits in the
+    /// queue, and finds them.
+    fn adopt(&mut self, now: Now, flow: Flow) -> io::Result<()> {
+        self.queue.flush()?;
+        if let Some(outcome) = self.adoptions.adopt(now.mono, flow) {
+            self.adopted(now, outcome);
+        }
+        Ok(())
+    }
+
+    fn adopted(&mut self, now: Now, outcome: Outcome) {
+        match outcome {
+            Outcome::Adopted { flow, client, server } => {
+                self.note(now, flow, Reason::ExistingAdopted);
+                self.agent.adopted(flow, client, server);
+            }
+            Outcome::Refused { flow, why } => self.note(now, flow, why),
+        }
+    }
+
+    fn note(&mut self, now: Now, flow: Flow, outcome: Reason) {
+        tracing::debug!(%flow, reason = outcome.word(), "adoption");
+        self.engine.note_adoption(now, flow, outcome);
+    }
+
+    /// A connection that rests has its moment without a packet.
+    pub(super) fn adoptions_due(&mut self, mono: Instant) -> io::Result<()> {
+        let (flows, refused) = self.adoptions.due(mono);
+        let now = Now { mono, ..super::now() };
+        for outcome in refused {
+            self.adopted(now, outcome);
+        }
+        for flow in flows {
+            if self.adoptions.is_moment(mono, flow) {
+                self.adopt(now, flow)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A handshake goes past: what it settles is needed when its connection is adopted later.
+    pub(super) fn note_passed(&mut self, now: Now, looked: &Looked<'_>) {
+        let Some(tcp) = looked.view.tcp() else { return };
+        let (flow, seen) = (looked.facts.flow, &looked.seen);
+        match seen.kind {
+            Kind::Syn => self.adoptions.passed.syn(flow, seen.seq, tcp.syn_facts()),
+            Kind::SynAck => self.adoptions.passed.syn_ack(now.wall, flow, seen.ack, &tcp.syn_facts()),
+            Kind::Rst => {}
+        }
+    }
+
+    /// What fits the ways out, where nobody knows what the ends agreed on.
+    fn mss(&self, flow: Flow) -> u16 {
+        let headers = if flow.client.is_ipv4() { 40 } else { 60 };
+        u16::try_from(self.settings.octets_max.saturating_sub(headers)).unwrap_or(u16::MAX)
+    }
+}
