@@ -13,3 +13,4 @@ pub(crate) mod kept;
 pub(crate) mod logins;
 pub(crate) mod pair;
 pub(crate) mod start;
+pub(crate) mod supervised;

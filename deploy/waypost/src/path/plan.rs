@@ -26,7 +26,7 @@ use std::{
 };
 use tokio::process::Command;
 
-pub(super) fn plan(interception: &Interception, v4: u16, v6: Option<u16>) -> Result<Plan, Failure> {
+pub(super) fn plan(interception: &Interception, listen: Listen) -> Result<Plan, Failure> {
     let wrong = |bad: BadPlan| Failure::new(Exit::Usage, bad);
     let interface = |name: &InterfaceName| Interface::new(&name.0).map_err(wrong);
     let interfaces = interception.interfaces.iter().map(interface).collect::<Result<Vec<_>, _>>()?;
@@ -51,7 +51,7 @@ pub(super) fn plan(interception: &Interception, v4: u16, v6: Option<u16>) -> Res
         instance,
         mode,
         queue: interception.queue,
-        listen: Listen { v4, v6 },
+        listen,
         route_table: u32::from(interception.queue),
         probe_kind: interception.option_kind,
         probing: true,

@@ -18,10 +18,10 @@ use crate::case::Case;
 use crate::site::{Server, Site, Way};
 use crate::waypost::{Waypost, tail};
 
-const ECHO: u16 = 8000;
+pub(crate) const ECHO: u16 = 8000;
 const CLOSED: u16 = 8001;
 /// Longer than anything here takes on a busy machine.
-const STALL: Duration = Duration::from_secs(20);
+pub(crate) const STALL: Duration = Duration::from_secs(20);
 
 /// Both nodes of a lab, or one of them.
 pub(crate) struct Nodes<'l> {
@@ -29,12 +29,18 @@ pub(crate) struct Nodes<'l> {
     case: &'l Case,
     branch: Option<Waypost>,
     centre: Option<Waypost>,
+    /// What runs; the scenario's own copy, where it is to be replaced.
+    pub(crate) executable: PathBuf,
+    /// Lines for `[interception]`.
+    pub(crate) interception: String,
 }
 
 impl<'l> Nodes<'l> {
     /// Makes an authority and gives both nodes an identity; starts nothing.
     pub(crate) fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
-        let nodes = Self { lab, case, branch: None, centre: None };
+        let executable = case.executable.clone();
+        let interception = String::new();
+        let nodes = Self { lab, case, branch: None, centre: None, executable, interception };
         let authority = lab.directory().join("node-ca");
         nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
         for place in [Place::Branch, Place::Centre] {
@@ -49,7 +55,7 @@ impl<'l> Nodes<'l> {
     }
 
     /// Both, on a path that they take.
-    fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
+    pub(crate) fn pair(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
         let mut nodes = Self::of(case, lab)?;
         nodes.start(Place::Centre, "intercept")?;
         nodes.start(Place::Branch, "intercept")?;
@@ -67,7 +73,7 @@ impl<'l> Nodes<'l> {
         Ok(output.stdout)
     }
 
-    fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, place: Place, action: &str) -> anyhow::Result<()> {
         self.start_for(place, action, &format!("{ECHO}, {CLOSED}, 143, 993"))
     }
 
@@ -77,13 +83,14 @@ impl<'l> Nodes<'l> {
         let wan = wan_device(self.lab, place)?;
         let text = format!(
             "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
-             [interception]\ninterfaces = [\"lan0\", {wan:?}]\n\
+             [interception]\ninterfaces = [\"lan0\", {wan:?}]\n{}\n\
              [[rule]]\naction = {action:?}\nports = [{ports}]\n",
             place.name(),
+            self.interception,
         );
         let file = directory.join("waypost.toml");
         std::fs::write(&file, text)?;
-        let mut command = self.lab.command(place, &self.case.executable);
+        let mut command = self.lab.command(place, &self.executable);
         command.arg("run").arg("-c").arg(file);
         let mut node = Waypost::spawn(self.case, command)?;
         if action == "pass" {
@@ -109,10 +116,30 @@ impl<'l> Nodes<'l> {
 
     /// What `waypost status` says of the path.
     fn status(&self, place: Place) -> anyhow::Result<Value> {
+        self.all_status(place)?.get("path").cloned().context("no path in the status")
+    }
+
+    /// What it says of the supervisor.
+    pub(crate) fn supervisor(&self, place: Place) -> anyhow::Result<Value> {
+        self.all_status(place)?.get("supervisor").cloned().context("no supervisor in the status")
+    }
+
+    fn all_status(&self, place: Place) -> anyhow::Result<Value> {
         let socket = self.directory(place).join("admin.sock");
         let said = self.run(&["status", "--json", "--socket", text(&socket)?])?;
-        let status: Value = serde_json::from_slice(&said)?;
-        status.get("path").cloned().context("no path in the status")
+        Ok(serde_json::from_slice(&said)?)
+    }
+
+    /// `waypost upgrade`.
+    pub(crate) fn upgrade(&self, place: Place) -> anyhow::Result<()> {
+        let socket = self.directory(place).join("admin.sock");
+        self.run(&["upgrade", "--socket", text(&socket)?]).map(drop)
+    }
+
+    /// `waypost bypass`.
+    pub(crate) fn bypass(&self, place: Place, to: &str) -> anyhow::Result<()> {
+        let socket = self.directory(place).join("admin.sock");
+        self.run(&["bypass", to, "--socket", text(&socket)?]).map(drop)
     }
 
     /// How often the node gave a reason.
@@ -150,7 +177,7 @@ fn wan_device(lab: &Lab, place: Place) -> anyhow::Result<String> {
 }
 
 /// A server that says whom it sees, and then gives back what it gets.
-fn echo_server(lab: &Lab) -> anyhow::Result<()> {
+pub(crate) fn echo_server(lab: &Lab) -> anyhow::Result<()> {
     for ip in [Place::Server.v4(), Place::Server.v6()] {
         let listener = lab.inside(Place::Server, move || TcpListener::bind((ip, ECHO)))??;
         thread::spawn(move || {
@@ -171,14 +198,14 @@ fn echo(mut stream: TcpStream, from: SocketAddr) -> std::io::Result<()> {
 }
 
 /// A client in the branch; the server's word for who it is has been read.
-struct Client {
-    stream: TcpStream,
-    connected: Duration,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    pub(crate) connected: Duration,
     seen_as: String,
 }
 
 impl Client {
-    fn connect(lab: &Lab, ip: IpAddr) -> anyhow::Result<Self> {
+    pub(crate) fn connect(lab: &Lab, ip: IpAddr) -> anyhow::Result<Self> {
         let (stream, connected) = lab.inside(Place::Client, move || {
             let start = Instant::now();
             let stream = TcpStream::connect_timeout(&(ip, ECHO).into(), STALL)?;
@@ -196,7 +223,7 @@ impl Client {
     }
 
     /// The server and the client see each other and nobody else.
-    fn sees_the_truth(&self, ip: IpAddr) -> anyhow::Result<()> {
+    pub(crate) fn sees_the_truth(&self, ip: IpAddr) -> anyhow::Result<()> {
         let own = self.stream.local_addr()?.to_string();
         ensure!(
             self.seen_as.trim_end() == own,
@@ -207,7 +234,7 @@ impl Client {
         Ok(())
     }
 
-    fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn echoes(&mut self, octets: &[u8]) -> anyhow::Result<()> {
         let back = self.exchange(octets)?;
         ensure!(back == octets.len() as u64, "{back} octets of {} came back", octets.len());
         Ok(())
@@ -227,7 +254,7 @@ impl Client {
     }
 
     /// Half-close, and the server's own end.
-    fn ends(mut self) -> anyhow::Result<()> {
+    pub(crate) fn ends(mut self) -> anyhow::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         ensure!(self.stream.read(&mut [0; 16])? == 0, "something after the end");
         Ok(())
@@ -453,17 +480,16 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
     let ip = Place::Server.v4();
     let mut nodes = Nodes::pair(case, &lab)?;
     nodes.node(Place::Branch)?.watch.announce("bypass");
-    let socket = nodes.directory(Place::Branch).join("admin.sock");
     let mut live = Client::connect(&lab, ip)?;
     live.echoes(b"before")?;
     let carried = |nodes: &Nodes<'_>| nodes.count(Place::Branch, "carried");
     ensure!(carried(&nodes)? == 1, "the first connection is not carried");
-    nodes.run(&["bypass", "on", "--socket", text(&socket)?])?;
+    nodes.bypass(Place::Branch, "on")?;
     let mut direct = Client::connect(&lab, ip)?;
     direct.echoes(b"direct")?;
     ensure!(carried(&nodes)? == 1, "a connection was taken while bypassed");
     live.echoes(b"still carried")?;
-    nodes.run(&["bypass", "off", "--socket", text(&socket)?])?;
+    nodes.bypass(Place::Branch, "off")?;
     let mut again = Client::connect(&lab, ip)?;
     again.echoes(b"again")?;
     ensure!(carried(&nodes)? == 2, "nothing is taken after the bypass");
@@ -471,48 +497,6 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
         client.ends()?;
     }
     Ok(())
-}
-
-/// The packet loop stands still: a SYN that it holds is lost, the next one passes, and what is carried goes on.
-pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
-    let lab = case.lab()?;
-    echo_server(&lab)?;
-    let ip = Place::Server.v4();
-    let mut nodes = Nodes::pair(case, &lab)?;
-    for words in ["stands still", "turns again"] {
-        nodes.node(Place::Branch)?.watch.announce(words);
-    }
-    let mut live = Client::connect(&lab, ip)?;
-    live.echoes(b"before")?;
-    let stopped = lab::sys::stop_thread(thread_of(nodes.node(Place::Branch)?.pid(), "netd")?)?;
-    let mut next = Client::connect(&lab, ip)?;
-    next.sees_the_truth(ip)?;
-    next.echoes(b"direct")?;
-    // One SYN is lost with the loop; its repetition comes after a second, and on a machine as busy as this one may be,
-    // two are lost. Without the watchdog it never ends.
-    ensure!(next.connected < Duration::from_millis(3500), "a new connection took {:?}", next.connected);
-    case.note("connect-while-hung-ms", u64::try_from(next.connected.as_millis())?);
-    live.echoes(b"still carried")?;
-    let state = nodes.status(Place::Branch)?;
-    ensure!(state.get("state").and_then(Value::as_str) == Some("hanging"), "status says {state}");
-    drop(stopped);
-    let start = Instant::now();
-    let before = nodes.count(Place::Branch, "carried")?;
-    while nodes.count(Place::Branch, "carried")? == before {
-        ensure!(start.elapsed() < STALL, "nothing is taken after the loop turned again");
-        Client::connect(&lab, ip)?.ends()?;
-    }
-    live.ends()
-}
-
-fn thread_of(process: i32, name: &str) -> anyhow::Result<i32> {
-    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let task = task?;
-        if std::fs::read_to_string(task.path().join("comm"))?.trim() == name {
-            return Ok(task.file_name().to_string_lossy().parse()?);
-        }
-    }
-    bail!("no thread {name}")
 }
 
 /// The line is dead for a while: what is carried goes on where it was.
