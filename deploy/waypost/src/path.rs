@@ -23,6 +23,7 @@ use crate::{
     api::{Explained, PathStatus},
     config::{Config, network},
     exit::{Exit, Failure},
+    supervisor::rights,
 };
 use agent::PathAgent;
 use carrier::Carrier;
@@ -160,6 +161,7 @@ impl Path {
         let ended = thread::Builder::new()
             .name("netd".to_owned())
             .spawn(move || {
+                rights::as_supervisor();
                 let ended = netd.run();
                 if let Err(error) = &ended {
                     tracing::error!(%error, "the packet queue was lost; connections flow past this node until it is started anew");

@@ -39,6 +39,7 @@ pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
 
 /// Runs the node of `path` as the child of its supervisor, which has read the file a moment ago and said what is odd.
 pub(crate) fn supervised(path: &Path) -> Result<Exit, Failure> {
+    supervisor::rights::as_others();
     let supervised = Supervised::from_stdin().map_err(|_| {
         Failure::say(Exit::Usage, "only `waypost run` starts this, which is what to use instead")
     })?;

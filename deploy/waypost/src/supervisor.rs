@@ -11,6 +11,7 @@
 
 pub(crate) mod desk;
 pub(crate) mod hook;
+pub(crate) mod rights;
 mod watchdog;
 
 use crate::{
@@ -41,6 +42,8 @@ use watchdog::Watchdog;
 pub(crate) fn run(config: &Config, interception: &Interception, file: &Path) -> Result<Exit, Failure> {
     let _level = logging::start(&config.log);
     logging::keep_panics_quiet();
+    rights::go_first();
+    rights::give_up();
     free_path(interception)?;
     let rules = path::standing_rules(config, interception)?;
     for setting in forwarding_off(rules.plan()) {

@@ -16,6 +16,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use discovery_core::mutants;
+
 /// Bounds of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchSettings {
@@ -157,7 +159,8 @@ impl Watch {
             State::Still { since, beat, steady } => {
                 let gap = now.saturating_duration_since(beat) >= settings.silence_max;
                 let steady = steady.filter(|_| !gap).unwrap_or(now);
-                if now.saturating_duration_since(steady) >= settings.steady_after {
+                let long = now.saturating_duration_since(steady) >= settings.steady_after;
+                if long || mutants::on("watch-unsteady-trusted") {
                     State::Working { since, beat: now }
                 } else {
                     State::Still { since, beat: now, steady: Some(steady) }
@@ -175,6 +178,9 @@ impl Watch {
 
     /// The supervisor itself stood still until now: what it did not hear says nothing.
     pub fn handle_slept(&mut self, now: Instant) {
+        if mutants::on("watch-slept-accuses") {
+            return;
+        }
         match &mut self.state {
             State::Working { beat, .. } | State::Still { beat, .. } => *beat = now,
             State::Waiting { .. }
@@ -326,7 +332,8 @@ impl Watch {
     }
 
     fn set_rules(&mut self) {
-        let wanted = self.is_working() && !self.bypass;
+        let still = matches!(self.state, State::Still { .. }) && mutants::on("watch-silence-unseen");
+        let wanted = (self.is_working() || still) && !self.bypass;
         if wanted != self.rules {
             self.rules = wanted;
             self.orders.push_back(if wanted { Order::RulesIn } else { Order::RulesOut });

@@ -68,6 +68,9 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
     live.echoes(b"before")?;
     ensure!(nodes.count(Place::Branch, "carried")? == 1, "control: it is not carried");
     let first = child(&mut nodes)?;
+    for process in [nodes.node(Place::Branch)?.pid(), first] {
+        gave_up(process)?;
+    }
     lab::sys::kill(first, libc::SIGKILL)?;
     let start = Instant::now();
     live.stream.set_read_timeout(Some(STALL))?;
@@ -231,7 +234,17 @@ pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
         nodes.supervisor(Place::Branch)?.get("leaving").and_then(Value::as_u64) == Some(1),
         "nobody leaves"
     );
-    taken_again(&lab, &nodes)?;
+    // The new ones find each other. Of the other address it is known that nobody was there a moment ago.
+    let fresh = Place::Server.v6();
+    let mut taken = Client::connect(&lab, fresh)?;
+    taken.sees_the_truth(fresh)?;
+    taken.echoes(&[9; 100_000])?;
+    for place in [Place::Branch, Place::Centre] {
+        let state = nodes.supervisor(place)?;
+        ensure!(state.get("state").and_then(Value::as_str) == Some("working"), "{}: {state}", place.name());
+    }
+    ensure!(nodes.count(Place::Branch, "carried")? == 1, "the new nodes carry nothing");
+    taken.ends()?;
     live.ends()?;
     passed.ends()?;
     let start = Instant::now();
@@ -305,6 +318,26 @@ pub(crate) fn relay(case: &Case) -> anyhow::Result<()> {
     } else {
         case.note("real-device", "skipped: this machine has no /dev/watchdog");
     }
+    Ok(())
+}
+
+/// A process that can load no module, trace no process and mount nothing, whatever it runs; as one of root's could.
+fn gave_up(process: i32) -> anyhow::Result<()> {
+    let status = |process: &str| std::fs::read_to_string(format!("/proc/{process}/status"));
+    let bounds = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let (own, its) = (status("self")?, status(&process.to_string())?);
+    // CAP_SYS_MODULE, CAP_SYS_PTRACE, CAP_SYS_ADMIN; and CAP_NET_ADMIN.
+    let (forbidden, needed) = (1 << 16 | 1 << 19 | 1 << 21, 1 << 12);
+    let bound = bounds(&its).context("no CapBnd")?;
+    ensure!(
+        bounds(&own).is_some_and(|own| own & forbidden != 0),
+        "control: this process has none of them either"
+    );
+    ensure!(bound & forbidden == 0 && bound & needed != 0, "it could have {bound:x}");
+    ensure!(its.contains("NoNewPrivs:\t1"), "a set-user-id program could give it more");
     Ok(())
 }
 
