@@ -6,13 +6,13 @@
 //! | `GET /api/v1/status` `sessions` `trace?user=` | JSON, on the socket only: it tells who works when |
 //! | `GET /api/v1/store/stats`, `POST /api/v1/store/verify` `gc` | the store, on the socket only |
 //! | `GET /api/v1/sustained`, `POST /api/v1/sustained/end?user=` | sessions whose client has left, on the socket only |
-//! | `POST /api/v1/path/bypass?on=`, `GET /api/v1/path/explain?client=&server=` | interception, on the socket only |
+//! | `GET /api/v1/path/explain?client=&server=` | interception, on the socket only; `bypass` is the supervisor's |
 //! | `GET /api/v1/report/preload` | what was fetched ahead, and what came of it, on the socket only |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /livez` `/readyz` | whether it runs; whether it takes clients |
 
 mod metrics;
-mod socket;
+pub(crate) mod socket;
 
 use crate::{
     api::{
@@ -47,7 +47,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     task::{JoinHandle, spawn_blocking},
 };
 
@@ -93,7 +93,6 @@ impl Admin {
             .route("/api/v1/sustained", get(sustained))
             .route("/api/v1/sustained/end", post(sustained_end))
             .route("/api/v1/report/preload", get(report_preload))
-            .route("/api/v1/path/bypass", post(path_bypass))
             .route("/api/v1/path/explain", get(path_explain))
             .route("/api/v1/store/stats", get(store_stats))
             .route("/api/v1/store/verify", post(store_verify))
@@ -102,7 +101,9 @@ impl Admin {
         if let Some(address) = config.listen {
             tasks.push(serve_tcp(address, public.with_state(asked.clone())).await?);
         }
-        let listener = socket::bind(config)?;
+        let listener = socket::bind(config, &config.socket)?;
+        let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        let listener = listener.map_err(|error| Failure::io("the admin socket", error))?;
         let private = private.with_state(asked);
         tasks.push(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, private).await {
@@ -170,22 +171,6 @@ async fn path_status(asked: &Asked) -> Option<PathStatus> {
 async fn status(State(asked): State<Asked>) -> Response {
     let path = path_status(&asked).await;
     blocking(move || Status { path, ..describe(&asked.node, stats(&asked.node)) }).await
-}
-
-#[derive(Deserialize)]
-struct Bypass {
-    on: bool,
-}
-
-async fn path_bypass(State(asked): State<Asked>, Query(wanted): Query<Bypass>) -> Response {
-    let Some(path) = asked.node.path() else {
-        return trouble(StatusCode::NOT_FOUND, "this node does not stand on a path".to_owned());
-    };
-    match path.bypass(wanted.on).await {
-        Ok(true) => Json(wanted.on).into_response(),
-        Ok(false) => trouble(StatusCode::NOT_FOUND, "this node does not stand on a path".to_owned()),
-        Err(failure) => trouble(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()),
-    }
 }
 
 #[derive(Deserialize)]

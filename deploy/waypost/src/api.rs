@@ -284,6 +284,31 @@ pub(crate) struct DatagramStatus {
     pub(crate) octets: u64,
 }
 
+/// What the supervisor of a node on the path answers to `status`; `waypost status` puts it beside the node's own.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct SupervisorStatus {
+    /// `starting`, `working`, `bypassed`, `hanging`, `starting-anew`, `upgrading`, or `leaving`.
+    pub(crate) state: String,
+    pub(crate) since_s: u64,
+    /// Whether new connections are led to the node.
+    pub(crate) taking: bool,
+    /// How often the node was started anew.
+    pub(crate) restarts: u64,
+    /// Why the last time, or why rules are not in place.
+    pub(crate) why: Option<String>,
+    pub(crate) node_pid: Option<u32>,
+    /// Nodes that an upgrade has replaced and that go on with what they carry.
+    #[serde(default)]
+    pub(crate) leaving: u64,
+    pub(crate) pid: u32,
+}
+
+/// What the supervisor answers to an order that it has carried out.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Done {
+    pub(crate) done: bool,
+}
+
 /// Another node.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct PeerStatus {

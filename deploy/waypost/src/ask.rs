@@ -6,6 +6,7 @@ use crate::{
     config::{FileUse, Surroundings},
     exit::{Exit, Failure},
     file,
+    supervisor::desk::{self, Question},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -13,7 +14,7 @@ use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::{
-    io,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,6 +22,16 @@ use tokio::{net::UnixStream, time::timeout};
 
 /// A node answers in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Tools of the system that move rules may wait for each other.
+const PATIENCE_RULES: Duration = Duration::from_secs(35);
+/// The old node makes room, and a new one starts.
+const PATIENCE_UPGRADE: Duration = Duration::from_secs(200);
+/// Far more than it says.
+const SUPERVISOR_OCTETS_MAX: u64 = 64 << 10;
+/// Of a node whose supervisor has answered: it answers in milliseconds, or hangs.
+const PATIENCE_SUPERVISED: Duration = Duration::from_secs(2);
+/// Of one that hangs, as its supervisor has seen.
+const PATIENCE_HANGING: Duration = Duration::from_millis(200);
 /// A large store on a slow disk takes its time.
 const PATIENCE_DOING: Duration = Duration::from_secs(24 * 3600);
 /// Far more than ten thousand sessions need.
@@ -38,7 +49,7 @@ pub(crate) enum Method {
 /// The answer to `GET path`, as it came and as a value.
 pub(crate) fn get<T: DeserializeOwned>(node: &RunningNode, path: &str) -> Result<(Bytes, T), Failure> {
     let socket = socket(node)?;
-    match ask(&socket, Method::Get, path)? {
+    match ask(&socket, Method::Get, path, PATIENCE)? {
         Some(answer) => Ok(answer),
         None => Err(Failure::say(
             Exit::Unavailable,
@@ -47,28 +58,39 @@ pub(crate) fn get<T: DeserializeOwned>(node: &RunningNode, path: &str) -> Result
     }
 }
 
+/// The same of a node that has a supervisor: `None` when it does not answer. `answers`: whether it should.
+pub(crate) fn get_supervised<T: DeserializeOwned>(
+    node: &RunningNode,
+    path: &str,
+    answers: bool,
+) -> Result<Option<(Bytes, T)>, Failure> {
+    let patience = if answers { PATIENCE_SUPERVISED } else { PATIENCE_HANGING };
+    Ok(ask(&socket(node)?, Method::Get, path, patience).unwrap_or_default())
+}
+
 /// The same, or `None` when no node runs.
 pub(crate) fn if_running<T: DeserializeOwned>(
     node: &RunningNode,
     method: Method,
     path: &str,
 ) -> Result<Option<(Bytes, T)>, Failure> {
-    ask(&socket(node)?, method, path)
+    let patience = match method {
+        Method::Get => PATIENCE,
+        Method::Post => PATIENCE_DOING,
+    };
+    ask(&socket(node)?, method, path, patience)
 }
 
 fn ask<T: DeserializeOwned>(
     socket: &Path,
     method: Method,
     path: &str,
+    patience: Duration,
 ) -> Result<Option<(Bytes, T)>, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the system gives no events", error))?;
-    let patience = match method {
-        Method::Get => PATIENCE,
-        Method::Post => PATIENCE_DOING,
-    };
     let asked = runtime.block_on(async { timeout(patience, request(socket, method, path)).await });
     let asked = asked.unwrap_or_else(|_| {
         let what = format_args!("the node at {} does not answer", socket.display()).to_string();
@@ -86,6 +108,40 @@ fn ask<T: DeserializeOwned>(
         )
     })?;
     Ok(Some((octets, value)))
+}
+
+/// What the supervisor of a node on the path answers, or `None` when there is none.
+pub(crate) fn supervisor<T: DeserializeOwned>(
+    node: &RunningNode,
+    question: Question,
+) -> Result<Option<T>, Failure> {
+    let socket = desk::beside(&socket(node)?);
+    let failed = |error: io::Error| {
+        Failure::io(
+            format!("the supervisor's socket {}; [admin] mode and group say who may", socket.display()),
+            error,
+        )
+    };
+    let mut stream = match std::os::unix::net::UnixStream::connect(&socket) {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let patience = if question == Question::Upgrade { PATIENCE_UPGRADE } else { PATIENCE_RULES };
+    stream.set_read_timeout(Some(patience)).map_err(failed)?;
+    stream.write_all(format!("{}\n", question.line()).as_bytes()).map_err(failed)?;
+    let mut answer = Vec::new();
+    stream.take(SUPERVISOR_OCTETS_MAX).read_to_end(&mut answer).map_err(failed)?;
+    if let Ok(trouble) = serde_json::from_slice::<Trouble>(&answer) {
+        return Err(Failure::say(Exit::Unavailable, trouble.error));
+    }
+    let value = serde_json::from_slice(&answer).map_err(|error| {
+        let what = format_args!("the supervisor at {} is of another version: {error}", socket.display());
+        Failure::say(Exit::Unavailable, what)
+    })?;
+    Ok(Some(value))
 }
 
 /// Text as a value in a query.

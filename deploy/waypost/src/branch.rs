@@ -44,7 +44,7 @@ pub(crate) fn branch(wanted: &cli::Branch) -> Result<Exit, Failure> {
         return Err(Failure::say(Exit::Usage, errors.join("; ")));
     };
     introduce(config, &mail, made, without_right)?;
-    run::node(config, None)
+    run::node(config, None, None)
 }
 
 /// What a person who has just started it must know.

@@ -36,7 +36,14 @@ pub(crate) enum Command {
     ///
     /// SIGTERM drains: sessions at rest end at once, the others within 30 seconds; a second one hurries. SIGHUP reads
     /// the file and the certificates again; when something is wrong with them the node stays as it is and says why.
+    /// With [interception] it is two processes, of which this one leads traffic to the other, and past it when it must.
     Run {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// The node itself, of a configuration with [interception]: `run` is its supervisor, and alone starts it
+    #[command(hide = true)]
+    Node {
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -89,10 +96,18 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Let new connections past this node, or take them again
     ///
-    /// At once, also when the part of the node that handles packets hangs; connections that are carried go on.
+    /// At once, also while the node hangs or is being started anew; connections that are carried go on.
     Bypass {
         /// on: nothing new is taken
         to: OnOff,
+        #[command(flatten)]
+        node: RunningNode,
+    },
+    /// Have the running node on the path replaced by one of the executable that is installed now
+    ///
+    /// Connections that are carried go on in the old one for up to an hour; new ones flow past until the new one works.
+    /// When the new executable finds the configuration wrong, nothing is changed.
+    Upgrade {
         #[command(flatten)]
         node: RunningNode,
     },

@@ -18,6 +18,13 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// Whose code this is.
+    pub(crate) fn of_code(code: i32) -> Option<Self> {
+        [Self::Fine, Self::Usage, Self::Unavailable, Self::Bug, Self::NoPermission]
+            .into_iter()
+            .find(|exit| *exit as i32 == code)
+    }
+
     /// The code of an error of the system: no right to it, or else `other`.
     pub(crate) fn of(error: &io::Error, other: Self) -> Self {
         if error.kind() == io::ErrorKind::PermissionDenied { Self::NoPermission } else { other }

@@ -10,9 +10,14 @@ use std::path::Path;
 /// Reads `file` and says, on standard error, what is wrong with it.
 pub(crate) fn load(file: &Path, files: FileUse) -> Result<Loaded, Failure> {
     let loaded = read(file, files)?;
+    complain(&loaded, file);
+    Ok(loaded)
+}
+
+/// Says, on standard error, what is wrong with what was read from `file`.
+pub(crate) fn complain(loaded: &Loaded, file: &Path) {
     let name = file.to_string_lossy();
     loaded.problems.iter().for_each(|problem| say::note(problem.line(&name)));
-    Ok(loaded)
 }
 
 /// Reads `file`.

@@ -1,33 +1,69 @@
 //! `waypost bypass` and `waypost explain`, and interception in `waypost status`.
 
 use crate::{
-    api::{DeflectorStatus, Explained, PathStatus},
+    api::{DeflectorStatus, Done, Explained, PathStatus, SupervisorStatus},
     ask::{self, Method},
     cli::RunningNode,
-    config::units::human_size,
+    config::units::{human_size, human_time},
     exit::{Exit, Failure},
     say,
     status::{columns, list},
+    supervisor::desk::Question,
 };
 use std::{
     fmt::Write,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 /// Switches interception off, or on again.
 pub(crate) fn bypass(node: &RunningNode, on: bool) -> Result<Exit, Failure> {
-    let path = format!("/api/v1/path/bypass?on={on}");
-    let Some((json, _)) = ask::if_running::<bool>(node, Method::Post, &path)? else {
-        return Err(Failure::say(Exit::Unavailable, "no node runs here, so nothing is intercepted"));
+    let Some(Done { done }) = ask::supervisor(node, Question::Bypass(on))? else {
+        let what = "no node stands on a path here, so nothing is intercepted";
+        return Err(Failure::say(Exit::Unavailable, what));
     };
     if node.json {
-        say::line(String::from_utf8_lossy(&json));
+        say::line(done);
     } else if on {
         say::line("bypassed: new connections flow past this node; `waypost bypass off` takes them again");
     } else {
         say::line("new connections are taken again, as the rules say");
     }
     Ok(Exit::Fine)
+}
+
+/// Has the node replaced.
+pub(crate) fn upgrade(node: &RunningNode) -> Result<Exit, Failure> {
+    let Some(Done { done }) = ask::supervisor(node, Question::Upgrade)? else {
+        let what = "no node stands on a path here; end the one that runs and start it anew";
+        return Err(Failure::say(Exit::Unavailable, what));
+    };
+    if node.json {
+        say::line(done);
+    } else {
+        say::line("the new node is at work; the old one goes on with what it carries");
+    }
+    Ok(Exit::Fine)
+}
+
+/// The supervisor's part of `status`.
+pub(crate) fn describe_supervisor(status: &SupervisorStatus) -> String {
+    let times = match status.restarts {
+        0 => String::new(),
+        1 => ", node started anew once".to_owned(),
+        n => format!(", node started anew {n} times"),
+    };
+    let leaving = match status.leaving {
+        0 => String::new(),
+        n => format!(", {n} replaced and still carrying"),
+    };
+    let why = status.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    format!(
+        "supervisor {} for {}, new connections {}{times}{leaving}{why}\n",
+        status.state,
+        human_time(Duration::from_secs(status.since_s)),
+        if status.taking { "are taken" } else { "flow past" },
+    )
 }
 
 /// Says what would become of a connection.

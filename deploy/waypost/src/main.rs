@@ -17,6 +17,7 @@ mod front;
 mod identity;
 mod interception;
 mod keying;
+mod leash;
 mod logging;
 mod node;
 mod notify;
@@ -30,6 +31,7 @@ mod show;
 mod status;
 mod storage;
 mod store;
+mod supervisor;
 mod trust;
 
 use clap::Parser;
@@ -62,6 +64,7 @@ fn obey(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Branch(wanted) => branch::branch(&wanted),
         Command::Run { config: ConfigFile { config } } => run::run(&config),
+        Command::Node { config: ConfigFile { config } } => run::supervised(&config),
         Command::Check { config: ConfigFile { config }, online } => check::check(&config, online),
         Command::Config(ConfigCommand::Show { config: ConfigFile { config }, changed }) => {
             show::show(&config, changed)
@@ -80,6 +83,7 @@ fn obey(command: Command) -> Result<Exit, Failure> {
             identity::new_token(&id, ca_dir, user_key.as_deref())
         }
         Command::Bypass { to, node } => interception::bypass(&node, to == OnOff::On),
+        Command::Upgrade { node } => interception::upgrade(&node),
         Command::Explain { pcap: Some(file), node, .. } => dry::explain(&node, &file),
         Command::Explain { client: Some(client), server: Some(server), node, .. } => {
             interception::explain(&node, &client, server)

@@ -11,6 +11,7 @@ use crate::{
     keying::OrganisationKey,
     path::Path,
     prefetch::Prefetch,
+    run::Ended,
     storage,
 };
 use cep::{house::House, keeper, plain::Plain, rules};
@@ -37,7 +38,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 /// How long sessions get to come to rest when the node ends.
@@ -210,15 +211,16 @@ impl Node {
         }
     }
 
-    /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`.
-    pub(crate) async fn drain(&self, by: Instant) {
+    /// Ends all sessions: those at rest now, the others until `by`. Returns when all have ended, or soon after `by`. What the
+    /// path carries ends by then too, unless it is handed over.
+    pub(crate) async fn drain(&self, by: Instant, ended: Ended) {
         self.drain.send_replace(Drain::By(by));
         tokio::join!(
             self.empty(by),
             async {
                 let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
             },
-            self.leave_path(by)
+            self.leave_path(by, ended)
         );
     }
 
@@ -231,18 +233,21 @@ impl Node {
             async {
                 let _late = timeout_at(by + DRAIN_CLOSE, self.house.drain()).await;
             },
-            self.leave_path(by)
+            self.leave_path(by, Ended::Ended)
         );
     }
 
-    /// Takes no new connections; those that are carried have until `by`.
-    async fn leave_path(&self, by: Instant) {
+    /// Takes no new connections; those that are carried have until `by`, or go on.
+    async fn leave_path(&self, by: Instant, ended: Ended) {
         let Some(path) = &self.path else { return };
-        path.leave().await;
-        while path.carried() > 0 && Instant::now() < by {
-            sleep(Duration::from_millis(50)).await;
+        path.leave();
+        match ended {
+            Ended::HandedOver => path.stop_taking().await,
+            Ended::Ended => {
+                path.drained(by).await;
+                path.stop().await;
+            }
         }
-        path.stop().await;
     }
 
     /// The node on the path, and its links.

@@ -18,17 +18,17 @@ mod opener;
 mod origin;
 mod persisted;
 mod plan;
+mod pulse;
 mod shown;
-mod switch;
 mod tcp;
 mod view;
-mod watchdog;
 
 use crate::{
     api::{DeflectorStatus, Explained, PathStatus},
     config::{Config, network, value::InterfaceName},
     exit::{Exit, Failure},
     node::mail::Mail,
+    supervisor::rights,
 };
 use agent::PathAgent;
 use carrier::Carrier;
@@ -49,25 +49,30 @@ use discovery_linux::{
     deflect::DeflectCounters,
     marks::ALONE,
     netd::{Handle, Netd, NetdSettings},
-    queue::NfQueue,
-    rules::{Instance, Rules, RulesError, forwarding_off},
+    queue::{NfQueue, PacketQueue},
+    rules::{Instance, Listen, Plan, Rules},
     socket::{Family, TransparentListener},
+    supervisor::{Supervised, Watched},
 };
 use off_path::{CONTROL, OffPath};
 use opener::{Asked, Opener};
 use persisted::Persisted;
+use pulse::Pulse;
 use std::{
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
+    time::Duration,
 };
-use switch::Switch;
 use tokio::net::TcpListener;
 use wan::{AllGranted, Links};
 use wan_core::Notice;
-use watchdog::Beats;
 
 /// See the module's documentation.
 pub(crate) struct Path {
@@ -75,7 +80,9 @@ pub(crate) struct Path {
     links: Links,
     carrier: Arc<Carrier>,
     /// None without a place on the path.
-    switch: Option<Arc<Switch>>,
+    stands: Option<Stands>,
+    /// Whether packets have stopped coming, as far as the engine was told.
+    bypassed: AtomicBool,
     deflecting: Option<Arc<Deflecting>>,
     /// As they are in force, for `explain`.
     ruled: RuleSet,
@@ -88,9 +95,15 @@ pub(crate) struct Path {
     loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
 }
 
+/// What a supervisor is shown.
+struct Stands {
+    listen: Listen,
+    pulse: Arc<Pulse>,
+}
+
 impl Path {
     /// Opens what `config` names; none when the node neither stands on a path nor speaks to others. Inside a tokio
-    /// runtime. The rules come last: nothing is taken that could not be carried.
+    /// runtime. The rules are the supervisor's and come last ([`Path::show`]): nothing is taken that could not be carried.
     pub(crate) async fn start(config: &Config, mail: &Arc<Mail>) -> Result<Option<Self>, Failure> {
         let Some(link) = &config.link else { return Ok(None) };
         let known = identity::load(config, link)?;
@@ -129,7 +142,8 @@ impl Path {
             handle: None,
             links,
             carrier,
-            switch: None,
+            stands: None,
+            bypassed: AtomicBool::new(false),
             deflecting: None,
             ruled: RuleSet::default(),
             first_interface: None,
@@ -158,8 +172,8 @@ impl Path {
         let v6 = TransparentListener::bind(Family::V6, 0).ok();
         let port =
             |listener: &TransparentListener| listener.port().map_err(needs("the transparent listener"));
-        let v6_port = v6.as_ref().map(port).transpose()?;
-        let plan = plan::plan(interception, config.deflector.as_ref(), port(&v4)?, v6_port)?;
+        let listen = Listen { v4: port(&v4)?, v6: v6.as_ref().map(port).transpose()? };
+        self.instance = Some(plan::plan(interception, config.deflector.as_ref(), listen)?.instance().clone());
         let addresses = plan::addresses(interception, link).await?;
         let mut settings = NetdSettings::new(addresses, key);
         settings.v6 = v6.is_some();
@@ -167,8 +181,7 @@ impl Path {
         settings.codec = plan::codec(interception);
         let queued = plan::queue(interception);
         settings.batch = (queued.batch_packets, queued.copy_octets);
-        let queue = NfQueue::open(queued)
-            .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))?;
+        let queue = open_queue(interception)?;
         let engine = Engine::new(plan::engine(interception, link));
         let agent = PathAgent::new(Arc::clone(&self.carrier), tokio::runtime::Handle::current());
         let (mut netd, handle) =
@@ -186,18 +199,17 @@ impl Path {
             self.deflecting = Some(Arc::clone(&deflecting));
             tokio::spawn(deflecting::watch(deflecting));
         }
-        let beats = Arc::new(Beats::default());
-        let beating = Arc::clone(&beats);
-        netd.on_beat(move || {
-            beating.packets.fetch_add(1, Ordering::Relaxed);
-        });
+        let pulse = Pulse::start();
+        let beating = Arc::clone(&pulse);
+        netd.on_beat(move || beating.beat());
         self.carrier.handle(handle.clone());
         let ended = thread::Builder::new()
             .name("netd".to_owned())
             .spawn(move || {
+                rights::as_supervisor();
                 let ended = netd.run();
                 if let Err(error) = &ended {
-                    tracing::error!(%error, "the packet queue was lost; connections flow past this node: restart it");
+                    tracing::error!(%error, "the packet queue was lost; connections flow past this node until it is started anew");
                 }
                 ended
             })
@@ -210,35 +222,24 @@ impl Path {
         self.persisted = Some(Persisted::begin(&config.node.state_dir, &handle, &self.carrier).await);
         handle.tell(engine::Event::AgentUp);
         tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
-        for setting in forwarding_off(&plan) {
-            tracing::warn!(setting, "is 0: this machine does not forward what it is to stand in the path of");
-        }
-        self.instance = Some(plan.instance().clone());
-        let saved = plan::saved(config, interception.queue);
-        let mut rules = Rules::new(plan, saved);
-        let installed = tokio::task::spawn_blocking(move || rules.install().map(|backend| (rules, backend)))
-            .await
-            .map_err(|error| Failure::say(Exit::Bug, error))?;
-        let (rules, backend) = installed.map_err(|error| {
-            handle.stop();
-            Failure::new(Exit::Unavailable, error)
-        })?;
-        tracing::info!(?backend, rules = interception.rules.len(), "on the path");
-        let switch = Arc::new(Switch::new(handle.clone(), rules));
-        self.switch = Some(Arc::clone(&switch));
+        self.stands = Some(Stands { listen, pulse });
         *lock(&self.loop_ended) = Some(ended);
         self.handle = Some(handle);
-        // Who cannot be watched does not stand in the way.
-        if let Err(error) = watchdog::start(&beats, &switch) {
-            self.stop().await;
-            return Err(Failure::io("the system gives no threads", error));
-        }
         Ok(())
+    }
+
+    /// It can carry what is taken: shows its supervisor where it listens, and from now on that it turns. `false` without a
+    /// place on the path.
+    pub(crate) fn show(&self, supervised: &Supervised) -> bool {
+        let Some(Stands { listen, pulse }) = &self.stands else { return false };
+        // Whoever waits for its wishes learns of its end.
+        let (Watched::Yes | Watched::Orphan) = pulse.show(supervised.clone(), *listen);
+        true
     }
 
     /// What can be asked of it.
     pub(crate) async fn status(&self) -> PathStatus {
-        let bypassed = self.switch.as_ref().is_some_and(|switch| switch.is_bypassed());
+        let bypassed = self.bypassed.load(Ordering::Relaxed);
         let (handle, instance) = (self.handle.as_ref(), self.instance.clone());
         let mut status = view::look(handle, instance, bypassed, &self.links, &self.carrier).await;
         status.forgotten_files = self.persisted.as_ref().map_or(0, |persisted| persisted.forgotten());
@@ -258,15 +259,17 @@ impl Path {
         view::explain(handle, self.ruled.clone(), flow, ingress).await
     }
 
-    /// Takes the rules out of the kernel, or puts them in again: at once, whatever the loop does. What is carried goes on.
-    /// `false` where there are none.
-    pub(crate) async fn bypass(&self, on: bool) -> Result<bool, Failure> {
-        let Some(switch) = self.switch.clone() else { return Ok(false) };
-        let done = tokio::task::spawn_blocking(move || switch.bypass(on)).await;
-        let done = done.map_err(|error| Failure::say(Exit::Bug, error))?;
-        let done = done.map_err(|error| Failure::new(Exit::Unavailable, error))?;
-        tracing::warn!(on, "bypass");
-        Ok(done)
+    /// Packets stop coming, or come again. Waits until the loop has heard it, if it turns: it then orders nothing more that
+    /// the rules would not deliver.
+    pub(crate) fn bypass(&self, on: bool) {
+        let Some(handle) = &self.handle else { return };
+        self.bypassed.store(on, Ordering::Relaxed);
+        handle.tell(engine::Event::Bypass { on });
+        let (heard, hears) = mpsc::channel();
+        handle.with(move |_, _, _| {
+            let _gone = heard.send(());
+        });
+        let _hangs = hears.recv_timeout(HEARS_WITHIN);
     }
 
     /// Takes on who may be a peer, and a new certificate of the same key. The rest needs a restart.
@@ -280,24 +283,26 @@ impl Path {
         self.links.update(&known.settings).map_err(|error| Failure::new(Exit::Usage, error))
     }
 
-    /// Takes no new connections; those that are carried go on.
-    pub(crate) async fn leave(&self) {
-        self.switch(Switch::leave).await;
+    /// Takes no new connections of peers; those that are carried go on. The rules have gone by then.
+    pub(crate) fn leave(&self) {
         self.links.leave();
     }
 
-    async fn switch(&self, change: impl FnOnce(&Switch) -> Result<(), RulesError> + Send + 'static) {
-        let Some(switch) = self.switch.clone() else { return };
-        let changed = tokio::task::spawn_blocking(move || change(&switch)).await;
-        if let Ok(Err(error)) = changed {
-            tracing::error!(%error, "rules are left behind; the next start removes them");
+    /// Waits until nothing is carried, until `by` at the longest.
+    pub(crate) async fn drained(&self, by: tokio::time::Instant) {
+        while self.carried() > 0 && tokio::time::Instant::now() < by {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Ends what is carried.
     pub(crate) async fn stop(&self) {
         self.links.stop();
-        self.switch(Switch::remove).await;
+        self.stop_taking().await;
+    }
+
+    /// Gives up the packet queue; what is carried goes on.
+    pub(crate) async fn stop_taking(&self) {
         if let Some(persisted) = &self.persisted {
             persisted.save().await;
         }
@@ -364,6 +369,39 @@ impl Roles {
     }
 }
 
+/// The rules that lead to a node of `config` which listens there.
+pub(crate) fn rules(
+    config: &Config,
+    interception: &network::Interception,
+    listen: Listen,
+) -> Result<Plan, Failure> {
+    plan::plan(interception, config.deflector.as_ref(), listen)
+}
+
+/// What of rules is in the kernel for `config`, whoever put it there; `listen` tells nothing but whether there is IPv6.
+pub(crate) fn standing_rules(
+    config: &Config,
+    interception: &network::Interception,
+) -> Result<Rules, Failure> {
+    // No rule is made of these ports: each node says its own before rules come.
+    let nobody = Listen { v4: 1, v6: TransparentListener::bind(Family::V6, 0).is_ok().then_some(1) };
+    Ok(Rules::new(rules(config, interception, nobody)?, plan::saved(config, interception.queue)))
+}
+
+/// Whether a node could stand on the path now: it has the rights, and nobody reads its queue.
+pub(crate) fn could_stand(interception: &network::Interception) -> Result<(), Failure> {
+    TransparentListener::bind(Family::V4, 0)
+        .map_err(|error| plan::needs_rights("the transparent listener", error))?;
+    let queue = open_queue(interception)?;
+    // What waited in it goes on.
+    queue.close().map_err(|error| Failure::io("the packet queue", error))
+}
+
+fn open_queue(interception: &network::Interception) -> Result<NfQueue, Failure> {
+    NfQueue::open(plan::queue(interception))
+        .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))
+}
+
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::io(
@@ -390,8 +428,10 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
     }
 }
 
+/// A loop that hangs hears nothing, and orders nothing either.
+const HEARS_WITHIN: Duration = Duration::from_millis(150);
 /// Descriptors may be scarce for a moment.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

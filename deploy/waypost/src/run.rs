@@ -1,21 +1,27 @@
-//! `waypost run`: the node in the foreground, until a signal ends it.
+//! `waypost run`: the node in the foreground, until a signal ends it; or, of a node on the path, its supervisor
+//! ([`crate::supervisor`]), whose child the node is.
 
 use crate::{
     admin::{Admin, Health},
     config::{Config, FileUse},
     exit::{Exit, Failure},
-    file, logging,
+    file,
+    leash::Leash,
+    logging,
     logging::Level,
     node::{DRAIN, Node},
     notify,
+    path::Path as OnPath,
     prefetch::Prefetch,
+    supervisor,
 };
+use discovery_linux::supervisor::Supervised;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{path::Path, sync::Arc};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::spawn_blocking,
-    time::{Duration, Instant, timeout},
+    time::{Duration, Instant, sleep, timeout},
 };
 
 /// What the disk may take for the last of it; what it has not by then comes from the servers again.
@@ -24,11 +30,41 @@ const FLUSH: Duration = Duration::from_secs(10);
 /// Runs the node of `path`.
 pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
     let loaded = file::load(path, FileUse::Look)?;
-    node(file::usable(&loaded, path)?, Some(path))
+    let config = file::usable(&loaded, path)?;
+    match &config.interception {
+        Some(interception) => supervisor::run(config, interception, path),
+        None => node(config, Some(path), None),
+    }
+}
+
+/// Runs the node of `path` as the child of its supervisor, which has read the file a moment ago and said what is odd.
+pub(crate) fn supervised(path: &Path) -> Result<Exit, Failure> {
+    supervisor::rights::as_others();
+    let supervised = Supervised::from_stdin().map_err(|_| {
+        Failure::say(Exit::Usage, "only `waypost run` starts this, which is what to use instead")
+    })?;
+    let loaded = file::read(path, FileUse::Look)?;
+    if loaded.usable().is_none() {
+        // It has changed since.
+        file::complain(&loaded, path);
+    }
+    let config = file::usable(&loaded, path)?;
+    if config.interception.is_none() {
+        let what = format_args!(
+            "{}: [interception] is gone since the node was started; start it anew",
+            path.display()
+        );
+        return Err(Failure::say(Exit::Usage, what));
+    }
+    node(config, Some(path), Some(supervised))
 }
 
 /// Runs the node of `config`; a reload reads `path` again.
-pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure> {
+pub(crate) fn node(
+    config: &Config,
+    path: Option<&Path>,
+    supervised: Option<Supervised>,
+) -> Result<Exit, Failure> {
     let level = logging::start(&config.log);
     logging::keep_panics_quiet();
     raise_file_limit();
@@ -37,18 +73,26 @@ pub(crate) fn node(config: &Config, path: Option<&Path>) -> Result<Exit, Failure
         .build()
         .map_err(|error| Failure::io("the system gives no threads", error))?;
     let done = runtime.block_on(async {
+        let leash = supervised.map(|supervised| Leash::new(supervised, config)).transpose()?;
         let node = Arc::new(Node::start(config).await?);
         // From here on a signal is an order, and no longer the end.
-        let done = match (Signals::new(), Admin::start(&config.admin, Arc::clone(&node)).await) {
-            (Ok(signals), Ok(admin)) => {
-                let done = serve(&node, &admin, path, &level, signals).await;
+        let wishes = Wishes::new(leash);
+        let on_path = node.path().cloned();
+        let done = match (wishes, Admin::start(&config.admin, Arc::clone(&node)).await) {
+            (Ok(mut wishes), Ok(admin)) => {
+                let ended = serve(&node, &admin, path, &level, &mut wishes).await;
                 admin.stop();
-                done
+                if let (Ended::HandedOver, Some(path)) = (ended, &on_path) {
+                    let_go(node).await;
+                    carry_on(path, &mut wishes).await;
+                }
+                tracing::info!("ended");
+                Ok(Exit::Fine)
             }
             (Err(failure), _) | (_, Err(failure)) => Err(failure),
         };
         // Nothing of it may stay in the kernel, however it ends.
-        if let Some(path) = node.path() {
+        if let Some(path) = on_path {
             path.stop().await;
         }
         done
@@ -68,29 +112,32 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(
-    node: &Node,
-    admin: &Admin,
-    path: Option<&Path>,
-    level: &Level,
-    mut signals: Signals,
-) -> Result<Exit, Failure> {
+async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level, wishes: &mut Wishes) -> Ended {
     admin.say(Health::Ready);
-    notify::ready();
-    tracing::info!("ready");
-    loop {
-        match signals.next().await {
-            Wish::End => break,
-            Wish::Reload => reload(node, path, level).await,
+    match &wishes.leash {
+        // It is ready when the rules are in place, and says so.
+        Some(leash) => leash.show(node),
+        None => {
+            notify::ready();
+            tracing::info!("ready");
         }
     }
+    let ended = loop {
+        match wishes.next().await {
+            Wish::End => break Ended::Ended,
+            Wish::HandOver => break Ended::HandedOver,
+            Wish::Reload => reload(node, path, level).await,
+        }
+    };
     tracing::info!("draining; a second signal hurries");
     admin.say(Health::Draining);
-    notify::stopping();
+    if wishes.leash.is_none() {
+        notify::stopping();
+    }
     let by = Instant::now() + DRAIN;
     tokio::select! {
-        () = node.drain(by) => {}
-        () = signals.end() => {
+        () = node.drain(by, ended) => {}
+        () = wishes.end() => {
             tracing::info!("hurrying");
             node.hurry().await;
         }
@@ -102,8 +149,53 @@ async fn serve(
     if let Some(affinity) = node.prefetch().map(Prefetch::affinity) {
         let _late = timeout(FLUSH, spawn_blocking(move || affinity.flush())).await;
     }
-    tracing::info!("ended");
-    Ok(Exit::Fine)
+    ended
+}
+
+/// The store's directory is a successor's when the last who used it has let it go.
+async fn let_go(node: Arc<Node>) {
+    let store = node.store().map(Arc::downgrade);
+    drop(node);
+    let until = Instant::now() + FLUSH;
+    while store.as_ref().is_some_and(|store| store.strong_count() > 0) && Instant::now() < until {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What the path carries goes on, without the rest of the node; new connections are a successor's.
+async fn carry_on(path: &OnPath, wishes: &mut Wishes) {
+    if let Some(leash) = &wishes.leash {
+        leash.released();
+    }
+    tracing::info!(carried = path.carried(), "a successor may start; what is carried goes on here");
+    let until = Instant::now() + CARRY_ON_MAX;
+    let rest = async {
+        while path.carried() > 0 && Instant::now() < until {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = rest => {}
+        () = wishes.end() => {
+            let by = Instant::now() + DRAIN;
+            tokio::select! {
+                () = path.drained(by) => {}
+                () = wishes.end() => {}
+            }
+        }
+    }
+}
+
+/// Longer than most connections of an office live; and a person who waits for the old version's end waits no longer.
+const CARRY_ON_MAX: Duration = Duration::from_secs(3600);
+
+/// How serving came to an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Nothing is carried any more, or shall be.
+    Ended,
+    /// The path carries on; a successor takes the place of the rest.
+    HandedOver,
 }
 
 /// The old configuration stays when anything is wrong with the new one.
@@ -142,9 +234,35 @@ fn say_reloaded(done: Result<(), Failure>) {
 }
 
 /// What an administrator wants.
-enum Wish {
+pub(crate) enum Wish {
     End,
     Reload,
+    /// A successor starts.
+    HandOver,
+}
+
+/// Of a supervisor, or, where there is none, by signal.
+struct Wishes {
+    signals: Signals,
+    leash: Option<Leash>,
+}
+
+impl Wishes {
+    fn new(leash: Option<Leash>) -> Result<Self, Failure> {
+        Ok(Self { signals: Signals::new()?, leash })
+    }
+
+    async fn next(&mut self) -> Wish {
+        match &mut self.leash {
+            // Signals to a whole group of processes reach the supervisor too, and are its to pass on.
+            Some(leash) => leash.next().await,
+            None => self.signals.next().await,
+        }
+    }
+
+    async fn end(&mut self) {
+        while !matches!(self.next().await, Wish::End) {}
+    }
 }
 
 struct Signals {
@@ -169,9 +287,5 @@ impl Signals {
             _ = self.interrupt.recv() => Wish::End,
             _ = self.hangup.recv() => Wish::Reload,
         }
-    }
-
-    async fn end(&mut self) {
-        while matches!(self.next().await, Wish::Reload) {}
     }
 }

@@ -1,35 +1,66 @@
 //! `waypost status` and `waypost trace`.
 
 use crate::{
-    api::{Named, SessionStatus, Status, Trace},
+    api::{Named, SessionStatus, Status, SupervisorStatus, Trace},
     ask,
     cli::RunningNode,
     config::units::{human_size, human_time},
     exit::{Exit, Failure},
     interception, say, store,
+    supervisor::desk::Question,
 };
+use bytes::Bytes;
 use std::{fmt::Write, time::Duration};
 
-/// Prints what the node does.
+/// Prints what the node does, and of one on the path what its supervisor says: it answers whatever the node does.
 pub(crate) fn status(node: &RunningNode, sessions: bool) -> Result<Exit, Failure> {
-    let (json, status): (_, Status) = ask::get(node, "/api/v1/status")?;
-    let list = if sessions { Some(ask::get::<Vec<SessionStatus>>(node, "/api/v1/sessions")?) } else { None };
+    let supervisor: Option<SupervisorStatus> = ask::supervisor(node, Question::Status)?;
+    let answer: Option<(Bytes, Status)> = match &supervisor {
+        Some(supervisor) => {
+            let answers = matches!(supervisor.state.as_str(), "working" | "bypassed" | "leaving");
+            ask::get_supervised(node, STATUS, answers)?
+        }
+        None => Some(ask::get(node, STATUS)?),
+    };
+    let list = if sessions && answer.is_some() {
+        Some(ask::get::<Vec<SessionStatus>>(node, "/api/v1/sessions")?)
+    } else {
+        None
+    };
     if node.json {
+        let json = answer.as_ref().map_or("{}".into(), |(json, _)| String::from_utf8_lossy(json));
+        let json = with_supervisor(&json, supervisor.as_ref())?;
         match &list {
-            Some((sessions, _)) => say::line(format_args!(
-                "{{\"status\":{},\"sessions\":{}}}",
-                String::from_utf8_lossy(&json),
-                String::from_utf8_lossy(sessions)
-            )),
-            None => say::line(String::from_utf8_lossy(&json)),
+            Some((sessions, _)) => {
+                let sessions = String::from_utf8_lossy(sessions);
+                say::line(format_args!("{{\"status\":{json},\"sessions\":{sessions}}}"));
+            }
+            None => say::line(json),
         }
         return Ok(Exit::Fine);
     }
-    say::text(describe(&status));
+    match &answer {
+        Some((_, status)) => say::text(describe(status)),
+        None => say::line("the node does not answer"),
+    }
+    if let Some(supervisor) = &supervisor {
+        say::text(interception::describe_supervisor(supervisor));
+    }
     if let Some((_, sessions)) = list {
         say::text(table(&sessions));
     }
     Ok(Exit::Fine)
+}
+
+const STATUS: &str = "/api/v1/status";
+
+/// The node's answer as it came, with the supervisor's as one more field.
+fn with_supervisor(json: &str, supervisor: Option<&SupervisorStatus>) -> Result<String, Failure> {
+    let Some(supervisor) = supervisor else { return Ok(json.to_owned()) };
+    let bug = |error| Failure::new(Exit::Bug, error);
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json).map_err(bug)?;
+    fields.insert("supervisor".to_owned(), serde_json::to_value(supervisor).map_err(bug)?);
+    serde_json::to_string(&fields).map_err(bug)
 }
 
 /// Prints what was decided for `user`.

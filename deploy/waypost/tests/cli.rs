@@ -156,6 +156,8 @@ fn a_wrong_command_line_is_64_and_says_what_is_right() {
     ends(&[], 64, &["Usage"]);
     ends(&["stauts"], 64, &["'status'"]);
     ends(&["run"], 64, &["--config <FILE>"]);
+    // What `run` starts is nothing for people.
+    ends(&["node", "-c", "/dev/null"], 64, &["only `waypost run` starts this"]);
     ends(&["branch", "--mail", "mail.example.org"], 64, &["imaps://", "for example"]);
     ends(&["branch", "--mail", "imaps://mia@mail.example.org"], 64, &["users log in through Waypost"]);
     ends(
@@ -212,6 +214,9 @@ fn what_is_not_there_is_69() {
     let socket = site.path("state/admin.sock");
     ends(&["status", "--socket", &socket.to_string_lossy()], 69, &["no node answers", "is it running?"]);
     ends(&["trace", "mia", "-c", &site.file()], 69, &["no node answers"]);
+    for order in [&["bypass", "on", "-c"][..], &["upgrade", "-c"]] {
+        ends(&[order, &[&site.file()]].concat(), 69, &["no node stands on a path"]);
+    }
     ends(&["check", "-c", &site.file(), "--online"], 69, &["1 of 1 servers cannot be used"]);
     let taken = TcpListener::bind(("127.0.0.1", site.port)).expect("free a moment ago");
     ends(&["run", "-c", &site.file()], 69, &["another program listens there"]);

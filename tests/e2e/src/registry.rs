@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures,
-    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start,
+    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start, supervised,
 };
 
 /// One row.
@@ -43,7 +43,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     quick(row("pair-carries", "two nodes find each other and nobody sees them", pair::carries)),
     row("pair-killed", "a killed node: its connections are reset, new ones go direct", pair::killed),
     row("pair-kills", "connections that begin around a node's death are served", kills::sample),
-    row("pair-hung", "a packet loop that stands still is gone round", pair::hung),
+    row(
+        "pair-hung",
+        "a node that stands still is gone round, and goes on with what it carries",
+        supervised::hung,
+    ),
+    row(
+        "super-killed",
+        "a killed node: resets at once, new ones go direct, it is back by itself",
+        supervised::killed,
+    ),
+    row("super-orphaned", "a killed supervisor: its node leaves nothing behind", supervised::orphaned),
+    row(
+        "super-bypass",
+        "bypass and status are answered while the node hangs, which is then replaced",
+        supervised::bypassed,
+    ),
+    row("super-upgrade", "another executable takes over: no connection is lost", supervised::upgraded),
+    row("super-relay", "the machine's watchdog is fed, a card's relay is told", supervised::relay),
     row("pair-bypass", "bypass takes nothing new and ends nothing", pair::bypassed),
     row(
         "pair-refused-alone",

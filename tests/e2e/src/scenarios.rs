@@ -22,3 +22,4 @@ pub(crate) mod pair;
 pub(crate) mod pair_mail;
 pub(crate) mod sites;
 pub(crate) mod start;
+pub(crate) mod supervised;

@@ -221,11 +221,48 @@ impl Waypost {
         }
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// SIGKILL for all of its processes, and waits until they are gone.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        // At once: neither has time to notice the other's end.
+        let nodes = self.nodes();
+        if !nodes.is_empty() {
+            self.signal(libc::SIGSTOP)?;
+        }
+        for node in nodes {
+            // It may be ending by itself.
+            drop(sys::kill(node, libc::SIGKILL));
+        }
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// SIGKILL for this process alone: where it is a supervisor, its node learns of it.
+    pub(crate) fn kill_supervisor(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// The process of the node, where this one is its supervisor and it is there; the newest one.
+    pub(crate) fn node(&self) -> Option<i32> {
+        self.nodes().last().copied()
+    }
+
+    /// All of them: those that were replaced go on for a while.
+    pub(crate) fn nodes(&self) -> Vec<i32> {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return Vec::new() };
+        let children =
+            tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let pids: Vec<i32> = children
+            .flat_map(|line| line.split_whitespace().flat_map(str::parse).collect::<Vec<_>>())
+            .collect();
+        // The others are tools that it runs.
+        let is_node = |pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|octet| *octet == 0).nth(1) == Some(b"node")
+        };
+        pids.into_iter().filter(is_node).collect()
     }
 
     /// A figure of /proc/PID/status in octets: `VmRSS`, `VmHWM`.
@@ -245,8 +282,9 @@ impl Waypost {
 
 impl Drop for Waypost {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        if matches!(self.child.try_wait(), Ok(None)) {
+            drop(self.kill());
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The admin socket: who may open it is who may ask.
+//! The admin socket, and the supervisor's beside it: who may open them is who may ask.
 
 use crate::{
     config,
@@ -9,15 +9,14 @@ use std::{
     fs, io,
     os::unix::{
         fs::{FileTypeExt, PermissionsExt, chown},
-        net::UnixStream,
+        net::{UnixListener, UnixStream},
     },
     path::Path,
 };
-use tokio::net::UnixListener;
 
-/// Binds it with the mode and group of `config`. What an ended node left is removed; a node that runs is not disturbed.
-pub(super) fn bind(config: &config::Admin) -> Result<UnixListener, Failure> {
-    let path = &config.socket;
+/// Binds `path` with the mode and group of `config`. What an ended node left is removed; a node that runs is not
+/// disturbed.
+pub(crate) fn bind(config: &config::Admin, path: &Path) -> Result<UnixListener, Failure> {
     let group = config.group.as_deref().map(group_id).transpose()?;
     make_way(path)?;
     // Nobody may connect before mode and group are right.
@@ -84,24 +83,24 @@ mod tests {
         config::Admin { socket: path.to_owned(), mode: FileMode(0o660), group: None, listen: None }
     }
 
-    #[tokio::test]
-    async fn what_an_ended_node_left_is_removed_and_a_running_one_is_not_disturbed() {
+    #[test]
+    fn what_an_ended_node_left_is_removed_and_a_running_one_is_not_disturbed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let first = bind(&admin(&path)).unwrap();
+        let first = bind(&admin(&path), &path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        let refused = bind(&admin(&path)).unwrap_err();
+        let refused = bind(&admin(&path), &path).unwrap_err();
         assert_eq!(refused.exit, Exit::Unavailable);
         drop(first);
-        bind(&admin(&path)).unwrap();
+        bind(&admin(&path), &path).unwrap();
     }
 
-    #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         fs::write(&path, "precious").unwrap();
-        assert_eq!(bind(&admin(&path)).unwrap_err().exit, Exit::Usage);
+        assert_eq!(bind(&admin(&path), &path).unwrap_err().exit, Exit::Usage);
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 

@@ -141,6 +141,8 @@ mode = "bridge"
 interfaces = []
 host = "client"
 option_kind = 8
+watchdog_device = 1
+bypass_command = "relay"
 [[rule]]
 action = "intercpt""#,
         &[
@@ -148,7 +150,9 @@ action = "intercpt""#,
             r#"w.toml:4:14: error: [interception]: interfaces: it is empty; allowed: at least one; for example: interfaces = ["lan0", "wan0"]"#,
             r#"w.toml:5:8: warning: [interception]: host: has no effect, because mode is not "host""#,
             r#"w.toml:6:15: error: [interception]: option_kind: 8 belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"#,
-            r#"w.toml:8:10: error: [[rule]]: action: "intercpt" is not an action; did you mean "intercept"? allowed: pass, intercept, intercept-single, drop, deny, drop-if-no-peer; the first rule that fits decides; for example: action = "intercept""#,
+            r#"w.toml:7:19: error: [interception]: watchdog_device: 1 is not a text in quotes; allowed: the path of a device that starts the machine anew when the node neither works nor comes back; for example: watchdog_device = "/dev/watchdog""#,
+            r#"w.toml:8:18: error: [interception]: bypass_command: "relay" is not a list; allowed: a list: a program and its arguments; on or off comes behind them when connections flow past, or no longer; for example: bypass_command = ["/usr/local/sbin/relay", "eth0"]"#,
+            r#"w.toml:10:10: error: [[rule]]: action: "intercpt" is not an action; did you mean "intercept"? allowed: pass, intercept, intercept-single, drop, deny, drop-if-no-peer; the first rule that fits decides; for example: action = "intercept""#,
         ],
     ),
     (

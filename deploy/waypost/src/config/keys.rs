@@ -258,6 +258,16 @@ pub(crate) const INTERCEPTION: Section = Section {
             r#""auto""#,
         ),
         key("option_kind", "253, 254: the experimental TCP option (RFC 6994)", "253"),
+        key(
+            "watchdog_device",
+            "the path of a device that starts the machine anew when the node neither works nor comes back",
+            r#""/dev/watchdog""#,
+        ),
+        key(
+            "bypass_command",
+            "a list: a program and its arguments; on or off comes behind them when connections flow past, or no longer",
+            r#"["/usr/local/sbin/relay", "eth0"]"#,
+        ),
     ],
 };
 

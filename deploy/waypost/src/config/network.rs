@@ -31,6 +31,10 @@ pub(crate) struct Interception {
     pub(crate) ack: Ack,
     pub(crate) answer: Answer,
     pub(crate) option_kind: u8,
+    /// What starts the machine anew when nobody feeds it.
+    pub(crate) watchdog_device: Option<PathBuf>,
+    /// A program with its arguments; empty: none.
+    pub(crate) bypass_command: Vec<String>,
     pub(crate) rules: Vec<RuleConfig>,
 }
 
@@ -109,13 +113,24 @@ pub(super) fn interception(
     }
     let idle = !unread && rules.iter().all(|rule| rule.action == Action::Pass);
     let mut t = sections.one(&INTERCEPTION, found);
+    let device: Option<PathBuf> = t.maybe("watchdog_device");
+    let device = device.map(|device| around.path(device));
+    if around.files == super::FileUse::Look
+        && let Some(device) = &device
+        && !device.exists()
+    {
+        t.object(
+            "watchdog_device",
+            format!("there is no {}; the kernel module of the machine's watchdog makes it (softdog, if it has none)", device.display()),
+        );
+    }
     if idle {
         t.warn(
             "mode",
             "no [[rule]] says anything but pass, so nothing is touched; for example: [[rule]] with action = \"intercept\"",
         );
     }
-    Some(standing(t, rules))
+    Some(Interception { watchdog_device: device, ..standing(t, rules) })
 }
 
 fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception {
@@ -163,6 +178,8 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
         ack: t.get("ack", Ack::Isn),
         answer: t.get("answer", Answer::Auto),
         option_kind: kind,
+        watchdog_device: None,
+        bypass_command: t.get("bypass_command", Vec::new()),
         rules,
     }
 }

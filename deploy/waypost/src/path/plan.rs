@@ -38,8 +38,7 @@ use tokio::process::Command;
 pub(super) fn plan(
     interception: &Interception,
     deflector: Option<&Deflector>,
-    v4: u16,
-    v6: Option<u16>,
+    listen: Listen,
 ) -> Result<Plan, Failure> {
     let wrong = |bad: BadPlan| Failure::new(Exit::Usage, bad);
     let interface = |name: &InterfaceName| Interface::new(&name.0).map_err(wrong);
@@ -65,7 +64,7 @@ pub(super) fn plan(
         instance,
         mode,
         queue: interception.queue,
-        listen: Listen { v4, v6 },
+        listen,
         route_table: u32::from(interception.queue),
         probe_kind: interception.option_kind,
         probing: true,

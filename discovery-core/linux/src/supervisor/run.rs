@@ -29,6 +29,10 @@ pub trait Care {
     fn fate(&mut self, status: ExitStatus, worked: bool) -> Fate;
     /// How it stands, whenever that changes.
     fn report(&mut self, report: &Report);
+    /// Called at least once a second. `worked`: whether a worker ever was at work.
+    fn turn(&mut self, phase: Phase, worked: bool, now: Instant) {
+        let (_, _, _) = (phase, worked, now);
+    }
 }
 
 /// What follows from a worker's end.
@@ -55,6 +59,8 @@ pub struct Report {
     pub why: Option<String>,
     /// The worker's process.
     pub worker: Option<u32>,
+    /// How many others go on with what they carry.
+    pub leaving: usize,
 }
 
 /// How it was over.
@@ -81,6 +87,7 @@ pub enum SuperviseError {
 #[derive(Debug)]
 enum Told {
     Bypass(bool, Sender<Result<(), String>>),
+    Upgrade(Sender<Result<(), String>>),
     Reload,
     Stop,
 }
@@ -113,6 +120,20 @@ impl Control {
         match answered.recv_timeout(BYPASS_MAX) {
             Ok(done) => done,
             Err(_) => Err("the rules have not moved yet; it is tried on".to_owned()),
+        }
+    }
+
+    /// Has a new worker take the place of the one at work, which goes on with what it carries. Waits until the new one is
+    /// at work.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub fn upgrade(&self) -> Result<(), String> {
+        let (answer, answered) = channel();
+        self.send(Told::Upgrade(answer));
+        match answered.recv_timeout(UPGRADE_MAX) {
+            Ok(done) => done,
+            Err(_) => Err("no new node is at work yet; it is tried on, and connections flow past".to_owned()),
         }
     }
 
@@ -205,14 +226,24 @@ pub fn supervise(
 ) -> Result<Over, SuperviseError> {
     rules.remove()?;
     let now = Instant::now();
-    let report =
-        Report { phase: Phase::Starting, since: now, taking: false, restarts: 0, why: None, worker: None };
+    let report = Report {
+        phase: Phase::Starting,
+        since: now,
+        taking: false,
+        restarts: 0,
+        why: None,
+        worker: None,
+        leaving: 0,
+    };
     let supervisor = Supervisor {
         rules,
         watch: Watch::new(settings, now),
         care,
         worker: None,
+        leaving: Vec::new(),
+        upgrading: None,
         worked: false,
+        asked: false,
         wanted: None,
         put: None,
         stands: true,
@@ -229,8 +260,14 @@ struct Supervisor<'c, C> {
     watch: Watch,
     care: &'c mut C,
     worker: Option<Worker>,
+    /// Those that go on with what they carry, while a successor is at work.
+    leaving: Vec<Worker>,
+    /// Who waits for a new one.
+    upgrading: Option<Sender<Result<(), String>>>,
     /// Whether one ever was at work.
     worked: bool,
+    /// Whether it is to end.
+    asked: bool,
     /// What shall stand, what was put last, whether it stands, and when that was looked at.
     wanted: Option<Extent>,
     put: Option<Extent>,
@@ -243,12 +280,11 @@ struct Supervisor<'c, C> {
 
 impl<C: Care> Supervisor<'_, C> {
     fn run(mut self, controlled: &Controlled) -> Result<Over, SuperviseError> {
-        let mut asked = false;
         loop {
             let now = Instant::now();
             let look = if self.stands { LOOK_EVERY } else { TRY_EVERY };
             let due = self.watch.poll_timeout().map_or(look, |at| at.saturating_duration_since(now));
-            let due = due.min(look);
+            let due = due.min(look).min(TURN_EVERY);
             let ended = wait(self.worker.as_ref(), controlled, due);
             // Beats before silence; and what was not heard because nobody listened is no silence.
             let woken = Instant::now();
@@ -256,6 +292,7 @@ impl<C: Care> Supervisor<'_, C> {
                 self.watch.handle_slept(woken);
             }
             self.hear(woken)?;
+            self.leaving.retain_mut(|worker| !matches!(worker.child.try_wait(), Ok(Some(_))));
             if ended {
                 self.bury(woken);
             }
@@ -266,9 +303,12 @@ impl<C: Care> Supervisor<'_, C> {
                         self.watch.handle_bypass(on);
                         answers.push(answer);
                     }
+                    Told::Upgrade(answer) => self.upgrade(woken, answer),
                     Told::Reload => self.tell(Wish::Reload),
                     Told::Stop => {
-                        asked = true;
+                        let wish = if self.asked { Wish::Hurry } else { Wish::Leave };
+                        self.leaving.iter().for_each(|worker| worker.tell(wish));
+                        self.asked = true;
                         self.watch.handle_stop(woken);
                     }
                 }
@@ -276,12 +316,14 @@ impl<C: Care> Supervisor<'_, C> {
             self.watch.handle_timeout(woken);
             let over = self.obey(woken);
             if over {
+                self.bury_the_leaving();
                 self.rules.remove()?;
                 self.note();
-                return Ok(Over { status: self.status, asked });
+                return Ok(Over { status: self.status, asked: self.asked });
             }
             self.settle()?;
             self.note();
+            self.care.turn(self.watch.phase(), self.worked, woken);
             for answer in answers {
                 let done =
                     if self.stands { Ok(()) } else { Err(self.report.why.clone().unwrap_or_default()) };
@@ -308,11 +350,46 @@ impl<C: Care> Supervisor<'_, C> {
                         self.report.why = Some(why);
                     }
                 },
+                Said::Released => {
+                    if self.watch.handle_released(now)
+                        && let Some(worker) = self.worker.take()
+                    {
+                        self.leaving.push(worker);
+                    }
+                }
                 // Its answer came too late for whoever waited.
-                Said::Heard | Said::Released => {}
+                Said::Heard => {}
             }
         }
         Ok(())
+    }
+
+    fn upgrade(&mut self, now: Instant, answer: Sender<Result<(), String>>) {
+        let refused = if self.leaving.len() >= LEAVING_MAX {
+            Some("too many nodes still go on with what they carry")
+        } else if !self.watch.handle_upgrade(now) {
+            Some("no node is at work that another one could follow")
+        } else {
+            None
+        };
+        match refused {
+            Some(why) => drop(answer.send(Err(why.to_owned()))),
+            None => self.upgrading = Some(answer),
+        }
+    }
+
+    /// They were told to leave; what is left of them must not outlive the rules.
+    fn bury_the_leaving(&mut self) {
+        let until = Instant::now() + BURY_MAX;
+        for worker in &mut self.leaving {
+            worker.tell(Wish::Leave);
+            while matches!(worker.child.try_wait(), Ok(None)) && Instant::now() < until {
+                let left = until.saturating_duration_since(Instant::now());
+                let _ = poll(&mut [PollFd::new(&worker.pidfd, PollFlags::IN)], Some(&timespec(left)));
+            }
+            worker.kill();
+            drop(worker.child.wait());
+        }
     }
 
     fn bury(&mut self, now: Instant) {
@@ -352,7 +429,10 @@ impl<C: Care> Supervisor<'_, C> {
                 },
                 Order::Kill => {
                     if let Some(worker) = &self.worker {
-                        tracing::error!("the node does not answer, and is ended");
+                        match self.asked {
+                            true => tracing::info!("the node is ended"),
+                            false => tracing::error!("the node does not answer, and is ended"),
+                        }
                         worker.kill();
                     }
                 }
@@ -366,8 +446,12 @@ impl<C: Care> Supervisor<'_, C> {
                     }
                     // Before packets stop coming, so that it orders nothing that would not be delivered.
                     self.tell(Wish::Bypass(true));
-                    self.wait_until_heard(now);
+                    let phase = self.watch.phase();
+                    if matches!(phase, Phase::Bypassed | Phase::Upgrading | Phase::Leaving) {
+                        self.wait_until_heard();
+                    }
                 }
+                Order::HandOver => self.tell(Wish::HandOver),
                 Order::Leave => self.tell(Wish::Leave),
                 Order::Hurry => self.tell(Wish::Hurry),
                 Order::Finish => return true,
@@ -383,12 +467,9 @@ impl<C: Care> Supervisor<'_, C> {
     }
 
     /// One that hangs hears nothing, and orders nothing either.
-    fn wait_until_heard(&mut self, now: Instant) {
-        if !matches!(self.watch.phase(), Phase::Bypassed | Phase::Leaving) {
-            return;
-        }
+    fn wait_until_heard(&mut self) {
         let Some(worker) = &self.worker else { return };
-        let until = now + HEARS_WITHIN;
+        let until = Instant::now() + HEARS_WITHIN;
         let mut beaten = false;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -438,6 +519,7 @@ impl<C: Care> Supervisor<'_, C> {
             tracing::info!("connections are taken");
             self.worked = true;
             self.tell(Wish::Bypass(false));
+            self.wait_until_heard();
         }
         self.looked = Instant::now();
         Ok(())
@@ -453,7 +535,13 @@ impl<C: Care> Supervisor<'_, C> {
             restarts: self.starts.saturating_sub(1),
             why: self.report.why.clone(),
             worker: self.worker.as_ref().map(|worker| worker.child.id()),
+            leaving: self.leaving.len(),
         };
+        if matches!(report.phase, Phase::Working | Phase::Bypassed)
+            && let Some(answer) = self.upgrading.take()
+        {
+            let _gone = answer.send(Ok(()));
+        }
         if report != self.report || self.starts == 0 {
             self.report = report;
             self.care.report(&self.report);
@@ -491,11 +579,19 @@ fn timespec(due: Duration) -> Timespec {
 
 /// How often the rules are compared with what was installed: somebody may load rules of his own over ours.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// What a hardware watchdog can rely on.
+const TURN_EVERY: Duration = Duration::from_secs(1);
 /// How often it is tried again when they could not be put in place.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Later than it wanted to be woken by so much, the supervisor itself stood still.
 const SLEPT: Duration = Duration::from_millis(300);
 /// A worker at work hears within a turn or two of its loop.
 const HEARS_WITHIN: Duration = Duration::from_millis(200);
+/// Of them each is a process, and has what it carries in memory.
+const LEAVING_MAX: usize = 4;
+/// What is left of their half minute when the one at work has had as much.
+const BURY_MAX: Duration = Duration::from_secs(5);
+/// A node makes room and another one starts, each in its time.
+const UPGRADE_MAX: Duration = Duration::from_secs(150);
 /// Rules move in a tenth of a second, and in a few on a busy machine.
 const BYPASS_MAX: Duration = Duration::from_secs(30);

@@ -6,12 +6,17 @@
 //!     ^                    │ too long           │ exit        │ silence goes on
 //!     │                    └────────> Ending <──┼─────────────┘
 //!     └───────────── back-off ──────────┴───────┘
+//!
+//!            upgrade               released
+//!  Working ───────────> Releasing ───────────> Starting, and the old one goes on unwatched with what it carries
 //! ```
 //! The rules stand while it is `Working`, and nobody wants them out. Silence takes them out first and ends the worker only
 //! when it goes on: a machine that is busy for a moment must not cost what is carried.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+use discovery_core::mutants;
 
 /// Bounds of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub struct WatchSettings {
     pub start_max: Duration,
     /// How long a worker may take to leave.
     pub leave_max: Duration,
+    /// How long it may take until a successor can have its place: what has no successor must end before.
+    pub release_max: Duration,
     /// The pause before the first new start.
     pub pause_min: Duration,
     /// The longest pause: it doubles with each start that did not work out.
@@ -43,6 +50,7 @@ impl Default for WatchSettings {
             steady_after: Duration::from_millis(500),
             start_max: Duration::from_secs(90),
             leave_max: Duration::from_secs(60),
+            release_max: Duration::from_secs(60),
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(5),
             proven_after: Duration::from_secs(30),
@@ -61,6 +69,8 @@ pub enum Order {
     RulesIn,
     /// Let new connections flow.
     RulesOut,
+    /// Tell the worker that a successor is to start.
+    HandOver,
     /// Tell the worker to leave.
     Leave,
     /// Tell it to leave at once.
@@ -80,6 +90,8 @@ pub enum Phase {
     Bypassed,
     /// There is one that stands still; new connections flow.
     Hanging,
+    /// It makes room for a successor.
+    Upgrading,
     /// It ends, because it shall.
     Leaving,
 }
@@ -93,6 +105,7 @@ impl Phase {
             Self::Working => "working",
             Self::Bypassed => "bypassed",
             Self::Hanging => "hanging",
+            Self::Upgrading => "upgrading",
             Self::Leaving => "leaving",
         }
     }
@@ -105,6 +118,7 @@ enum State {
     Working { since: Instant, beat: Instant },
     Still { since: Instant, beat: Instant, steady: Option<Instant> },
     Ending,
+    Releasing { until: Instant },
     Leaving { until: Instant },
     Over,
 }
@@ -145,28 +159,54 @@ impl Watch {
             State::Still { since, beat, steady } => {
                 let gap = now.saturating_duration_since(beat) >= settings.silence_max;
                 let steady = steady.filter(|_| !gap).unwrap_or(now);
-                if now.saturating_duration_since(steady) >= settings.steady_after {
+                let long = now.saturating_duration_since(steady) >= settings.steady_after;
+                if long || mutants::on("watch-unsteady-trusted") {
                     State::Working { since, beat: now }
                 } else {
                     State::Still { since, beat: now, steady: Some(steady) }
                 }
             }
             // Written before it was ended, or while it leaves.
-            other @ (State::Ending | State::Waiting { .. } | State::Leaving { .. } | State::Over) => other,
+            other @ (State::Ending
+            | State::Waiting { .. }
+            | State::Releasing { .. }
+            | State::Leaving { .. }
+            | State::Over) => other,
         };
         self.set_rules();
     }
 
     /// The supervisor itself stood still until now: what it did not hear says nothing.
     pub fn handle_slept(&mut self, now: Instant) {
+        if mutants::on("watch-slept-accuses") {
+            return;
+        }
         match &mut self.state {
             State::Working { beat, .. } | State::Still { beat, .. } => *beat = now,
             State::Waiting { .. }
             | State::Starting { .. }
             | State::Ending
+            | State::Releasing { .. }
             | State::Leaving { .. }
             | State::Over => {}
         }
+    }
+
+    /// A successor is to take the worker's place, while it goes on with what it carries. `false` when there is none at work.
+    pub fn handle_upgrade(&mut self, now: Instant) -> bool {
+        let State::Working { .. } = self.state else { return false };
+        self.state = State::Releasing { until: now + self.settings.release_max };
+        self.set_rules();
+        self.orders.push_back(Order::HandOver);
+        true
+    }
+
+    /// The worker has made room, and is watched no more. `false` when nobody had asked for that.
+    pub fn handle_released(&mut self, now: Instant) -> bool {
+        let State::Releasing { .. } = self.state else { return false };
+        self.state = State::Waiting { until: now };
+        self.pause = self.settings.pause_min;
+        true
     }
 
     /// The worker has ended, or could not be started. `again`: another one may do better.
@@ -181,6 +221,7 @@ impl Watch {
             | State::Still { .. }
             | State::Starting { .. }
             | State::Ending
+            | State::Releasing { .. }
             | State::Leaving { .. } => {}
             State::Waiting { .. } | State::Over => return,
         }
@@ -209,7 +250,7 @@ impl Watch {
                 self.state = State::Still { since, beat, steady: None };
                 self.set_rules();
             }
-            State::Starting { .. } | State::Leaving { .. } => self.end(),
+            State::Starting { .. } | State::Releasing { .. } | State::Leaving { .. } => self.end(),
             State::Still { since, .. } => {
                 if now.saturating_duration_since(since) >= self.settings.proven_after {
                     self.pause = self.settings.pause_min;
@@ -237,7 +278,7 @@ impl Watch {
             }
             // It carries nothing yet, and one that hangs hears nothing.
             State::Starting { .. } | State::Still { .. } => self.end(),
-            State::Working { .. } => {
+            State::Working { .. } | State::Releasing { .. } => {
                 self.state = State::Leaving { until: now + self.settings.leave_max };
                 self.set_rules();
                 self.orders.push_back(Order::Leave);
@@ -256,7 +297,7 @@ impl Watch {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Waiting { until } | State::Leaving { until } => Some(until),
+            State::Waiting { until } | State::Releasing { until } | State::Leaving { until } => Some(until),
             State::Starting { since } => Some(since + self.settings.start_max),
             State::Working { beat, .. } => Some(beat + self.settings.silence_max),
             State::Still { beat, .. } => Some(beat + self.settings.end_after),
@@ -278,6 +319,7 @@ impl Watch {
             State::Working { .. } if self.bypass => Phase::Bypassed,
             State::Working { .. } => Phase::Working,
             State::Still { .. } => Phase::Hanging,
+            State::Releasing { .. } => Phase::Upgrading,
             State::Leaving { .. } | State::Over => Phase::Leaving,
         }
     }
@@ -290,7 +332,8 @@ impl Watch {
     }
 
     fn set_rules(&mut self) {
-        let wanted = self.is_working() && !self.bypass;
+        let still = matches!(self.state, State::Still { .. }) && mutants::on("watch-silence-unseen");
+        let wanted = (self.is_working() || still) && !self.bypass;
         if wanted != self.rules {
             self.rules = wanted;
             self.orders.push_back(if wanted { Order::RulesIn } else { Order::RulesOut });
@@ -481,6 +524,32 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_leads_past_it_until_the_successor_works() {
+        let mut rig = Rig::working();
+        assert!(rig.watch.handle_upgrade(rig.now));
+        assert_eq!(rig.orders(), [Order::RulesOut, Order::HandOver]);
+        assert_eq!((rig.watch.phase(), rig.beat()), (Phase::Upgrading, vec![]));
+        assert_eq!(rig.wait(30_000), [], "sessions come to rest");
+        assert!(rig.watch.handle_released(rig.now));
+        assert_eq!(rig.wait(0), [Order::Start]);
+        assert_eq!(rig.beat(), [Order::RulesIn]);
+        assert!(!rig.watch.handle_released(rig.now), "twice");
+        // One that does not make room is ended, one that dies meanwhile replaced.
+        for dies in [false, true] {
+            let mut rig = Rig::working();
+            assert!(rig.watch.handle_upgrade(rig.now));
+            assert_eq!(rig.orders(), [Order::RulesOut, Order::HandOver]);
+            if !dies {
+                assert_eq!(rig.wait(60_000), [Order::Kill]);
+            }
+            assert_eq!(rig.exit(), []);
+            assert_eq!(rig.wait(50), [Order::Start]);
+        }
+        let mut starts = Rig::new();
+        assert!(!starts.watch.handle_upgrade(starts.now));
+    }
+
+    #[test]
     fn what_no_start_can_mend_ends_it_all() {
         let mut rig = Rig::new();
         assert_eq!(rig.wait(0), [Order::Start]);
@@ -508,6 +577,7 @@ mod tests {
                     prop_assert!(*rules);
                     *rules = false;
                 }
+                Order::HandOver => prop_assert!(*alive),
                 Order::Leave | Order::Hurry | Order::Finish => {
                     prop_assert!(false, "nobody stopped it");
                 }
@@ -519,7 +589,7 @@ mod tests {
     proptest! {
         #[test]
         fn rules_stand_only_while_a_worker_works(
-            script in proptest::collection::vec((0_u8..6, 0_u64..2000), 0..200)
+            script in proptest::collection::vec((0_u8..8, 0_u64..2000), 0..200)
         ) {
             let mut rig = Rig::new();
             let (mut rules, mut alive) = (false, false);
@@ -534,6 +604,15 @@ mod tests {
                     }
                     3 | 4 => {
                         rig.watch.handle_bypass(what == 3);
+                        rig.orders()
+                    }
+                    5 => {
+                        rig.watch.handle_upgrade(rig.now);
+                        rig.orders()
+                    }
+                    6 => {
+                        // It lives on, and is another's care.
+                        alive &= !rig.watch.handle_released(rig.now);
                         rig.orders()
                     }
                     _ => Vec::new(),

@@ -28,12 +28,18 @@ pub(crate) struct Nodes<'l> {
     case: &'l Case,
     branch: Option<Waypost>,
     centre: Option<Waypost>,
+    /// What runs; the scenario's own copy, where it is to be replaced.
+    pub(crate) executable: PathBuf,
+    /// Lines for `[interception]`.
+    pub(crate) interception: String,
 }
 
 impl<'l> Nodes<'l> {
     /// Makes an authority and gives both nodes an identity; starts nothing.
     pub(crate) fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
-        let nodes = Self { lab, case, branch: None, centre: None };
+        let executable = case.executable.clone();
+        let interception = String::new();
+        let nodes = Self { lab, case, branch: None, centre: None, executable, interception };
         let authority = lab.directory().join("node-ca");
         nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
         for place in [Place::Branch, Place::Centre] {
@@ -99,12 +105,13 @@ impl<'l> Nodes<'l> {
         let interfaces = if named { String::new() } else { format!("interfaces = [\"lan0\", {wan:?}]\n") };
         let text = format!(
             "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
-             [interception]\n{interfaces}{lines}\n{rules}",
+             [interception]\n{interfaces}{lines}\n{}\n{rules}",
             place.name(),
+            self.interception,
         );
         let file = directory.join("waypost.toml");
         std::fs::write(&file, text)?;
-        let mut command = self.lab.command(place, &self.case.executable);
+        let mut command = self.lab.command(place, &self.executable);
         command.arg("run").arg("-c").arg(file);
         let mut node = Waypost::spawn(self.case, command)?;
         if rules.contains("\"pass\"") && !rules.contains("\"intercept") && !rules.contains("drop") {
@@ -130,10 +137,30 @@ impl<'l> Nodes<'l> {
 
     /// What `waypost status` says of the path.
     pub(crate) fn status(&self, place: Place) -> anyhow::Result<Value> {
+        self.all_status(place)?.get("path").cloned().context("no path in the status")
+    }
+
+    /// What it says of the supervisor.
+    pub(crate) fn supervisor(&self, place: Place) -> anyhow::Result<Value> {
+        self.all_status(place)?.get("supervisor").cloned().context("no supervisor in the status")
+    }
+
+    fn all_status(&self, place: Place) -> anyhow::Result<Value> {
         let socket = self.directory(place).join("admin.sock");
         let said = self.run(&["status", "--json", "--socket", text(&socket)?])?;
-        let status: Value = serde_json::from_slice(&said)?;
-        status.get("path").cloned().context("no path in the status")
+        Ok(serde_json::from_slice(&said)?)
+    }
+
+    /// `waypost upgrade`.
+    pub(crate) fn upgrade(&self, place: Place) -> anyhow::Result<()> {
+        let socket = self.directory(place).join("admin.sock");
+        self.run(&["upgrade", "--socket", text(&socket)?]).map(drop)
+    }
+
+    /// `waypost bypass`.
+    pub(crate) fn bypass(&self, place: Place, to: &str) -> anyhow::Result<()> {
+        let socket = self.directory(place).join("admin.sock");
+        self.run(&["bypass", to, "--socket", text(&socket)?]).map(drop)
     }
 
     /// How often the node gave a reason.
@@ -502,12 +529,11 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
     let ip = Place::Server.v4();
     let mut nodes = Nodes::pair(case, &lab)?;
     nodes.node(Place::Branch)?.watch.announce("bypass");
-    let socket = nodes.directory(Place::Branch).join("admin.sock");
     let mut live = Client::connect(&lab, ip)?;
     live.echoes(b"before")?;
     let carried = |nodes: &Nodes<'_>| nodes.count(Place::Branch, "carried");
     ensure!(carried(&nodes)? == 1, "the first connection is not carried");
-    nodes.run(&["bypass", "on", "--socket", text(&socket)?])?;
+    nodes.bypass(Place::Branch, "on")?;
     let state = nodes.status(Place::Branch)?;
     ensure!(state.get("state").and_then(Value::as_str) == Some("bypassed"), "status says {state}");
     let on_wan = Capture::begin(&lab, Place::Centre, &wan_device(&lab, Place::Centre)?)?;
@@ -518,7 +544,7 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
     ensure!(carried(&nodes)? == 1, "a connection was taken while bypassed");
     direct.sees_the_truth(ip)?;
     live.echoes(b"still carried")?;
-    nodes.run(&["bypass", "off", "--socket", text(&socket)?])?;
+    nodes.bypass(Place::Branch, "off")?;
     let mut again = Client::connect(&lab, ip)?;
     again.echoes(b"again")?;
     ensure!(carried(&nodes)? == 2, "nothing is taken after the bypass");
@@ -526,48 +552,6 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
         client.ends()?;
     }
     Ok(())
-}
-
-/// The packet loop stands still: a SYN that it holds is lost, the next one passes, and what is carried goes on.
-pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
-    let lab = case.lab()?;
-    echo_server(&lab)?;
-    let ip = Place::Server.v4();
-    let mut nodes = Nodes::pair(case, &lab)?;
-    for words in ["stands still", "turns again"] {
-        nodes.node(Place::Branch)?.watch.announce(words);
-    }
-    let mut live = Client::connect(&lab, ip)?;
-    live.echoes(b"before")?;
-    let stopped = lab::sys::stop_thread(thread_of(nodes.node(Place::Branch)?.pid(), "netd")?)?;
-    let mut next = Client::connect(&lab, ip)?;
-    next.sees_the_truth(ip)?;
-    next.echoes(b"direct")?;
-    // One SYN is lost with the loop; its repetition comes after a second, and on a machine as busy as this one may be,
-    // two are lost. Without the watchdog it never ends.
-    ensure!(next.connected < Duration::from_millis(3500), "a new connection took {:?}", next.connected);
-    case.note("connect-while-hung-ms", u64::try_from(next.connected.as_millis())?);
-    live.echoes(b"still carried")?;
-    let state = nodes.status(Place::Branch)?;
-    ensure!(state.get("state").and_then(Value::as_str) == Some("hanging"), "status says {state}");
-    drop(stopped);
-    let start = Instant::now();
-    let before = nodes.count(Place::Branch, "carried")?;
-    while nodes.count(Place::Branch, "carried")? == before {
-        ensure!(start.elapsed() < STALL, "nothing is taken after the loop turned again");
-        Client::connect(&lab, ip)?.ends()?;
-    }
-    live.ends()
-}
-
-fn thread_of(process: i32, name: &str) -> anyhow::Result<i32> {
-    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let task = task?;
-        if std::fs::read_to_string(task.path().join("comm"))?.trim() == name {
-            return Ok(task.file_name().to_string_lossy().parse()?);
-        }
-    }
-    bail!("no thread {name}")
 }
 
 /// The line is dead for a while: what is carried goes on where it was.

@@ -1,0 +1,246 @@
+//! `waypost run` of a node on the path is two processes. This one owns the rules and does nothing else; the node is its
+//! child, of the same executable. When the node stands still, is killed or is started anew, the rules are out, and new
+//! connections flow past it; when this one is killed, the node takes them out and ends.
+//!
+//! ```text
+//!  signals ──► supervise ──starts, tells──► node (`waypost node`)
+//!  desk ─────►    │     ◄──beats, ready──────┘
+//!  (bypass,       └──► rules in the kernel
+//!   status)
+//! ```
+
+pub(crate) mod desk;
+pub(crate) mod hook;
+pub(crate) mod rights;
+mod watchdog;
+
+use crate::{
+    api::SupervisorStatus,
+    config::{Config, network::Interception},
+    exit::{Exit, Failure},
+    logging, notify, path,
+};
+use desk::{Desk, Seen};
+use discovery_linux::{
+    rules::{Listen, Plan, forwarding_off},
+    supervisor::{Care, Control, Fate, Phase, Report, WatchSettings, supervise},
+};
+use hook::Hook;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use watchdog::Watchdog;
+
+/// Runs the node of `config`, which stands at `file`, under supervision.
+pub(crate) fn run(config: &Config, interception: &Interception, file: &Path) -> Result<Exit, Failure> {
+    let _level = logging::start(&config.log);
+    logging::keep_panics_quiet();
+    rights::go_first();
+    rights::give_up();
+    free_path(interception)?;
+    let rules = path::standing_rules(config, interception)?;
+    for setting in forwarding_off(rules.plan()) {
+        tracing::warn!(setting, "is 0: this machine does not forward what it is to stand in the path of");
+    }
+    let failed = |what: &'static str| move |error| Failure::io(what, error);
+    let (control, controlled) = Control::new().map_err(failed("the supervisor"))?;
+    let seen = Seen::default();
+    let executable = std::env::current_exe().map_err(failed("this executable"))?;
+    let program = Program { executable, file: file.to_owned() };
+    let desk = Desk::open(&config.admin, control.clone(), seen.clone(), program.clone())?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed("signals"))?;
+    let told = thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => control.reload(),
+                _ => {
+                    notify::stopping();
+                    control.stop();
+                }
+            }
+        }
+    });
+    told.map_err(failed("the system gives no threads"))?;
+    let watchdog = interception.watchdog_device.as_deref().map(open_watchdog).transpose()?;
+    let hook = match interception.bypass_command.as_slice() {
+        [] => None,
+        command => Some(Hook::start(command.to_vec()).map_err(failed("the system gives no threads"))?),
+    };
+    let mut node = NodeCare { program, config, interception, seen, ready: false, watchdog, hook };
+    let over = supervise(rules, WatchSettings::default(), &controlled, &mut node);
+    desk.close();
+    let NodeCare { watchdog, hook, .. } = node;
+    if let Some(watchdog) = watchdog {
+        watchdog.end();
+    }
+    if let Some(hook) = hook {
+        hook.end();
+    }
+    let over = over.map_err(|error| Failure::new(Exit::Unavailable, error))?;
+    let code = over.status.and_then(|status| status.code());
+    match code.and_then(Exit::of_code) {
+        // It has said why.
+        Some(exit) => Ok(exit),
+        // Ended by a signal before it was ready, as its supervisor would have been.
+        None if over.asked => Ok(Exit::Fine),
+        None => Ok(Exit::Bug),
+    }
+}
+
+fn open_watchdog(device: &Path) -> Result<Watchdog, Failure> {
+    Watchdog::open(device).map_err(|error| {
+        let what = format!(
+            "[interception] watchdog_device: {} (systemd may have it: RuntimeWatchdogSec= in system.conf)",
+            device.display()
+        );
+        Failure::io(what, error)
+    })
+}
+
+/// A node whose supervisor was killed a moment ago may still be about to end.
+fn free_path(interception: &Interception) -> Result<(), Failure> {
+    let until = Instant::now() + FREE_MAX;
+    loop {
+        match path::could_stand(interception) {
+            Err(failure) if failure.exit != Exit::NoPermission && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// What is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// By its name: another file may stand there at the next start.
+    executable: PathBuf,
+    /// The configuration.
+    file: PathBuf,
+}
+
+impl Program {
+    /// Whether the executable that is there now finds nothing wrong with the configuration that is there now: a node that
+    /// works is not given up for one that does not start.
+    fn would_run(&self) -> Result<(), String> {
+        let mut check = Command::new(&self.executable);
+        check.arg("check").arg("-c").arg(&self.file);
+        check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let checked = check.output().map_err(|error| format!("{}: {error}", self.executable.display()))?;
+        if checked.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&checked.stderr);
+        Err(format!(
+            "the node stays as it is, for {} check says: {}",
+            self.executable.display(),
+            said.trim_end()
+        ))
+    }
+}
+
+/// What supervising the node needs to know of it.
+struct NodeCare<'c> {
+    program: Program,
+    config: &'c Config,
+    interception: &'c Interception,
+    seen: Seen,
+    ready: bool,
+    watchdog: Option<Watchdog>,
+    hook: Option<Hook>,
+}
+
+impl Care for NodeCare<'_> {
+    fn command(&mut self) -> Command {
+        let mut command = Command::new(&self.program.executable);
+        // The supervisor alone speaks to systemd.
+        command.arg("node").arg("-c").arg(&self.program.file).env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    fn plan(&mut self, listen: Listen) -> Result<Plan, String> {
+        path::rules(self.config, self.interception, listen).map_err(|failure| failure.to_string())
+    }
+
+    fn fate(&mut self, status: ExitStatus, worked: bool) -> Fate {
+        fate(status.code(), worked)
+    }
+
+    fn report(&mut self, report: &Report) {
+        if report.taking && !self.ready {
+            self.ready = true;
+            notify::ready();
+            tracing::info!("ready");
+        }
+        if let Some(hook) = &mut self.hook {
+            hook.bypass(!report.taking);
+        }
+        self.seen.set(report.clone());
+    }
+
+    fn turn(&mut self, phase: Phase, worked: bool, now: Instant) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.turn(phase, worked, now);
+        }
+    }
+}
+
+/// A mistake in the configuration does not go away by another start; nor, at the very first one, does anything that the
+/// node had words for. A crash may.
+fn fate(code: Option<i32>, worked: bool) -> Fate {
+    match (code.and_then(Exit::of_code), worked) {
+        (Some(Exit::Usage | Exit::NoPermission), _) => Fate::Final,
+        (Some(Exit::Fine | Exit::Unavailable | Exit::Bug), false) => Fate::Final,
+        (Some(Exit::Fine | Exit::Unavailable | Exit::Bug), true) | (None, _) => Fate::Again,
+    }
+}
+
+/// A report as `status` has it.
+fn describe(report: &Report) -> SupervisorStatus {
+    let state = match (report.phase, report.restarts) {
+        (Phase::Starting, 0) => "starting",
+        (phase, _) => phase.word(),
+    };
+    SupervisorStatus {
+        state: state.to_owned(),
+        since_s: report.since.elapsed().as_secs(),
+        taking: report.taking,
+        restarts: report.restarts,
+        why: report.why.clone(),
+        node_pid: report.worker,
+        leaving: report.leaving as u64,
+        pid: std::process::id(),
+    }
+}
+
+/// The end of a node that is busy, or waits for a disk.
+const FREE_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_get_better_is_tried_again() {
+        use Fate::{Again, Final};
+        for (code, first, later) in [
+            (Some(0), Final, Again),
+            (Some(64), Final, Final),
+            (Some(69), Final, Again),
+            (Some(70), Final, Again),
+            (Some(77), Final, Final),
+            // Ended by a signal, and a code of nobody's: `abort`, a linker that finds no library.
+            (None, Again, Again),
+            (Some(127), Again, Again),
+        ] {
+            assert_eq!((fate(code, false), fate(code, true)), (first, later), "{code:?}");
+        }
+    }
+}
