@@ -171,12 +171,6 @@ impl<'l> Nodes<'l> {
         Ok(named.and_then(|named| named.get("n")?.as_u64()).unwrap_or(0))
     }
 
-    /// `waypost bypass on` or `off`.
-    pub(crate) fn bypass(&self, place: Place, to: &str) -> anyhow::Result<()> {
-        let socket = self.directory(place).join("admin.sock");
-        self.run(&["bypass", to, "--socket", text(&socket)?]).map(drop)
-    }
-
     /// Waits until no node carries anything.
     pub(crate) fn at_rest(&self, places: &[Place]) -> anyhow::Result<()> {
         let start = Instant::now();

@@ -247,7 +247,7 @@ pub(crate) fn fallback(case: &Case) -> anyhow::Result<()> {
     let with_mail = branch(&site, &nodes, 993, "")?;
     // The centre trusts no authority of this server: TLS is the branch's own.
     nodes.start_for(Place::Centre, "intercept", PORTS)?;
-    nodes.start_with(Place::Branch, "intercept", PORTS, &with_mail)?;
+    nodes.start_served(Place::Branch, "intercept", PORTS, &with_mail)?;
     let before = logins(&site)?.len();
     let (served, ..) = visit(&site, 993, Sees::Branch)?;
     ensure!(nodes.node(Place::Centre)?.watch.text().contains("is not opened here"), "the centre opened it");
@@ -274,7 +274,7 @@ pub(crate) fn fallback(case: &Case) -> anyhow::Result<()> {
 fn restart_branch(nodes: &mut Nodes<'_>, more: &str) -> anyhow::Result<()> {
     nodes.node(Place::Branch)?.signal(libc::SIGTERM)?;
     nodes.node(Place::Branch)?.wait(STALL)?;
-    nodes.start_with(Place::Branch, "intercept", PORTS, more)
+    nodes.start_served(Place::Branch, "intercept", PORTS, more)
 }
 
 /// A second server at the address of the first.
@@ -298,8 +298,8 @@ pub(crate) fn kept(case: &Case) -> anyhow::Result<()> {
     let site = site(case)?;
     let mut nodes = Nodes::of(case, &site.lab)?;
     let with_mail = branch(&site, &nodes, 993, "compress = false\n[sustain]\nenabled = true")?;
-    nodes.start_with(Place::Centre, "intercept", PORTS, &centre(&site, 993))?;
-    nodes.start_with(Place::Branch, "intercept", PORTS, &with_mail)?;
+    nodes.start_served(Place::Centre, "intercept", PORTS, &centre(&site, 993))?;
+    nodes.start_served(Place::Branch, "intercept", PORTS, &with_mail)?;
     let mut wire = log_in(&site, Place::Client, 993, Sees::Branch)?;
     read(&mut wire)?;
     drop(wire);
@@ -349,8 +349,8 @@ pub(crate) fn own_address(case: &Case) -> anyhow::Result<()> {
     let mut nodes = Nodes::of(case, &site.lab)?;
     let own = format!("source = \"own-address\"\naddresses = [\"{}\"]\n", Place::Server.v4());
     let with_mail = branch(&site, &nodes, 993, &format!("compress = false\n{own}"))?;
-    nodes.start_with(Place::Centre, "intercept", PORTS, &format!("{}{own}", centre(&site, 993)))?;
-    nodes.start_with(Place::Branch, "intercept", PORTS, &with_mail)?;
+    nodes.start_served(Place::Centre, "intercept", PORTS, &format!("{}{own}", centre(&site, 993)))?;
+    nodes.start_served(Place::Branch, "intercept", PORTS, &with_mail)?;
     let (first, ..) = visit(&site, 993, Sees::Branch)?;
     let (second, ..) = visit(&site, 993, Sees::Branch)?;
     ensure!(first == second, "two visits read different mail");
@@ -391,8 +391,8 @@ pub(crate) fn starts(case: &Case, round_trip_ms: f64, n: usize) -> anyhow::Resul
     site.lab.wan()?.change(|link| *link = line)?;
     let mut nodes = Nodes::of(case, &site.lab)?;
     let with_mail = branch(&site, &nodes, 993, "")?;
-    nodes.start_with(Place::Centre, "intercept", PORTS, &centre(&site, 993))?;
-    nodes.start_with(Place::Branch, "intercept", PORTS, &with_mail)?;
+    nodes.start_served(Place::Centre, "intercept", PORTS, &centre(&site, 993))?;
+    nodes.start_served(Place::Branch, "intercept", PORTS, &with_mail)?;
     for _ in 0..LEARNED {
         start(&site)?;
     }
