@@ -18,7 +18,7 @@ pub const YOUNG: u32 = 0x40;
 pub const EXISTING: u32 = 0x100;
 /// What the queue says of such a connection: it is known from now on, and its packets are of no interest.
 pub const SETTLED: u32 = 0x200;
-/// The same: from now on every packet of it comes to the queue, in both directions.
+/// The same: from now on every packet of it comes to the queue, in both directions, and with this mark.
 pub const WATCHED: u32 = 0x400;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.

@@ -5,6 +5,7 @@ mod connect;
 mod listen;
 mod raw;
 
+pub(crate) use connect::unbound;
 pub use connect::{ConnectFailure, Connecting, Target, transparent};
 pub use listen::{Family, Intercepted, TransparentListener};
 pub use raw::{RawSender, destination};
