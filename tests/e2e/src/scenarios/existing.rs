@@ -377,7 +377,9 @@ pub(crate) fn adopted_many(case: &Case) -> anyhow::Result<()> {
     case.note("adopted-of-20", adopted);
     case.note("stall-p50-ms", at(10));
     case.note("stall-max-ms", at(19));
-    ensure!(adopted >= 15, "{adopted} of 20 were adopted: {}", nodes.status(Place::Branch)?);
+    ensure!(adopted >= 18, "{adopted} of 20 were adopted: {}", nodes.status(Place::Branch)?);
+    // On a quiet machine 60; nobody waits for a timer of TCP's.
+    ensure!(at(10) < 400, "the middle one of the longest stalls: {} ms", at(10));
     for client in clients {
         client.ends()?;
     }
