@@ -24,7 +24,7 @@ pub const PRIMER: u32 = 0x400;
 pub const EXISTING: u32 = 0x800;
 /// What the queue says of such a connection: it is known from now on, and its packets are of no interest.
 pub const SETTLED: u32 = 0x1000;
-/// The same: from now on every packet of it comes to the queue, in both directions.
+/// The same: from now on every packet of it comes to the queue, in both directions, and with this mark.
 pub const WATCHED: u32 = 0x2000;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.

@@ -156,6 +156,8 @@ pub struct Netd<Q, A> {
     senders: Senders,
     connects: Connects,
     adoptions: Adoptions,
+    /// The number of the last packet.
+    last: u32,
     probes: Probes,
     commands: Commands,
     settings: NetdSettings,
@@ -203,6 +205,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             senders: Senders::open(&settings)?,
             connects: Connects::new(early, CONNECTS, settings.here.clone()),
             adoptions: Adoptions::default(),
+            last: 0,
             probes: Probes::default(),
             commands,
             settings,
@@ -281,7 +284,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 self.connect_ready(connect);
             }
             if !self.adoptions.is_empty() {
-                self.adoptions_due(mono)?;
+                self.adoptions_due(mono);
             }
             let now = now();
             if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -326,6 +329,14 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     /// an answer must not overtake the packet that asked.
     fn packets(&mut self, batch: &Batch) -> io::Result<()> {
         let now = now();
+        // The kernel numbers what it queues. Where its room was full, packets went on unseen.
+        let (count, last) = batch.packets().fold((0_u32, self.last), |(count, last), packet| {
+            (count.wrapping_add(1), if packet.id.0.wrapping_sub(last) < 1 << 31 { packet.id.0 } else { last })
+        });
+        if last.wrapping_sub(self.last) != count && !self.adoptions.is_empty() {
+            self.adoptions_blind(now);
+        }
+        self.last = last;
         for packet in batch.packets() {
             if let Some(done) = self.deflected(&packet)
                 && let Some(deflecting) = &self.deflecting

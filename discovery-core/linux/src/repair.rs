@@ -22,15 +22,19 @@ pub fn adopt(cut: &Cut) -> io::Result<(OwnedFd, OwnedFd)> {
     // Not with the window probe that 0 would mean: the ends speak by themselves.
     for socket in [&client, &server] {
         sys::set_tcp(socket.as_fd(), libc::TCP_REPAIR, &REPAIR_OFF_QUIETLY.to_ne_bytes())?;
+        // Leaving the mode has taken it back.
+        socket.set_reuse_address(true)?;
     }
     Ok((client.into(), server.into()))
 }
 
 fn make(half: &Half, mark: u32) -> io::Result<Socket> {
-    let made = Socket::from(socket::transparent(half.local)?);
+    let made = socket::unbound(half.local)?;
     made.set_mark(mark)?;
     let set = |option, value: &[u8]| sys::set_tcp(made.as_fd(), option, value);
     set(libc::TCP_REPAIR, &1_i32.to_ne_bytes())?;
+    // Only now: others may have the server's address already, and in repair mode that is no obstacle.
+    made.bind(&half.local.into())?;
     for (queue, number) in [(SEND_QUEUE, half.first), (RECEIVE_QUEUE, half.expects)] {
         set(libc::TCP_REPAIR_QUEUE, &queue.to_ne_bytes())?;
         set(libc::TCP_QUEUE_SEQ, &number.to_ne_bytes())?;

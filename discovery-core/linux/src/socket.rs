@@ -6,6 +6,7 @@ mod listen;
 mod meant;
 mod raw;
 
+pub(crate) use connect::unbound;
 pub use connect::{ConnectFailure, Connecting, Target, transparent};
 pub use listen::{Family, Intercepted, TransparentListener};
 pub use meant::{keep_syns, meant_server};

@@ -184,6 +184,41 @@ vlans = [4095]"#,
 [interception]
 interfaces = ["lan0"]
 [[rule]]
+action = "pass"
+existing = "rest"
+[[rule]]
+action = "drop"
+existing = "reset"
+[[rule]]
+action = "intercept"
+existing = "adopt""#,
+        &[
+            r#"w.toml:6:12: error: [[rule]]: existing: "rest" is not known; did you mean "reset"? allowed: leave, reset, adopt: what becomes of connections that stood before the node, or come by another way; for example: existing = "reset""#,
+            r#"w.toml:9:12: warning: [[rule]]: existing: has no effect, because action takes no connections"#,
+            r#"w.toml:12:12: warning: [[rule]]: existing: this build adopts connections without a peer only, with action = "intercept-single"; these are left alone"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+mode = "host"
+interfaces = ["lan0"]
+option_kind = 8
+[[rule]]
+action = "intercept"
+existing = "reset""#,
+        &[
+            r#"w.toml:5:15: error: [interception]: option_kind: 8 belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"#,
+            r#"w.toml:8:12: warning: [[rule]]: existing: has no effect on a host, whose own connections cannot be taken over"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+interfaces = ["lan0"]
+[[rule]]
 action = "intercept"
 protocol = "udp""#,
         &[

@@ -23,6 +23,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         let Some((view, tcp)) = view.as_ref().and_then(|view| Some((view, view.tcp()?))) else {
             self.counters.unread += 1;
             self.queue.verdict(packet.id, Verdict::Accept);
+            self.adoptions_blind(now);
             return Ok(());
         };
         let up = Flow { client: view.src(), server: view.dst() };
@@ -83,17 +84,16 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         flow: Flow,
         segment: &Segment<'_>,
     ) -> io::Result<()> {
-        let outcome = if packet.whole {
-            self.adoptions.see(now.mono, flow, segment)
-        } else {
-            Some(self.adoptions.blind(flow))
+        let watched = packet.mark & WATCHED != 0;
+        let outcome = self.adoptions.see(now.mono, flow, segment, watched);
+        let verdict = match outcome {
+            Some(_) => Verdict::Mark((packet.mark & !(EXISTING | WATCHED)) | SETTLED),
+            None => Verdict::Accept,
         };
-        let over = outcome.is_some();
-        let verdict = if over { Verdict::Mark((packet.mark & !EXISTING) | SETTLED) } else { Verdict::Accept };
         self.queue.verdict(packet.id, verdict);
         match outcome {
             Some(outcome) => self.adopted(now, outcome),
-            None if self.adoptions.is_moment(now.mono, flow) => self.adopt(now, flow)?,
+            None if watched && self.adoptions.is_moment(now.mono, flow) => self.adopt(now, flow)?,
             None => {}
         }
         Ok(())
@@ -124,19 +124,20 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         self.engine.note_adoption(now, flow, outcome);
     }
 
-    /// A connection that rests has its moment without a packet.
-    pub(super) fn adoptions_due(&mut self, mono: Instant) -> io::Result<()> {
-        let (flows, refused) = self.adoptions.due(mono);
+    /// Lets go of what has been observed for too long. That a moment has come, only a packet says: without one nobody
+    /// knows whether they still come here.
+    pub(super) fn adoptions_due(&mut self, mono: Instant) {
         let now = Now { mono, ..super::now() };
-        for outcome in refused {
+        for outcome in self.adoptions.expired(mono) {
             self.adopted(now, outcome);
         }
-        for flow in flows {
-            if self.adoptions.is_moment(mono, flow) {
-                self.adopt(now, flow)?;
-            }
+    }
+
+    /// A packet went on that could not be read, or did not come here.
+    pub(super) fn adoptions_blind(&mut self, now: Now) {
+        for outcome in self.adoptions.blind() {
+            self.adopted(now, outcome);
         }
-        Ok(())
     }
 
     /// A handshake goes past: what it settles is needed when its connection is adopted later.

@@ -7,7 +7,8 @@
 //!                                                           └─WATCHED──> watched: each packet of it, both ways
 //! ```
 //! The sets are filled by the packets themselves, by the mark that the queue's verdict gives them: a connection costs no
-//! call, and leaves the slow path with the packet that was decided. A SYN that passes makes its connection known.
+//! call, and leaves the slow path with the packet that was decided. A SYN that passes makes its connection known. Rules
+//! that are put in anew have empty sets: a packet that comes with the mark WATCHED shows that none was missed.
 
 use std::net::IpAddr;
 
@@ -48,7 +49,7 @@ pub(super) fn chains(plan: &Plan, from: &str) -> Vec<String> {
             pre.push(format!("{from} {} {} @watched{digit} goto watched", family.is(), family.tuple()));
         }
         lines.push("    socket transparent 1 return".to_owned());
-        lines.push(format!("    meta mark set meta mark | {EXISTING:#x}"));
+        lines.push(format!("    meta mark set meta mark | {:#x}", EXISTING | WATCHED));
         lines.push("  }".to_owned());
     }
     for family in families {
@@ -195,6 +196,20 @@ mod tests {
         let filter = ExistingFilter { watches: true, ..ExistingFilter::default() };
         let text = chains(&routed().with_existing(vec![filter]), "iifname \"lan0\"").join("\n");
         assert!(text.contains("iifname \"lan0\" meta nfproto ipv6 ip6 saddr . tcp sport . ip6 daddr . tcp dport @watched6 goto watched"), "{text}");
-        assert!(text.find("@known4 return").unwrap() < text.find("meta mark | 0x800").unwrap(), "{text}");
+        assert!(text.find("@known4 return").unwrap() < text.find("meta mark | 0x2800").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn whoever_fills_the_queue_takes_what_is_marked_and_a_draining_node_nothing() {
+        use super::super::plan::Extent;
+        use super::super::{nft, xtables};
+        let plan = routed().with_existing(vec![ExistingFilter::default()]);
+        let text = nft::install(&plan, nft::Facts::default(), Extent::Full, true);
+        assert!(text.contains("meta mark & 0x800 == 0x800 queue flags bypass to 10"), "{text}");
+        let text = xtables::install(&plan, "");
+        let rule = "-m mark --mark 0x800/0x800 -j NFQUEUE --queue-num 10 --queue-bypass";
+        assert!(text.contains(rule), "{text}");
+        let text = nft::install(&plan, nft::Facts::default(), Extent::Drain, true);
+        assert!(!text.contains("known4"), "{text}");
     }
 }

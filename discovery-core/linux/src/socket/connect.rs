@@ -89,13 +89,19 @@ impl From<Connecting> for OwnedFd {
 /// # Errors
 /// Without CAP_NET_ADMIN; when this machine already has a socket with the address.
 pub fn transparent(local: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = unbound(local)?;
+    socket.bind(&local.into())?;
+    Ok(socket.into())
+}
+
+/// The same, not bound yet.
+pub(crate) fn unbound(local: SocketAddr) -> io::Result<Socket> {
     let family = Family::of(local);
     let socket = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     set_transparent(&socket, family)?;
-    socket.bind(&local.into())?;
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Why a connection with the client's address was not made. What an ICMP error or a reset said, said again to the
