@@ -7,7 +7,7 @@
 //! rule 2           server ► client           becomes  deflector's port ► proxy    and back
 //! ```
 
-use crate::{flow::Flow, lru::Lru};
+use crate::{flow::Flow, lru::Lru, mutants};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -84,7 +84,9 @@ impl Legs {
     /// proxy could not tell the two apart.
     pub fn deflect(&mut self, now: Instant, flow: Flow, proxy: IpAddr) -> bool {
         let key = (flow.client, proxy);
-        if self.clients.peek(&key).is_some_and(|half| half.life.until > now && half.server != flow.server) {
+        if self.clients.peek(&key).is_some_and(|half| {
+            half.life.until > now && half.server != flow.server && !mutants::on("deflector-servers-mixed")
+        }) {
             return false;
         }
         let half = Half { server: flow.server, life: self.life(now) };
@@ -123,10 +125,10 @@ impl Legs {
 
     /// What becomes of a packet; none when no rule is about it. `closing`: a FIN or a reset.
     pub fn turn(&mut self, now: Instant, src: SocketAddr, dst: SocketAddr, closing: bool) -> Option<Turned> {
-        self.from_proxy_to_server(now, src, dst, closing)
-            .or_else(|| self.from_proxy_to_client(now, src, dst, closing))
-            .or_else(|| self.from_server(now, src, dst, closing))
-            .or_else(|| self.from_client(now, src, dst, closing))
+        self.proxy_to_server(now, src, dst, closing)
+            .or_else(|| self.proxy_to_client(now, src, dst, closing))
+            .or_else(|| self.server_to_proxy(now, src, dst, closing))
+            .or_else(|| self.client_to_proxy(now, src, dst, closing))
     }
 
     /// Rules that stand, of either kind.
@@ -135,7 +137,7 @@ impl Legs {
         (self.clients.len(), self.servers.len())
     }
 
-    fn from_proxy_to_server(
+    fn proxy_to_server(
         &mut self,
         now: Instant,
         src: SocketAddr,
@@ -143,8 +145,9 @@ impl Legs {
         closing: bool,
     ) -> Option<Turned> {
         let (idle, soon) = (self.idle_max, self.closing_max);
-        let leg =
-            self.servers.touch(&dst.port()).filter(|leg| leg.life.until > now && leg.proxy == src.ip())?;
+        let leg = self.servers.touch(&dst.port()).filter(|leg| {
+            leg.life.until > now && (leg.proxy == src.ip() || mutants::on("deflector-door-for-anybody"))
+        })?;
         // The first one to come has it.
         if *leg.at.get_or_insert((src, dst)) != (src, dst) {
             return None;
@@ -153,7 +156,7 @@ impl Legs {
         Some(Turned { src: leg.flow.client, dst: leg.flow.server })
     }
 
-    fn from_proxy_to_client(
+    fn proxy_to_client(
         &mut self,
         now: Instant,
         src: SocketAddr,
@@ -169,7 +172,7 @@ impl Legs {
         Some(Turned { src: half.server, dst })
     }
 
-    fn from_server(
+    fn server_to_proxy(
         &mut self,
         now: Instant,
         src: SocketAddr,
@@ -184,7 +187,7 @@ impl Legs {
         Some(Turned { src: door, dst: at })
     }
 
-    fn from_client(
+    fn client_to_proxy(
         &mut self,
         now: Instant,
         src: SocketAddr,

@@ -66,7 +66,7 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         r#"version = 1
 verbose = true"#,
         &[
-            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]] [[authority]]"#,
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [deflector] [off_path] [[rule]] [link] [[peer]] [[authority]]"#,
         ],
     ),
     (
@@ -301,7 +301,7 @@ action = "pass""#,
         r#"version = 1
 [accelerator]"#,
         &[
-            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [[rule]] [link] [[peer]] [[authority]]"#,
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [deflector] [off_path] [[rule]] [link] [[peer]] [[authority]]"#,
         ],
     ),
     (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),

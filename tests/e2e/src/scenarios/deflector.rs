@@ -30,6 +30,11 @@ struct Yard<'l> {
 const ROUTER: &str = "dfr";
 const PROXIES: [&str; 2] = ["dfp1", "dfp2"];
 
+fn named(n: usize) -> &'static str {
+    let [first, second] = PROXIES;
+    if n == 0 { first } else { second }
+}
+
 fn proxy_address(n: usize) -> IpAddr {
     Ipv4Addr::new(10, 81, if n == 0 { 21 } else { 22 }, 2).into()
 }
@@ -86,7 +91,7 @@ impl<'l> Yard<'l> {
     }
 
     fn start_proxy(&mut self, n: usize) -> anyhow::Result<()> {
-        let proxy = PROXIES[n];
+        let proxy = named(n);
         let directory = self.directory(proxy);
         let config = format!(
             "version = 1\n[node]\nid = {proxy:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
@@ -94,14 +99,16 @@ impl<'l> Yard<'l> {
              [[peer]]\nid = \"dc\"\naddress = \"10.81.20.1:7782\"\n[[peer]]\nid = \"br\"\n"
         );
         let command = self.command(proxy, text(&self.case.executable)?);
-        self.proxies[n] = Some(run_node(self.case, command, &directory, &config)?);
+        let started = Some(run_node(self.case, command, &directory, &config)?);
+        let [first, second] = &mut self.proxies;
+        *(if n == 0 { first } else { second }) = started;
         Ok(())
     }
 
     /// Connections to the proxy, and from it to the deflector's doors, seen at the proxy's own wire.
     fn watch(&self, n: usize) -> anyhow::Result<Capture> {
         Capture::of(
-            self.command(PROXIES[n], "tcpdump"),
+            self.command(named(n), "tcpdump"),
             "eth0",
             "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn and not port 7782",
         )
