@@ -422,7 +422,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     }
 
     fn connect_ready(&mut self, number: u64) {
-        if let Some(event) = self.connects.ready(number) {
+        if let Some(event) = self.connects.ready(number, self.poll.as_fd()) {
             self.engine.handle_event(now(), event);
             self.obey();
         }

@@ -1,6 +1,7 @@
 //! What becomes of connections that begin around the death of a node: none may fail that begins after it, and those that
 //! it catches between the client's SYN and its answer must reach the real server soon, or be told.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -117,6 +118,8 @@ pub struct Seen {
     pub caught_plus_one: Tally,
     /// Caught by the death of the server's node.
     pub caught_centre: Tally,
+    /// What the surviving node counted where a connection hung.
+    pub hints: Vec<String>,
 }
 
 impl Seen {
@@ -161,7 +164,8 @@ impl fmt::Display for Seen {
         writeln!(f, "begun while the packet loop hangs         {}", self.while_hung)?;
         writeln!(f, "caught by the client's node, ack isn      {}", self.caught)?;
         writeln!(f, "caught by the client's node, ack isn+1    {}", self.caught_plus_one)?;
-        write!(f, "caught by the server's node               {}", self.caught_centre)
+        write!(f, "caught by the server's node               {}", self.caught_centre)?;
+        self.hints.iter().try_for_each(|hint| write!(f, "\n{hint}"))
     }
 }
 
@@ -178,6 +182,12 @@ pub fn run(executable: &Path, prefix: &str, campaign: &Campaign, say: impl Fn(&s
     let mut seen = Seen::default();
     // Of the ten thousand one in ten meets a loop that hangs.
     let (hung, killed) = (campaign.after.div_ceil(10), campaign.after - campaign.after.div_ceil(10));
+    while seen.while_hung.all() < hung {
+        ground.fresh("isn")?;
+        for shot in ground.hang(hung.min(PER_ROUND))? {
+            seen.while_hung.note(&shot);
+        }
+    }
     let mut round = 0_usize;
     while seen.caught.all() < campaign.caught
         || seen.caught_plus_one.all() < campaign.caught
@@ -192,13 +202,20 @@ pub fn run(executable: &Path, prefix: &str, campaign: &Campaign, say: impl Fn(&s
         };
         // A few begin while the node dies, and count for neither.
         let each = (killed.div_ceil(2) + 6).min(PER_ROUND);
-        let (before, after) = ground.kill(victim, ack, each).with_context(|| format!("round {round}"))?;
+        // What hung and goes on is as good as new, for the first kill.
+        if round > 0 || hung == 0 {
+            ground.fresh(ack)?;
+        }
+        let (before, after) = ground.kill(victim, each).with_context(|| format!("round {round}"))?;
         let caught = match (victim, ack) {
             (Place::Centre, _) => &mut seen.caught_centre,
             (_, "isn") => &mut seen.caught,
             (_, _) => &mut seen.caught_plus_one,
         };
         before.iter().for_each(|shot| caught.note(shot));
+        if before.iter().any(|shot| shot.outcome == Outcome::Hung) {
+            seen.hints.push(ground.hint(victim)?);
+        }
         after.iter().for_each(|shot| seen.after_kill.note(shot));
         round += 1;
         if round.is_multiple_of(5) {
@@ -206,13 +223,37 @@ pub fn run(executable: &Path, prefix: &str, campaign: &Campaign, say: impl Fn(&s
         }
         ensure!(round < ROUNDS_MAX, "after {round} kills only {} were caught", seen.caught.all());
     }
-    while seen.while_hung.all() < hung {
-        for shot in ground.hang(hung.min(PER_ROUND))? {
-            seen.while_hung.note(&shot);
-        }
-    }
     ground.control()?;
     Ok(seen)
+}
+
+/// A connection that is carried and says nothing costs no CPU worth a word: the busiest thread of each node, and
+/// how long it ran or wanted to within a second.
+///
+/// # Errors
+/// When it does, or the lab cannot be built.
+pub(crate) fn rests(executable: &Path, prefix: &str) -> anyhow::Result<Vec<(String, f64)>> {
+    let lab = Lab::build(LabSpec { prefix: Some(prefix.to_owned()), ..LabSpec::new(20.0, 100.0) })?;
+    let _server = serve(&lab)?;
+    let pair = Pair::identify(executable, &lab, &[Place::Centre, Place::Branch])?;
+    let mut ground = Ground { lab, pair, port: FIRST_PORT, spread: Duration::ZERO };
+    ground.fresh("isn")?;
+    let at = SocketAddr::new(Place::Server.v4(), FIRST_PORT);
+    let held = ground.lab.inside(Place::Client, move || std::net::TcpStream::connect(at))??;
+    thread::sleep(Duration::from_millis(500));
+    let carried = ground.pair.status(Place::Branch)?;
+    let carried = carried.get("carried").and_then(serde_json::Value::as_u64);
+    ensure!(carried == Some(1), "the connection is not carried: {carried:?}");
+    let mut used = Vec::new();
+    for place in [Place::Branch, Place::Centre] {
+        let before = ground.wanted(place)?;
+        thread::sleep(Duration::from_secs(1));
+        let after = ground.wanted(place)?;
+        let spent = |(name, seconds): (&String, &f64)| Some((name.clone(), seconds - before.get(name)?));
+        used.extend(after.iter().filter_map(spent).max_by(|one, other| one.1.total_cmp(&other.1)));
+    }
+    drop(held);
+    Ok(used)
 }
 
 struct Ground {
@@ -229,6 +270,31 @@ impl Ground {
         self.port
     }
 
+    /// Seconds that each thread of a node has run, or wanted to: on a busy machine one that turns all the time is seldom let.
+    fn wanted(&self, place: Place) -> anyhow::Result<BTreeMap<String, f64>> {
+        let mut wanted = BTreeMap::new();
+        for pid in self.pair.processes(place) {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                let task = task?.path();
+                // A thread may end meanwhile.
+                let stat = std::fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+                let nanos =
+                    stat.split(' ').take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>();
+                let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+                wanted.insert(format!("{} {}", name.trim(), task.display()), nanos / 1e9);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The reasons of the node that stayed.
+    fn hint(&self, victim: Place) -> anyhow::Result<String> {
+        let other = if victim == Place::Branch { Place::Centre } else { Place::Branch };
+        let status = self.pair.status(other)?;
+        let reasons = status.get("reasons").map(ToString::to_string).unwrap_or_default();
+        Ok(format!("one hung when {} was killed; {} counted {reasons}", victim.name(), other.name()))
+    }
+
     /// Both nodes anew, and a link between them that carries.
     fn fresh(&mut self, ack: &str) -> anyhow::Result<()> {
         for (place, wan) in [(Place::Centre, "wan9"), (Place::Branch, "wan0")] {
@@ -237,13 +303,15 @@ impl Ground {
             let stand = Stand { mode: format!("ack = {ack:?}\n"), ..Stand::routed(&["lan0", wan], &ports) };
             self.pair.start(&self.lab, place, &stand)?;
         }
+        self.carrying(0)
+    }
+
+    /// Waits until more than so many connections have been carried.
+    fn carrying(&self, before: u64) -> anyhow::Result<()> {
         let start = Instant::now();
-        while self.pair.count(Place::Branch, "carried")? == 0 {
-            ensure!(
-                start.elapsed() < Duration::from_secs(20),
-                "nothing is carried: {}",
-                self.pair.log(Place::Branch)
-            );
+        while self.pair.count(Place::Branch, "carried")? <= before {
+            let late = start.elapsed() > Duration::from_secs(20);
+            ensure!(!late, "nothing is carried: {}", self.pair.log(Place::Branch));
             let shots = shoot(&self.lab, vec![(Duration::ZERO, FIRST_PORT)], STALL)?;
             drop(shots.join());
         }
@@ -251,8 +319,7 @@ impl Ground {
     }
 
     /// Kills a node among connections that begin: those that it caught before their answer, and those begun afterwards.
-    fn kill(&mut self, victim: Place, ack: &str, after: usize) -> anyhow::Result<(Vec<Shot>, Vec<Shot>)> {
-        self.fresh(ack)?;
+    fn kill(&mut self, victim: Place, after: usize) -> anyhow::Result<(Vec<Shot>, Vec<Shot>)> {
         let window = Duration::from_millis(36);
         let lead = Duration::from_millis(100);
         let mut plan = Vec::new();
@@ -289,7 +356,6 @@ impl Ground {
 
     /// Connections that begin while the branch's packet loop, or all of its node but the supervisor, stands still.
     fn hang(&mut self, n: usize) -> anyhow::Result<Vec<Shot>> {
-        self.fresh("isn")?;
         let processes = self.pair.processes(Place::Branch);
         let stopped = match processes.split_first() {
             Some((_, workers)) if !workers.is_empty() => Stopped::Processes(workers.to_vec()),
@@ -305,6 +371,7 @@ impl Ground {
         let shots = shoot(&self.lab, plan, STALL)?.join();
         stopped.signal(libc::SIGCONT)?;
         drop(stopped);
+        self.carrying(self.pair.count(Place::Branch, "carried")?)?;
         shots.map_err(|_| anyhow::anyhow!("the clients panicked"))?
     }
 }

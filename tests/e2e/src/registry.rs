@@ -42,6 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("pair-outage", "streams live on through 8 s without a line", pair::outage),
     quick(row("pair-carries", "two nodes find each other and nobody sees them", pair::carries)),
     row("pair-killed", "a killed node: its connections are reset, new ones go direct", pair::killed),
+    quick(row("pair-rests", "a carried connection that says nothing costs no CPU", kills::rests)),
     row("pair-kills", "connections that begin around a node's death are served", kills::sample),
     row(
         "pair-hung",

@@ -46,12 +46,14 @@ impl Connects {
     }
 
     /// The outcome of a connect whose socket has one.
-    pub(super) fn ready(&mut self, number: u64) -> Option<Event> {
+    pub(super) fn ready(&mut self, number: u64, poll: BorrowedFd<'_>) -> Option<Event> {
         let (flow, connecting) = self.on_their_way.remove(&number)?;
         match connecting.finish() {
             Ok(Ok(connected)) => {
                 self.numbers.remove(&flow);
-                // The poll forgets a socket only when its last descriptor is closed.
+                // The poll forgets a socket only when its last descriptor is closed, and this one lives on elsewhere: as
+                // long as it could be written to it would wake the loop.
+                let _not_there = epoll::delete(poll, &connected);
                 end(self.early.keep(flow, connected));
                 Some(Event::Connected { flow })
             }

@@ -21,3 +21,14 @@ pub(crate) fn sample(case: &Case) -> anyhow::Result<()> {
     ensure!(broken.is_empty(), "{}\n{seen}", broken.join("\n"));
     Ok(())
 }
+
+/// A connection at rest is one for the packet loop too, which once was woken by each that it had handed on.
+pub(crate) fn rests(case: &Case) -> anyhow::Result<()> {
+    let used = kills::rests(&case.executable, case.prefix())?;
+    ensure!(used.len() == 2, "two nodes: {used:?}");
+    for (thread, seconds) in &used {
+        ensure!(*seconds < 0.6, "{thread} ran or wanted to for {seconds} s of a second of rest");
+    }
+    case.note("busiest-s-per-s", used.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max));
+    Ok(())
+}
