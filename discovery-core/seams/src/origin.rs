@@ -207,7 +207,7 @@ mod tests {
         let opened = |greeting: &[u8]| Opened {
             spki_sha256: [7; 32],
             greeting: Bytes::copy_from_slice(greeting),
-            parked: greeting.len() % 2 == 0,
+            parked: greeting.len().is_multiple_of(2),
         };
         for (greeting, told) in [
             (&b"* OK [CAPABILITY IMAP4rev1] ready\r\n"[..], true),

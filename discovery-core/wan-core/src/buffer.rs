@@ -316,9 +316,8 @@ mod tests {
     use super::*;
     use proptest::{collection::vec, prelude::*};
 
-    proptest! {
-        /// Whatever is written, sent, acknowledged and sent again in whatever pieces: the other end has the octets.
-        #[test]
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test needs some moment to count from")]
     fn a_bounded_reader_asks_for_no_more_and_takes_nothing_back() {
         let (mut receiving, now) = (Receiving::new(256, 256), Instant::now());
         let pace = GrantPace { quick: std::time::Duration::MAX, room: true, window_max: 4096 };
@@ -334,7 +333,9 @@ mod tests {
         assert_eq!(receiving.grant(now, pace), Some(282), "and it does not grow");
     }
 
-    #[test]
+    proptest! {
+        /// Whatever is written, sent, acknowledged and sent again in whatever pieces: the other end has the octets.
+        #[test]
         fn repeated_octets_are_the_same_octets(steps in vec((0..4_u8, 0..40_000_usize), 1..60)) {
             let (mut sending, mut seen, mut written) = (Sending::new(u64::MAX), Vec::new(), Vec::new());
             for (what, n) in steps {
