@@ -36,12 +36,12 @@ pub(crate) enum Command {
     ///
     /// SIGTERM drains: sessions at rest end at once, the others within 30 seconds; a second one hurries. SIGHUP reads
     /// the file and the certificates again; when something is wrong with them the node stays as it is and says why.
-    /// With [interception] it is two processes, of which this one leads traffic to the other, and past it when it must.
+    /// With `[interception]` it is two processes, of which this one leads traffic to the other, and past it when it must.
     Run {
         #[command(flatten)]
         config: ConfigFile,
     },
-    /// The node itself, of a configuration with [interception]: `run` is its supervisor, and alone starts it
+    /// The node itself, of a configuration with `[interception]`: `run` is its supervisor, and alone starts it
     #[command(hide = true)]
     Node {
         #[command(flatten)]

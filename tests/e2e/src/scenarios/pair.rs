@@ -32,6 +32,8 @@ pub(crate) struct Nodes<'l> {
     pub(crate) executable: PathBuf,
     /// Lines for `[interception]`.
     pub(crate) interception: String,
+    /// Where systemd would listen.
+    pub(crate) notify: Option<PathBuf>,
 }
 
 impl<'l> Nodes<'l> {
@@ -39,7 +41,7 @@ impl<'l> Nodes<'l> {
     pub(crate) fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
         let executable = case.executable.clone();
         let interception = String::new();
-        let nodes = Self { lab, case, branch: None, centre: None, executable, interception };
+        let nodes = Self { lab, case, branch: None, centre: None, executable, interception, notify: None };
         let authority = lab.directory().join("node-ca");
         nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
         for place in [Place::Branch, Place::Centre] {
@@ -113,6 +115,9 @@ impl<'l> Nodes<'l> {
         std::fs::write(&file, text)?;
         let mut command = self.lab.command(place, &self.executable);
         command.arg("run").arg("-c").arg(file);
+        if let Some(notify) = &self.notify {
+            command.env("NOTIFY_SOCKET", notify);
+        }
         let mut node = Waypost::spawn(self.case, command)?;
         if rules.contains("\"pass\"") && !rules.contains("\"intercept") && !rules.contains("drop") {
             node.watch.announce("so nothing is touched");

@@ -270,13 +270,19 @@ fn of_file(process: i32) -> anyhow::Result<String> {
     Ok(std::fs::read_link(format!("/proc/{process}/exe"))?.to_string_lossy().into_owned())
 }
 
-/// The machine's watchdog is fed while the node works and stopped at the end; a relay is told when traffic flows past.
+/// The machine's watchdog is fed while the node works and stopped at the end; a relay is told when traffic flows past, and
+/// systemd by the supervisor alone. A node that cannot be ends its supervisor, with its own words and code.
 pub(crate) fn relay(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     echo_server(&lab)?;
     let (device, told) = (lab.directory().join("watchdog"), lab.directory().join("relay"));
     std::fs::write(&device, "")?;
+    let untouched = kernel(&lab)?;
+    let notify = lab.directory().join("notify");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&notify)?;
+    systemd.set_read_timeout(Some(STALL))?;
     let mut nodes = Nodes::of(case, &lab)?;
+    nodes.notify = Some(notify);
     nodes.interception = format!(
         "watchdog_device = {device:?}\nbypass_command = [\"sh\", \"-c\", \"printf '%s ' \\\"$2\\\" >> \\\"$1\\\"\", \"relay\", {told:?}]"
     );
@@ -293,6 +299,22 @@ pub(crate) fn relay(case: &Case) -> anyhow::Result<()> {
         Ok(())
     };
     told("off")?;
+    let mut message = [0; 64];
+    let mut hears = |what: &[u8]| -> anyhow::Result<()> {
+        let heard = systemd.recv(&mut message)?;
+        ensure!(
+            message.get(..heard) == Some(what),
+            "systemd is told {:?}",
+            String::from_utf8_lossy(&message)
+        );
+        Ok(())
+    };
+    hears(b"READY=1")?;
+    let environment = std::fs::read(format!("/proc/{}/environ", child(&mut nodes)?))?;
+    ensure!(
+        !environment.windows(13).any(|name| name == b"NOTIFY_SOCKET"),
+        "the node could tell systemd, too"
+    );
     let fed = || anyhow::Ok(std::fs::read(&device)?.len());
     let first = fed()?;
     thread::sleep(Duration::from_millis(2200));
@@ -308,11 +330,21 @@ pub(crate) fn relay(case: &Case) -> anyhow::Result<()> {
     nodes.node(Place::Branch)?.signal(libc::SIGTERM)?;
     nodes.node(Place::Branch)?.wait(STALL)?;
     told("off on off on")?;
+    // Of the node's death in between it has heard nothing: the service went on.
+    hears(b"STOPPING=1")?;
     let octets = std::fs::read(&device)?;
     ensure!(
         octets.ends_with(b"V") && octets.iter().filter(|octet| **octet == b'V').count() == 1,
         "no magic close"
     );
+    let taken = lab.inside(Place::Branch, || std::net::TcpListener::bind("[::]:7782"))??;
+    let file = lab.directory().join(format!("node-{}/waypost.toml", Place::Branch.name()));
+    let failed = lab.command(Place::Branch, &nodes.executable).arg("run").arg("-c").arg(file).output()?;
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    ensure!(failed.status.code() == Some(69), "a port is taken: {}", failed.status);
+    ensure!(said.matches("the link cannot listen").count() == 1, "a port is taken: {said}");
+    ensure!(kernel(&lab)? == untouched, "left behind:\n{}", kernel(&lab)?);
+    drop(taken);
     if std::path::Path::new("/dev/watchdog").exists() {
         case.note("real-device", "skipped: it is another's, and starts this machine anew when it is not fed");
     } else {
