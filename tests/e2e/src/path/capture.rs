@@ -124,9 +124,15 @@ fn parse(line: &str) -> Option<Packet> {
         from: address(from)?,
         to: address(to.trim_end_matches(':'))?,
         flags,
-        probe: line.contains("5750"),
+        probe: options(line).any(|option| option.contains("5750")),
         line: line.to_owned(),
     })
+}
+
+/// All but the timestamps, which may have any digits in them.
+fn options(line: &str) -> impl Iterator<Item = &str> {
+    let options = line.split_once("options [").and_then(|(_, rest)| rest.split_once(']'));
+    options.map_or("", |(options, _)| options).split(',').filter(|option| !option.starts_with("TS "))
 }
 
 /// tcpdump puts the port behind a dot.
@@ -141,7 +147,7 @@ mod tests {
 
     #[test]
     fn both_families_are_read() {
-        let v4 = "12:00:00.1 IP 10.82.0.1.40000 > 10.82.1.2.8000: Flags [S], seq 1, win 2, options [mss 1460,exp-5750 0x1], length 0";
+        let v4 = "12:00:00.157509 IP 10.82.0.1.40000 > 10.82.1.2.8000: Flags [S], seq 1, win 2, options [mss 1460,exp-5750 0x1], length 0";
         let v6 = "12:00:00.1 IP6 fd00:82::1.40000 > fd00:82:0:1::2.8000: Flags [S.], seq 1, ack 2, win 2, length 0";
         let (v4, v6) = (parse(v4).unwrap(), parse(v6).unwrap());
         assert_eq!((v4.from, v4.to), ("10.82.0.1:40000".parse().unwrap(), "10.82.1.2:8000".parse().unwrap()));
@@ -149,5 +155,7 @@ mod tests {
         assert_eq!(v6.to, "[fd00:82:0:1::2]:8000".parse().unwrap());
         assert!(v6.is_answer() && !v6.probe);
         assert_eq!(parse("tcpdump: listening"), None);
+        let digits = "12:00:00.575000 IP 10.82.0.1.5750 > 10.82.1.2.8000: Flags [S], seq 57501, options [TS val 15750 ecr 0,nop], length 0";
+        assert!(!parse(digits).unwrap().probe);
     }
 }

@@ -189,7 +189,8 @@ pub(crate) fn burst(case: &Case) -> anyhow::Result<()> {
                         return open;
                     }
                     for nth in 0..EACH {
-                        let server = servers[(thread + nth) % 2];
+                        let [v4, v6] = servers;
+                        let server = if (thread + nth) % 2 == 0 { v4 } else { v6 };
                         let begun = Instant::now();
                         let client = TcpStream::connect_timeout(&server, STALL)
                             .map_err(anyhow::Error::from)
