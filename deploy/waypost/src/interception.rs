@@ -2,7 +2,7 @@
 
 use crate::{
     api::{DeflectorStatus, Done, Explained, PathStatus, SupervisorStatus},
-    ask::{self, Method},
+    ask,
     cli::RunningNode,
     config::units::{human_size, human_time},
     exit::{Exit, Failure},

@@ -315,7 +315,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             self.queue.receive(batch)?;
             let before = self.counters.stale;
             for packet in batch.packets() {
-                self.queue.verdict(packet.id, crate::queue::Verdict::Accept);
+                self.queue.verdict(packet.id, Verdict::Accept);
                 self.counters.stale += 1;
             }
             self.queue.flush()?;
