@@ -291,7 +291,10 @@ impl Capture {
         self.child.wait()?;
         let text: Vec<String> = self.lines.iter().collect();
         let syns = text.iter().filter(|line| line.contains("Flags [S]")).count();
-        let probed = text.iter().filter(|line| line.contains("Flags [S]") && line.contains("5750")).count();
+        let probed = text
+            .iter()
+            .filter(|line| line.contains("Flags [S]") && crate::path::capture::has_probe(line))
+            .count();
         Ok((syns, probed))
     }
 }
