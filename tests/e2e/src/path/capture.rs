@@ -124,15 +124,16 @@ fn parse(line: &str) -> Option<Packet> {
         from: address(from)?,
         to: address(to.trim_end_matches(':'))?,
         flags,
-        probe: options(line).any(|option| option.contains("5750")),
+        probe: has_probe(line),
         line: line.to_owned(),
     })
 }
 
-/// All but the timestamps, which may have any digits in them.
-fn options(line: &str) -> impl Iterator<Item = &str> {
+/// Whether one of the options is ours. Timestamps, as all else in the line, may have any digits in them.
+pub(crate) fn has_probe(line: &str) -> bool {
     let options = line.split_once("options [").and_then(|(_, rest)| rest.split_once(']'));
-    options.map_or("", |(options, _)| options).split(',').filter(|option| !option.starts_with("TS "))
+    let options = options.map_or("", |(options, _)| options);
+    options.split(',').any(|option| !option.starts_with("TS ") && option.contains("5750"))
 }
 
 /// tcpdump puts the port behind a dot.

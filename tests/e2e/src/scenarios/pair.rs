@@ -352,7 +352,10 @@ impl Capture {
     fn end(self) -> anyhow::Result<(usize, usize)> {
         let text = self.lines()?;
         let syns = text.iter().filter(|line| line.contains("Flags [S]")).count();
-        let probed = text.iter().filter(|line| line.contains("Flags [S]") && line.contains("5750")).count();
+        let probed = text
+            .iter()
+            .filter(|line| line.contains("Flags [S]") && crate::path::capture::has_probe(line))
+            .count();
         Ok((syns, probed))
     }
 
