@@ -365,7 +365,11 @@ pub(crate) const AUTHORITY: Section = Section {
     keys: &[
         key("name", "what logs and status call it", r#""partner""#),
         key("certificate", "a file with its certificate in PEM", r#""/etc/waypost/partner-nodes.pem""#),
-        key("servers", "a list of networks: its nodes serve, and ask for, nothing else", r#"["10.9.0.0/16"]"#),
+        key(
+            "servers",
+            "a list of networks: its nodes serve, and ask for, nothing else",
+            r#"["10.9.0.0/16"]"#,
+        ),
     ],
 };
 

@@ -21,9 +21,7 @@ use discovery_core::{
 };
 use discovery_linux::{
     queue::QueueSettings,
-    rules::{
-        BadPlan, Deflecting, ExistingFilter, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec,
-    },
+    rules::{BadPlan, Deflecting, ExistingFilter, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec},
 };
 use std::{
     collections::HashMap,

@@ -78,7 +78,7 @@ impl Timed {
     }
 }
 
-/// All journeys of connections. Both branches' lines are as [`line`] has them; both nodes run, and take [`PORTS`].
+/// All journeys of connections. Both branches' lines are as `line` has them; both nodes run, and take [`PORTS`].
 /// Afterwards the centre's node has been stopped, and the branch's has been started anew.
 pub(crate) fn all(
     lab: &Lab,
