@@ -74,6 +74,9 @@ pub struct Config {
     pub early_connect_max: Duration,
     /// How long the connect of a claimed connection may take.
     pub connect_max: Duration,
+    /// For so long after its claim a connection gives way to the client's own SYN, when that comes without its node: longer
+    /// than the second timer of a client that doubles it (1, 2 s).
+    pub claim_young_max: Duration,
     /// How long a SYN that was seen entitles a peer to ask for its connection.
     pub seen_max: Duration,
     /// How long after its last SYN a connection that went past still does: longer than the fifth timer of a client that
@@ -137,6 +140,7 @@ impl Default for Config {
             orphan: None,
             early_connect_max: Duration::from_secs(6),
             connect_max: Duration::from_secs(30),
+            claim_young_max: Duration::from_secs(5),
             seen_max: Duration::from_secs(10),
             past_max: Duration::from_secs(40),
             flows_max: 65_536,

@@ -61,6 +61,7 @@ impl Engine {
                 self.connect_failed(now, flow, ConnectFailure::TimedOut);
             }
             State::Early { .. } | State::Middle { .. } => self.orphaned(now, flow),
+            // No longer young: its deadline is gone.
             State::Claimed { .. } => {}
         }
     }

@@ -38,7 +38,7 @@ impl Engine {
                     self.answer(now, flow, seen.seq, connected);
                     return (Verdict::Drop, Reason::AnsweredAgain);
                 }
-                // A claimed connection is not given up for a bare SYN, which anybody can send.
+                // Its node asks, so it lives: what a peer has is not given up for a SYN, which anybody can send.
                 State::Claimed { .. } => return (Verdict::Drop, Reason::TupleInUse),
                 State::Connecting(connecting) if connecting.claimed => {
                     return (Verdict::Drop, Reason::Connecting);
@@ -96,21 +96,36 @@ impl Engine {
 
     /// A plain SYN between the addresses and ports of a connection on the server's side.
     pub(super) fn plain_for_server_side(&mut self, now: Now, flow: Flow, state: State) -> Decision {
-        if !state.unclaimed() {
+        if !state.unclaimed() && !self.is_young(&flow) {
             // The client's node is alive and holds the client's SYNs back; this one is a late one, or spoofed.
             return (Verdict::Drop, Reason::TupleInUse);
         }
         // The cure. The client's SYN comes without its node, which died or lost the answer. An early connection in
         // its way would hang it: the server would see a SYN of a connection that stands. Whether the SYN is the one
         // the query was on cannot be asked of a node behind a middle, whose query bore the middle's number; an
-        // unclaimed connection is worth nothing, so the addresses and ports are enough.
-        if let State::Connecting(Connecting { probes: 1.., plain: false, .. }) = state {
+        // unclaimed connection is worth nothing, so the addresses and ports are enough. Nor is one that was claimed a
+        // moment ago: a client's node that lives lets no SYN of it come here.
+        if let State::Connecting(Connecting { probes: 1.., plain: false, claimed: false, .. }) = state {
             let row = self.pmt.option_suspect(now, flow.server);
             self.outputs.extend(row.map(Output::Learnt));
         }
         self.give_up(now, flow, Reason::Cured);
         self.went_past(now, flow);
         (Verdict::Pass, Reason::Cured)
+    }
+
+    /// Whether a claimed connection is so new that its client may never have heard of it.
+    fn is_young(&self, flow: &Flow) -> bool {
+        !crate::mutants::on("engine-young-claim-kept")
+            && self.table.get(flow).is_some_and(|entry| match entry.state {
+                // The server has not answered: nobody has anything of it.
+                State::Connecting(_) => true,
+                // Its deadline is the end of its youth.
+                State::Claimed { .. } => entry.deadline.is_some(),
+                State::Probing { .. } | State::Direct { .. } | State::Held { .. } => false,
+                State::Opening { .. } | State::Carried { .. } => false,
+                State::Early { .. } | State::Middle { .. } => false,
+            })
     }
 
     /// A SYN of an own connect leaves this node.
@@ -159,7 +174,7 @@ impl Engine {
         let own_isn = connecting.own_isn;
         if connecting.claimed {
             self.table.set_state(&flow, State::Claimed { own_isn, next: None });
-            self.table.set_deadline(&flow, None);
+            self.table.set_deadline(&flow, Some(now.mono + self.config.claim_young_max));
             self.outputs.push_back(Output::ClaimReady { flow, onward: None });
             self.journal.note(now.wall, flow, Reason::Claimed);
             return;
@@ -218,7 +233,7 @@ impl Engine {
         let own_isn = connecting.own_isn;
         if connecting.claimed {
             self.table.set_state(&flow, State::Claimed { own_isn, next: Some(next) });
-            self.table.set_deadline(&flow, None);
+            self.table.set_deadline(&flow, Some(now.mono + self.config.claim_young_max));
             self.outputs.push_back(Output::ClaimReady { flow, onward: Some(next) });
             return;
         }
@@ -272,8 +287,11 @@ impl Engine {
                 }
             };
             self.table.set_state(&flow, state);
-            let deadline = (claim == Claim::Wait).then(|| now.mono + self.config.connect_max);
-            self.table.set_deadline(&flow, deadline);
+            let patience = match claim {
+                Claim::Wait => self.config.connect_max,
+                Claim::Early | Claim::Onward(_) | Claim::Refused(_) => self.config.claim_young_max,
+            };
+            self.table.set_deadline(&flow, Some(now.mono + patience));
             self.places.give_back(network);
             return claim;
         }

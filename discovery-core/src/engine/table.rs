@@ -17,7 +17,7 @@ pub(super) struct Entry {
     /// Where its SYN came in.
     pub(super) ingress: Option<Ingress>,
     packet: Vec<u8>,
-    deadline: Option<Instant>,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Entry {

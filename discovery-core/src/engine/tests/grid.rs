@@ -20,6 +20,7 @@ const STATES: &[&str] = &[
     "early",
     "middle",
     "claimed",
+    "claimed-old",
     "past",
 ];
 
@@ -114,10 +115,13 @@ fn brought(state: &str) -> Rig {
             server(&mut rig);
             rig.see(&response(flow(), 9, peer(2), true));
         }
-        "claimed" => {
+        "claimed" | "claimed-old" => {
             server(&mut rig);
             rig.tell(Event::Connected { flow: flow() });
             rig.engine.claim(rig.now(), flow(), false);
+            if state == "claimed-old" {
+                rig.wait(ms(6_000));
+            }
         }
         "past" => {
             server(&mut rig);

@@ -114,16 +114,36 @@ fn the_cure_a_plain_syn_makes_an_unclaimed_connection_give_way() {
         rig.tell(Event::Connected { flow: flow() });
         assert_eq!(rig.outputs(), [abandon(Reason::Closed)], "a socket that came up meanwhile");
     }
-    let mut rig = early(Config::default());
+}
+
+#[test]
+fn a_young_claim_gives_way_to_the_clients_own_syn_and_an_old_one_to_none() {
+    let claimed = || {
+        let mut rig = early(Config::default());
+        rig.engine.claim(rig.now(), flow(), false);
+        rig.outputs();
+        rig
+    };
+    // Its node died before the client heard of it: the SYN is repeated after 1 and after 3 s.
+    for after in [1_000, 3_000] {
+        let mut rig = claimed();
+        rig.wait(ms(after));
+        assert_eq!(rig.see(&query(flow(), 12)), (Drop, Reason::TupleInUse), "its node lives");
+        assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Cured), "after {after}");
+        assert_eq!((rig.outputs(), rig.standing()), (vec![abandon(Reason::Cured)], None));
+        let late = rig.engine.claim(rig.now(), flow(), true);
+        assert_eq!(late, Claim::Refused(Reason::Direct), "the SYN is on its way");
+    }
+    let mut rig = claimed();
+    rig.wait(ms(5_100));
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::TupleInUse), "what a peer has, for a SYN of anybody");
+    assert_eq!((rig.outputs(), rig.standing()), (vec![], Some(Reason::Claimed)));
+    // The server has not even answered.
+    let mut rig = connecting(Config::default());
     rig.engine.claim(rig.now(), flow(), false);
     rig.outputs();
-    assert_eq!(
-        rig.see(&syn(flow(), ISN)),
-        (Drop, Reason::TupleInUse),
-        "what a peer has is not given up for a SYN"
-    );
-    assert_eq!(rig.see(&query(flow(), 12)), (Drop, Reason::TupleInUse));
-    assert_eq!(rig.outputs(), []);
+    assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Cured));
+    assert_eq!((rig.outputs(), rig.standing()), (vec![abandon(Reason::Cured)], None));
 }
 
 #[test]
