@@ -217,7 +217,10 @@ mod tests {
                 assert_eq!((all[0].octets, all[0].vlan.map(VlanId::get)), (&packet[..], tag), "{link}");
             }
         }
-        assert_eq!(read(&classic(101, std::slice::from_ref(&packet))).unwrap()[0].at, Duration::new(1, 5_000));
+        assert_eq!(
+            read(&classic(101, std::slice::from_ref(&packet))).unwrap()[0].at,
+            Duration::new(1, 5_000)
+        );
         assert_eq!(read(&blocks(101, &[packet])).unwrap()[0].at, Duration::from_secs(3));
         let arp = [&[0; 12][..], &[8, 6], &[1; 28]].concat();
         assert_eq!(read(&classic(1, &[arp])).unwrap()[0].octets, b"", "no IP packet");

@@ -109,6 +109,9 @@ impl Engine {
             let row = self.pmt.option_suspect(now, flow.server);
             self.outputs.extend(row.map(Output::Learnt));
         }
+        if matches!(state, State::Connecting(Connecting { claimed: true, .. })) {
+            self.outputs.push_back(Output::ClaimFailed { flow, why: Reason::Cured });
+        }
         self.give_up(now, flow, Reason::Cured);
         self.went_past(now, flow);
         (Verdict::Pass, Reason::Cured)

@@ -323,6 +323,8 @@ impl Shell {
                 }
                 Output::Abandon { flow, .. } => {
                     self.sockets.remove(&flow);
+                    // A young claim gives way to the client's own SYN.
+                    self.claimed.remove(&flow);
                 }
                 Output::AnswerProbe { flow, .. } | Output::AnswerByDatagram { flow, .. } => {
                     let answers = self.answers.entry(flow).or_default();

@@ -136,14 +136,19 @@ fn a_young_claim_gives_way_to_the_clients_own_syn_and_an_old_one_to_none() {
     }
     let mut rig = claimed();
     rig.wait(ms(5_100));
-    assert_eq!(rig.see(&syn(flow(), ISN)), (Drop, Reason::TupleInUse), "what a peer has, for a SYN of anybody");
+    assert_eq!(
+        rig.see(&syn(flow(), ISN)),
+        (Drop, Reason::TupleInUse),
+        "what a peer has, for a SYN of anybody"
+    );
     assert_eq!((rig.outputs(), rig.standing()), (vec![], Some(Reason::Claimed)));
     // The server has not even answered.
     let mut rig = connecting(Config::default());
     rig.engine.claim(rig.now(), flow(), false);
     rig.outputs();
     assert_eq!(rig.see(&syn(flow(), ISN)), (Pass, Reason::Cured));
-    assert_eq!((rig.outputs(), rig.standing()), (vec![abandon(Reason::Cured)], None));
+    let failed = Output::ClaimFailed { flow: flow(), why: Reason::Cured };
+    assert_eq!((rig.outputs(), rig.standing()), (vec![failed, abandon(Reason::Cured)], None));
 }
 
 #[test]
