@@ -94,6 +94,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("path-hole", "a line with a hole in its sizes", odd::hole),
     row("path-asymmetric", "what comes back another way is left alone and hangs nobody", odd::asymmetric),
     row("path-strangers", "a revoked peer and one of another authority carry nothing", odd::strangers),
+    row("path-partner", "another organisation's node carries to what is named for it", odd::partner),
     row("path-spoofed", "forged answers delay one connection and carry none", odd::spoofed),
     row("pair-restarted", "a node that starts again knows its peers", existing::restarted),
     row("deflector-static", "a deflector turns connections to proxies off the path", deflector::by_turning),

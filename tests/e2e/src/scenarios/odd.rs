@@ -335,6 +335,45 @@ pub(crate) fn strangers(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A node of another organisation carries to the servers that are named for it, and to nothing else. The control: nobody
+/// names the other's authority.
+pub(crate) fn partner(case: &Case) -> anyhow::Result<()> {
+    let ground = Ground::row(case.prefix(), &["c", "a", "b", "s"])?;
+    let line = Line::row(&ground, 2, "a")?;
+    let mut nodes = Nodes::of(case, &ground, &["a"])?;
+    nodes.identify("other-ca", &["b"])?;
+    let [named, other] = line.servers;
+    let whole = |what: &str| -> anyhow::Result<()> {
+        for server in line.servers {
+            Client::whole(&ground, "c", server).with_context(|| what.to_owned())?;
+        }
+        Ok(())
+    };
+    pair(&mut nodes)?;
+    whole("a stranger")?;
+    ensure!(nodes.count("a", "carried")? == 0, "a stranger's node carries");
+    for place in ["a", "b"] {
+        nodes.node(place)?.kill()?;
+    }
+    let naming = |authority: &str| {
+        let certificate = ground.directory().join(authority).join("ca.pem");
+        Standing::routed().and(&format!(
+            "[[authority]]\nname = \"partner\"\ncertificate = {certificate:?}\nservers = [\"{}/32\"]\n",
+            named.ip()
+        ))
+    };
+    let at_named = Capture::begin(&ground, "s", "left")?;
+    nodes.start(&[("a", naming("other-ca")), ("b", naming("node-ca"))])?;
+    whole("a partner")?;
+    ensure!(nodes.count("a", "carried")? == 1, "to {named} and to it alone, not to {other}");
+    ensure!(nodes.count("b", "claimed")? == 1, "one claim is granted");
+    ensure!(nodes.sent_to("a", "b")?.is_some_and(|octets| octets > 100_000), "not over the link");
+    let seen = at_named.take();
+    let clients = seen.iter().filter(|packet| packet.is_syn() && packet.from.ip() != named.ip());
+    ensure!(clients.count() >= 2, "the server did not see both: {seen:?}");
+    Ok(())
+}
+
 /// Somebody between the two answers every query himself, and names a link that is none: the client waits for nobody.
 pub(crate) fn spoofed(case: &Case) -> anyhow::Result<()> {
     let ground = Ground::row(case.prefix(), &["c", "a", "f", "s"])?;
