@@ -80,7 +80,11 @@ servers = []
 [[authority]]
 name = "partner"
 certificate = "partner.pem""#,
-        &[],
+        &[
+            r#"w.toml:4:8: error: [[authority]]: name: "own" is the name of another one; names must differ"#,
+            r#"w.toml:6:11: error: [[authority]]: servers: it is empty; allowed: at least one; for example: servers = ["10.9.0.0/16"]"#,
+            r#"w.toml:7:1: error: [[authority]]: servers is missing; allowed: a list of networks: its nodes serve, and ask for, nothing else; for example: servers = ["10.9.0.0/16"]"#,
+        ],
     ),
     (
         r#"version = 1"#,
