@@ -268,6 +268,20 @@ impl Links {
         link.is_some_and(|link| link.is_ready(Lane::Interactive))
     }
 
+    /// Whether a stream that this peer offers can be counted on before it has said so: there is a link, and nothing says
+    /// that it may serve some servers only.
+    #[must_use]
+    pub fn is_sure(&self, peer: &Peer) -> bool {
+        let link = match peer {
+            Peer::Node(node) => self.inner.lock().get(node).cloned(),
+            Peer::At(address, key) => self.inner.at(*address, *key),
+        };
+        link.is_some_and(|link| {
+            link.is_ready(Lane::Interactive)
+                && link.authority().is_some_and(|authority| authority.prefixes.is_none())
+        })
+    }
+
     /// All peers that there is a link with, or that are configured.
     #[must_use]
     pub fn status(&self) -> Vec<LinkStatus> {

@@ -61,7 +61,8 @@ struct State {
     leashes: leash::Leashes,
     /// What did not work, and need not be tried for each client.
     declined: mail::Declined,
-    /// Whether there is a link, as the engine was told.
+    /// Whether there is a link whose peer may serve whatever it offers, as the engine was told: clients are answered on
+    /// its account. What a peer of a bound authority offers has to be asked for first.
     peers: HashMap<engine::Peer, Met>,
 }
 
@@ -409,7 +410,8 @@ impl Carrier {
     /// There is a link to `peer`, and now it is known who that is.
     fn met(&self, peer: engine::Peer, node: NodeId) {
         self.lock().peers.entry(peer).or_default().node = Some(node);
-        self.set_up(peer, true);
+        let sure = self.links.get().is_some_and(|links| links.is_sure(&self.at(peer)));
+        self.set_up(peer, sure);
     }
 
     fn set_up(&self, peer: engine::Peer, up: bool) {
@@ -430,7 +432,7 @@ pub(super) async fn watch_peers(carrier: Arc<Carrier>) {
         let Some(links) = carrier.links.get() else { continue };
         let peers: Vec<engine::Peer> = carrier.lock().peers.keys().copied().collect();
         for peer in peers {
-            carrier.set_up(peer, links.is_up(&carrier.at(peer)));
+            carrier.set_up(peer, links.is_sure(&carrier.at(peer)));
         }
     }
 }

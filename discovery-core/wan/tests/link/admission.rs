@@ -123,6 +123,7 @@ async fn a_second_authority_serves_its_prefixes_only() {
     let outside = a.open(&peer, open(([10, 0, 0, 1], 143).into(), Class::Interactive)).await;
     assert_eq!(outside.err(), Some(Reason::NotGranted));
     assert_eq!(a.status()[0].authority.as_deref(), Some("partner"));
+    assert!(a.is_up(&peer) && !a.is_sure(&peer), "what it offers is to be asked for first");
     // What it asks of us is held to the same.
     let asked =
         b.open(&Peer::Node(id("a")), open(([10, 0, 0, 1], 143).into(), Class::Interactive)).await.unwrap();
