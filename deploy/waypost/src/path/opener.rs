@@ -122,13 +122,24 @@ impl Opener {
         road: &OriginRoad,
     ) -> Result<OpenedStream, Why> {
         let flow = open.flow;
-        let mut granted = self.granted(peer, open) || self.shown().covers(peer, flow, Instant::now());
-        // What was opened for the client's SYN is not what it gets, and shows that it may.
-        if self.stands && self.carrier.claim(flow, false).await.is_ok() {
-            self.shown().note(peer, flow, Instant::now());
-            granted = true;
+        // Before anything is taken that was opened for the client's SYN.
+        road.is_from_here()?;
+        let granted = self.granted(peer, open) || self.shown().covers(peer, flow, Instant::now());
+        if !self.stands {
+            return if granted { road.open_from_here(flow.client).await } else { Err(Why::NotGranted) };
         }
-        if granted { road.open_from_here(flow.client).await } else { Err(Why::NotGranted) }
+        match self.carrier.claim(flow, false).await {
+            // It is not what the client gets, and shows that it may.
+            Ok((Ready::Here(_), _)) => self.shown().note(peer, flow, Instant::now()),
+            Ok((Ready::Onward(next), serving)) => {
+                let (stream, info) = self.carrier.onward(open.clone(), next).await?;
+                self.shown().note(peer, flow, Instant::now());
+                return Ok(OpenedStream { io: Box::new(serving.around(stream)), info });
+            }
+            Err(_) if granted => {}
+            Err(why) => return Err(refused(why)),
+        }
+        road.open_from_here(flow.client).await
     }
 }
 
@@ -161,7 +172,7 @@ async fn dial(open: &OpenFrame) -> Result<(Box<dyn AsyncIo>, Bytes), Why> {
 const DIAL_MAX: Duration = Duration::from_secs(10);
 
 /// What the peer is told, and through it the client.
-fn refused(why: Reason) -> Why {
+pub(super) fn refused(why: Reason) -> Why {
     const WORDS: &[(Reason, Why)] = &[
         (Reason::ServerRefused, Why::ServerRefused),
         (Reason::ServerUnreachable, Why::ServerUnreachable),

@@ -7,7 +7,10 @@
 
 use crate::{
     config::value::{Encryption, Source},
-    node::{mail::Mail, origins::Origins as Configured},
+    node::{
+        mail::{Mail, Named},
+        origins::Origins as Configured,
+    },
 };
 use discovery_core::{id::ServerId, value::Class};
 use epc::origin::{DirectOrigins, LineRecords, OriginServer, OriginTls};
@@ -41,7 +44,7 @@ pub(super) struct OriginRoad {
 }
 
 enum By {
-    Configured { origins: Arc<Configured>, source: Source },
+    Configured { origins: Arc<Configured>, from_here: bool },
     Other(Arc<DirectOrigins>),
 }
 
@@ -63,12 +66,15 @@ impl Origins {
     pub(super) fn road(&self, open: &OpenFrame) -> Result<OriginRoad, Why> {
         let host = open.server.as_ref().ok_or(Why::UnknownServer)?;
         let port = open.flow.server.port();
-        if let Some(server) = self.mail.named(host.as_str(), port) {
+        if let Some(server) = self.mail.named(host.as_str(), open.flow.server) {
+            let Named { config: server, stands_there } = server;
             // Without TLS nothing would say that it is the server of that name.
             if server.tls == Encryption::Plain {
                 return Err(Why::Unsupported);
             }
-            let by = By::Configured { origins: Arc::clone(self.mail.origins()), source: server.source };
+            // What is granted is an address, what is dialled is a name: they must be one server.
+            let from_here = server.source == Source::Own && stands_there;
+            let by = By::Configured { origins: Arc::clone(self.mail.origins()), from_here };
             return Ok(OriginRoad { name: server.name, by });
         }
         let tls = match port {
@@ -112,12 +118,17 @@ impl OriginRoad {
         self.opened(greeted)
     }
 
+    /// Whether the operator lets peers have this server see this node, at the address that they ask for.
+    pub(super) fn is_from_here(&self) -> Result<&Configured, Why> {
+        match &self.by {
+            By::Configured { origins, from_here: true } => Ok(origins),
+            By::Configured { .. } | By::Other(_) => Err(Why::UnknownServer),
+        }
+    }
+
     /// Over one of this node's own.
     pub(super) async fn open_from_here(&self, client: SocketAddr) -> Result<OpenedStream, Why> {
-        let origins = match &self.by {
-            By::Configured { origins, source: Source::Own } => origins,
-            By::Configured { .. } | By::Other(_) => return Err(Why::UnknownServer),
-        };
+        let origins = self.is_from_here()?;
         let request = OriginRequest {
             server: self.name.clone(),
             addr: None,

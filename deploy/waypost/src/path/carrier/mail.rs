@@ -12,7 +12,7 @@ use crate::{
         Trust,
         value::{Encryption, Source},
     },
-    node::mail::{Intercepted, MailServer},
+    node::mail::{Intercepted, MailServer, Meant},
     path::tcp::Tcp,
 };
 use bytes::Bytes;
@@ -42,7 +42,7 @@ use wan_core::{Kind, OpenFrame, Reason as Why};
 
 /// What a client's session is to be with.
 pub(super) struct Bound {
-    servers: Vec<Arc<MailServer>>,
+    servers: Meant,
     road: Road,
     reached: Reached,
 }
@@ -68,22 +68,20 @@ enum Octets {
 
 impl Carrier {
     /// The mail servers that a client of `flow` may mean and that are served here.
-    pub(super) fn mail_at(&self, flow: Flow) -> Vec<Arc<MailServer>> {
-        let Some(mail) = self.mail.get() else { return Vec::new() };
-        let mut servers = mail.at(flow.server);
-        let (state, now) = (self.lock(), Instant::now());
-        servers.retain(|server| !state.declined.holds(&Who::Here(server.config.name.clone()), now));
-        servers
+    pub(super) fn mail_at(&self, flow: Flow) -> Meant {
+        let meant = self.mail.get().map(|mail| mail.at(flow.server)).unwrap_or_default();
+        // Of several it is known later which one it is.
+        if meant.only().is_some_and(|server| self.declines(server)) { Meant::default() } else { meant }
     }
 
-    pub(super) async fn ask_mail(
-        self: &Arc<Self>,
-        attempt: &Attempt,
-        peer: engine::Peer,
-        servers: Vec<Arc<MailServer>>,
-    ) {
+    /// Its clients are carried as octets for a while.
+    fn declines(&self, server: &MailServer) -> bool {
+        self.lock().declined.holds(&Who::Here(server.config.name.clone()), Instant::now())
+    }
+
+    pub(super) async fn ask_mail(self: &Arc<Self>, attempt: &Attempt, peer: engine::Peer, servers: Meant) {
         let road = Road::Peer(peer);
-        match self.reach(attempt.flow, road, &servers).await {
+        match self.reach(attempt.flow, road, servers.only()).await {
             Ok(reached) => {
                 self.opened(attempt);
                 self.far(attempt, Far::Mail(Box::new(Bound { servers, road, reached })));
@@ -92,8 +90,8 @@ impl Carrier {
         }
     }
 
-    pub(super) async fn single_mail(self: &Arc<Self>, attempt: &Attempt, servers: Vec<Arc<MailServer>>) {
-        match self.reach(attempt.flow, Road::Alone, &servers).await {
+    pub(super) async fn single_mail(self: &Arc<Self>, attempt: &Attempt, servers: Meant) {
+        match self.reach(attempt.flow, Road::Alone, servers.only()).await {
             Ok(reached) => {
                 self.opened(attempt);
                 self.far(attempt, Far::Mail(Box::new(Bound { servers, road: Road::Alone, reached })));
@@ -110,9 +108,9 @@ impl Carrier {
         self: &Arc<Self>,
         flow: Flow,
         road: Road,
-        servers: &[Arc<MailServer>],
+        server: Option<&Arc<MailServer>>,
     ) -> Result<Reached, Why> {
-        if let [server] = servers {
+        if let Some(server) = server {
             match road {
                 Road::Peer(peer) => {
                     let who = Who::Peer(peer, server.config.name.clone());
@@ -181,7 +179,7 @@ impl Carrier {
             self.met(peer, stream.peer().clone());
             match stream.opened().await {
                 Ok(info) => return Ok((stream, info)),
-                Err(Why::UnknownFlow) if tries < IN_USE_TRIES => tries += 1,
+                Err(why) if passes(why) && tries < IN_USE_TRIES => tries += 1,
                 Err(why) => return Err(why),
             }
             drop(stream);
@@ -249,8 +247,8 @@ impl Carrier {
     pub(super) async fn serve(self: &Arc<Self>, flow: Flow, mut client: Tcp, bound: Bound) -> Option<Why> {
         let Bound { servers, road, reached } = bound;
         client.speaks(true);
-        if !servers.iter().all(|server| server.config.tls == Encryption::Implicit) {
-            return self.serve_plain(flow, client, &servers, road, reached).await;
+        if let Some(server) = servers.only().filter(|server| server.config.tls != Encryption::Implicit) {
+            return self.serve_plain(flow, client, server, road, reached).await;
         }
         let asked = match timeout(HELLO_MAX, Asked::of(client)).await {
             Ok(Ok(asked)) => asked,
@@ -261,7 +259,8 @@ impl Carrier {
             Err(_) => return Some(Why::ConnectionReset),
         };
         let name = asked.server_name();
-        let met = match (chosen(&servers, name.as_deref()), reached) {
+        let chosen = servers.called(name.as_deref()).filter(|server| !self.declines(server));
+        let met = match (chosen, reached) {
             (Some(server), Reached::Server(origin)) => Ok((server, origin)),
             (Some(server), Reached::Octets(octets)) => match self.greet(flow, server, octets).await {
                 Ok(origin) => Ok((server, origin)),
@@ -294,30 +293,24 @@ impl Carrier {
         self: &Arc<Self>,
         flow: Flow,
         client: Tcp,
-        servers: &[Arc<MailServer>],
+        server: &Arc<MailServer>,
         road: Road,
         reached: Reached,
     ) -> Option<Why> {
-        let octets = match (servers, reached) {
-            ([server], Reached::Server(origin)) => {
-                self.session(flow, (Box::new(client), None), server, road, origin).await;
-                return None;
-            }
-            ([server], Reached::Octets(octets)) => match self.greet(flow, server, octets).await {
-                Ok(origin) => {
-                    self.session(flow, (Box::new(client), None), server, road, origin).await;
-                    return None;
-                }
-                Err(error) => {
-                    self.not_greeted(server, &error);
-                    None
-                }
-            },
-            // Nothing that such a client says tells them apart.
-            (_, Reached::Octets(octets)) => Some(octets),
-            (_, Reached::Server(_)) => None,
+        let greeted = match reached {
+            Reached::Server(origin) => Ok(origin),
+            Reached::Octets(octets) => self.greet(flow, server, octets).await,
         };
-        self.carry_octets(flow, road, octets, client, Bytes::new()).await
+        match greeted {
+            Ok(origin) => {
+                self.session(flow, (Box::new(client), None), server, road, origin).await;
+                None
+            }
+            Err(error) => {
+                self.not_greeted(server, &error);
+                self.carry_octets(flow, road, None, client, Bytes::new()).await
+            }
+        }
     }
 
     async fn session(
@@ -370,12 +363,10 @@ impl Carrier {
     }
 }
 
-/// Whom a client means that asks for `name`.
-fn chosen<'a>(servers: &'a [Arc<MailServer>], name: Option<&str>) -> Option<&'a Arc<MailServer>> {
-    match servers {
-        [server] => server.front.as_ref().is_some_and(|front| front.lists(name)).then_some(server),
-        several => several.iter().find(|server| name.is_some_and(|name| server.is_called(name))),
-    }
+/// Whether a refusal is about what stood before between the same ends and is on its way out. A SYN that was not seen is not
+/// seen a moment later either: it is to be shown at once.
+fn passes(why: Why) -> bool {
+    matches!(why, Why::OtherWay | Why::Busy)
 }
 
 /// Whether a peer that does not open a server may still carry octets to it.
@@ -395,7 +386,7 @@ struct OwnWay {
 impl OwnWay {
     async fn anew(&self) -> Result<OriginStream, OpenError> {
         let (carrier, server) = (&self.carrier, &self.server);
-        let reached = carrier.reach(self.flow, self.road, std::slice::from_ref(server)).await;
+        let reached = carrier.reach(self.flow, self.road, Some(server)).await;
         match reached {
             Ok(Reached::Server(origin)) => Ok(origin),
             Ok(Reached::Octets(octets)) => carrier.greet(self.flow, server, octets).await,
@@ -451,3 +442,25 @@ const GREET_MAX: Duration = Duration::from_secs(10);
 /// The end of what stood before between the same ends has a way to go.
 const IN_USE_TRIES: u32 = 6;
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::opener::refused;
+    use discovery_core::engine::Reason;
+
+    #[test]
+    fn what_is_on_its_way_out_is_waited_for_and_what_was_not_seen_is_not() {
+        for (reason, waits) in [
+            (Reason::AlreadyClaimed, true),
+            (Reason::TupleInUse, true),
+            (Reason::LocalFailure, true),
+            (Reason::NotGranted, false),
+            (Reason::ServerRefused, false),
+            (Reason::ServerSilent, false),
+            (Reason::AgentDown, false),
+        ] {
+            assert_eq!(passes(refused(reason)), waits, "{reason:?}");
+        }
+    }
+}
