@@ -9,7 +9,8 @@
 use super::{Attempt, Carrier, Far, asks, connect, copy, leash::Leashed, splice};
 use crate::{
     config::{
-        Trust,
+        self, Trust,
+        network::OWN,
         value::{Encryption, Source},
     },
     node::mail::{Intercepted, MailServer, Meant},
@@ -22,7 +23,11 @@ use discovery_core::{
     id::ServerId,
     value::Class,
 };
-use epc::{handler::Way, intake::Asked, origin::Prefixed};
+use epc::{
+    handler::Way,
+    intake::{Asked, Unasked},
+    origin::Prefixed,
+};
 use seams::{
     AsyncIo, BoxFuture,
     intake::ClientAddr,
@@ -114,13 +119,16 @@ impl Carrier {
             match road {
                 Road::Peer(peer) => {
                     let who = Who::Peer(peer, server.config.name.clone());
-                    if !self.lock().declined.holds(&who, Instant::now()) {
-                        match self.through(flow, peer, server).await {
+                    let declined = self.lock().declined.holds(&who, Instant::now());
+                    if !declined && let Some(host) = self.may_open(peer, &server.config).await? {
+                        match self.through(flow, peer, server, host).await {
                             Ok(origin) => return Ok(Reached::Server(origin)),
                             Err(why) if !octets_may_do(why) => return Err(why),
                             Err(why) => {
                                 tracing::info!(server = %server.config.name, %why, "the peer does not open it; TLS from here");
-                                self.lock().declined.note(who, Instant::now());
+                                if why != Why::Unknown {
+                                    self.lock().declined.note(who, Instant::now());
+                                }
                             }
                         }
                     }
@@ -136,28 +144,35 @@ impl Carrier {
         self.octets(flow, road).await.map(Reached::Octets)
     }
 
+    /// By what name the peer is asked to open the server, if it is.
+    async fn may_open(&self, peer: engine::Peer, server: &config::Server) -> Result<Option<ServerId>, Why> {
+        let Some(host) = ServerId::new(&server.host.0).ok().filter(|_| server.tls != Encryption::Plain)
+        else {
+            return Ok(None);
+        };
+        let links = self.links.get().ok_or(Why::NoLink)?;
+        let node = links.connect(&self.at(peer)).await?;
+        let known = links.status().into_iter().find(|link| link.node == node);
+        let authority = known.and_then(|link| link.authority);
+        Ok(is_believed(&server.trust, authority.as_deref()).then_some(host))
+    }
+
     /// Opened by the peer.
     async fn through(
         self: &Arc<Self>,
         flow: Flow,
         peer: engine::Peer,
         server: &MailServer,
+        host: ServerId,
     ) -> Result<OriginStream, Why> {
         let config = &server.config;
-        let host = ServerId::new(&config.host.0).ok();
-        if config.tls == Encryption::Plain || host.is_none() {
-            return Err(Why::Unsupported);
-        }
         let spoof = config.source == Source::Spoof;
-        let open = OpenFrame { flow, class: Class::Interactive, kind: Kind::Origin, spoof, server: host };
+        let open =
+            OpenFrame { flow, class: Class::Interactive, kind: Kind::Origin, spoof, server: Some(host) };
         let (stream, info) = self.stream(peer, open).await?;
         let told = Opened::decode(&info).ok_or(Why::Violation)?;
         let preauth = told.greeting.get(2..9).is_some_and(|word| word.eq_ignore_ascii_case(b"PREAUTH"));
-        let pinned = match &config.trust {
-            Trust::Pin(pin) => pin.0 == told.spki_sha256,
-            Trust::System | Trust::Ca(_) => true,
-        };
-        if !pinned || (preauth && !config.allow_preauth) {
+        if preauth && !config.allow_preauth {
             return Err(Why::ServerTls);
         }
         let verified_by = VerifiedBy::Peer(stream.peer().clone());
@@ -250,13 +265,17 @@ impl Carrier {
         if let Some(server) = servers.only().filter(|server| server.config.tls != Encryption::Implicit) {
             return self.serve_plain(flow, client, server, road, reached).await;
         }
-        let asked = match timeout(HELLO_MAX, Asked::of(client)).await {
-            Ok(Ok(asked)) => asked,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "no ClientHello");
-                return None;
+        let asked = match Asked::of(client, HELLO_MAX).await {
+            Ok(asked) => asked,
+            // Its server may understand it, and is the one to judge.
+            Err(Unasked { io, said, error }) => {
+                tracing::debug!(%error, "no ClientHello; carried as octets");
+                let octets = match reached {
+                    Reached::Octets(octets) => Some(octets),
+                    Reached::Server(_) => None,
+                };
+                return self.carry_octets(flow, road, octets, io, said).await;
             }
-            Err(_) => return Some(Why::ConnectionReset),
         };
         let name = asked.server_name();
         let chosen = servers.called(name.as_deref()).filter(|server| !self.declines(server));
@@ -358,8 +377,33 @@ impl Carrier {
     }
 
     fn not_greeted(&self, server: &MailServer, error: &OpenError) {
+        if !lasts(error) {
+            return tracing::info!(%error, server = %server.config.name, "the server is not greeted; this client is carried as octets");
+        }
         tracing::warn!(%error, server = %server.config.name, "the server is not greeted; its clients are carried as octets for a while");
         self.lock().declined.note(Who::Here(server.config.name.clone()), Instant::now());
+    }
+}
+
+/// Whether a peer's word is enough that it speaks with the right server: passwords go through it in the clear. A pin is there
+/// to believe nobody but the server's key.
+fn is_believed(trust: &Trust, authority: Option<&str>) -> bool {
+    match trust {
+        Trust::Pin(_) => false,
+        Trust::System | Trust::Ca(_) => authority == Some(OWN),
+    }
+}
+
+/// Whether a server's failure to greet would meet its next client too. The rest one client can bring about, or chance.
+fn lasts(error: &OpenError) -> bool {
+    match error {
+        OpenError::Tls(_) | OpenError::StartTls(_) | OpenError::Greeting(_) => true,
+        OpenError::UnknownServer(_)
+        | OpenError::Resolve { .. }
+        | OpenError::Refused
+        | OpenError::TimedOut
+        | OpenError::Network(_)
+        | OpenError::Bye(_) => false,
     }
 }
 
@@ -461,6 +505,38 @@ mod tests {
             (Reason::AgentDown, false),
         ] {
             assert_eq!(passes(refused(reason)), waits, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_believed_by_its_authority_and_never_for_a_pin() {
+        let (ca, pin) = (Trust::Ca("/ca.pem".into()), Trust::Pin(config::value::Pin([7; 32])));
+        for (trust, authority, believed) in [
+            (&Trust::System, Some(OWN), true),
+            (&ca, Some(OWN), true),
+            (&pin, Some(OWN), false),
+            (&Trust::System, Some("partner"), false),
+            (&ca, Some("partner"), false),
+            (&pin, Some("partner"), false),
+            (&Trust::System, None, false),
+        ] {
+            assert_eq!(is_believed(trust, authority), believed, "{trust:?} {authority:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_next_client_would_meet_too_is_noted() {
+        let why = || "why".to_owned();
+        for (error, noted) in [
+            (OpenError::Tls(why()), true),
+            (OpenError::StartTls("why"), true),
+            (OpenError::Greeting("why"), true),
+            (OpenError::Bye(Bytes::new()), false),
+            (OpenError::TimedOut, false),
+            (OpenError::Network(why()), false),
+            (OpenError::Refused, false),
+        ] {
+            assert_eq!(lasts(&error), noted, "{error:?}");
         }
     }
 }
