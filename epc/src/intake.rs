@@ -11,7 +11,7 @@ mod front;
 mod recorder;
 mod tunnel;
 
-pub use front::{Asked, FrontTls, Listed, MinTls};
+pub use front::{Asked, FrontTls, Listed, MinTls, Unasked};
 pub use tunnel::TunnelTo;
 
 use crate::origin::tune;

@@ -136,6 +136,20 @@ pub struct DirectOrigins {
     roads: HashMap<ServerId, Arc<Road>>,
 }
 
+/// The authorities of this machine, read once for however many servers.
+#[derive(Clone, Debug)]
+pub struct SystemTrust(Arc<ClientConfig>);
+
+impl SystemTrust {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When the machine has none.
+    pub fn read() -> Result<Self, TrustError> {
+        client_config(&Trust::System).map(Self)
+    }
+}
+
 #[derive(Debug)]
 struct Road {
     server: OriginServer,
@@ -167,6 +181,16 @@ impl DirectOrigins {
             }
         }
         Ok(Self { roads })
+    }
+
+    /// One server, with authorities that have been read; its own trust is left aside.
+    ///
+    /// # Errors
+    /// A host that is neither a name nor an address.
+    pub fn one(server: OriginServer, trust: &SystemTrust) -> Result<Self, OriginSetupError> {
+        let id = server.id.clone();
+        let config = (server.tls != OriginTls::Plain).then(|| Arc::clone(&trust.0));
+        Ok(Self { roads: HashMap::from([(id, Arc::new(Road::with(server, config)?))]) })
     }
 
     /// From a stream that is connected to `server` already, by whatever road, to a greeted one.
@@ -245,15 +269,19 @@ impl OriginConnector for DirectOrigins {
 
 impl Road {
     fn new(server: OriginServer) -> Result<Self, OriginSetupError> {
-        let Some(name) = tls::server_name(&server.host) else {
-            return Err(OriginSetupError::BadHost { id: server.id, host: server.host });
-        };
         let config = match server.tls {
             OriginTls::Plain => None,
             OriginTls::Implicit | OriginTls::StartTls => match client_config(&server.trust) {
                 Ok(config) => Some(config),
                 Err(source) => return Err(OriginSetupError::Trust { id: server.id, source }),
             },
+        };
+        Self::with(server, config)
+    }
+
+    fn with(server: OriginServer, config: Option<Arc<ClientConfig>>) -> Result<Self, OriginSetupError> {
+        let Some(name) = tls::server_name(&server.host) else {
+            return Err(OriginSetupError::BadHost { id: server.id, host: server.host });
         };
         let parked = Arc::new(Parked::new(server.park));
         let dials = Semaphore::new(server.dials_max.clamp(1, Semaphore::MAX_PERMITS));

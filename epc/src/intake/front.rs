@@ -5,7 +5,7 @@ use crate::tls::{canonical, provider};
 use bytes::Bytes;
 use rustls::{
     ServerConfig,
-    server::{Acceptor, ClientHello, ResolvesServerCert},
+    server::{Accepted, Acceptor, ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use seams::{AsyncIo, BoxFuture, Stream, intake::ClientUpgrade};
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
@@ -154,12 +154,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Asked<Io> {
     /// Reads it, to be sent on as it came or answered.
     ///
     /// # Errors
-    /// When the client says something else, which it has been told, or goes.
-    pub async fn of(io: Io) -> io::Result<Self> {
-        Self::read(io, true).await.map_err(|error| match error {
-            FrontError::Failed(error) => error,
-            FrontError::NotTls | FrontError::Unlisted => io::Error::new(io::ErrorKind::InvalidData, error),
-        })
+    /// When the client says something else, or nothing within `patience`. It has been told nothing either, and may be
+    /// somebody else's.
+    pub async fn of(io: Io, patience: Duration) -> Result<Self, Unasked<Io>> {
+        let mut io = Recorder::new(io, true);
+        match timeout(patience, hello(&mut io)).await.unwrap_or_else(|late| Err(late.into())) {
+            Ok(hello) => Ok(Self(StartHandshake::from_parts(hello, io))),
+            Err(error) => {
+                let (io, said) = io.into_parts();
+                Err(Unasked { io, said, error })
+            }
+        }
     }
 
     async fn read(io: Io, replay: bool) -> Result<Self, FrontError> {
@@ -188,6 +193,43 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Asked<Io> {
         Ok(Box::new(io))
     }
 }
+
+/// A client that has said no ClientHello, and has been told nothing.
+#[derive(Debug)]
+pub struct Unasked<Io> {
+    /// The stream.
+    pub io: Io,
+    /// What was read from it.
+    pub said: Bytes,
+    /// What is wrong with that.
+    pub error: io::Error,
+}
+
+/// Without the alert that an acceptor with a stream would send.
+async fn hello<Io: AsyncRead + Unpin>(io: &mut Io) -> io::Result<Accepted> {
+    let mut acceptor = Acceptor::default();
+    let mut buffer = [0; HELLO_READ_OCTETS];
+    loop {
+        let length = io.read(&mut buffer).await?;
+        let mut rest = buffer.get(..length).unwrap_or_default();
+        if rest.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while !rest.is_empty() {
+            if acceptor.read_tls(&mut rest)? == 0 {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+        match acceptor.accept() {
+            Ok(Some(hello)) => return Ok(hello),
+            Ok(None) => {}
+            Err((error, _)) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        }
+    }
+}
+
+/// What the TLS library takes at once.
+const HELLO_READ_OCTETS: usize = 2048;
 
 impl<Io> std::fmt::Debug for Asked<Io> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -257,5 +299,34 @@ struct Nobody;
 impl ResolvesServerCert for Nobody {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// A ClientHello goes in by the tests of the listener; these are what others say.
+    #[tokio::test]
+    async fn whoever_says_no_client_hello_is_handed_back_with_all_of_it_and_told_nothing() {
+        let too_much = [&[22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff][..], &[0; 80_000]].concat();
+        for said in [&b"a1 NOOP\r\n"[..], &[22, 3, 1], &[], &too_much] {
+            let (mut client, here) = tokio::io::duplex(100_000);
+            client.write_all(said).await.unwrap();
+            let Err(unasked) = Asked::of(here, Duration::from_millis(20)).await else {
+                panic!("{said:?} is a ClientHello")
+            };
+            assert!(said.starts_with(&unasked.said));
+            let mut here = unasked.io;
+            // What was not read is still there, and nothing is missing in between.
+            let mut rest = vec![0; said.len() - unasked.said.len()];
+            here.read_exact(&mut rest).await.unwrap();
+            assert_eq!([&unasked.said[..], &rest].concat(), said);
+            drop(here);
+            let mut told = Vec::new();
+            client.read_to_end(&mut told).await.unwrap();
+            assert!(told.is_empty(), "told {told:?}");
+        }
     }
 }

@@ -46,10 +46,11 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Recorder<Io> {
         std::task::ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         if let Some(kept) = &mut this.kept {
             let new = buf.filled().get(before..).unwrap_or_default();
-            if kept.len().saturating_add(new.len()) > RECORDED_OCTETS_MAX {
+            // Those that are too many, too: somebody may send them on.
+            kept.extend_from_slice(new);
+            if kept.len() > RECORDED_OCTETS_MAX {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "ClientHello too long")));
             }
-            kept.extend_from_slice(new);
         }
         Poll::Ready(Ok(()))
     }

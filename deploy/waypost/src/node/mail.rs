@@ -58,29 +58,18 @@ impl Mail {
     pub(crate) fn renew(&self, config: &Config, servers: Vec<MailServer>) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.servers = servers.into_iter().map(Arc::new).collect();
-        state.known.clone_from(&config.servers);
+        // Nobody but the path asks for them.
+        state.known = if config.link.is_some() { config.servers.clone() } else { Vec::new() };
     }
 
     /// Those that a client may mean which connects to `to`.
-    pub(crate) fn at(&self, to: SocketAddr) -> Vec<Arc<MailServer>> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let leads_there = |name: &str| {
-            let found = state.found.get(name).and_then(|found| found.get(&to.ip()));
-            found.is_some_and(|until| *until > now) || name.parse() == Ok(to.ip())
-        };
-        let stands_there = |server: &config::Server| {
-            server.port.0 == to.port()
-                && (server.addresses.contains(&to.ip()) || names(server).any(leads_there))
-        };
-        state.servers.iter().filter(|server| stands_there(&server.config)).cloned().collect()
+    pub(crate) fn at(&self, to: SocketAddr) -> Meant {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).at(to, Instant::now())
     }
 
-    /// The server of this name and port, whoever serves its clients.
-    pub(crate) fn named(&self, host: &str, port: u16) -> Option<config::Server> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let mut known = state.known.iter();
-        known.find(|server| server.port.0 == port && names(server).any(|name| name == host)).cloned()
+    /// The server of this name and the port of `to`, whoever serves its clients.
+    pub(crate) fn named(&self, host: &str, to: SocketAddr) -> Option<Named> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).named(host, to, Instant::now())
     }
 
     /// The way to servers from here.
@@ -115,8 +104,8 @@ impl Mail {
     pub(crate) async fn look_up(&self) {
         let wanted: Vec<String> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let servers = state.servers.iter().map(|server| &server.config);
-            servers.filter(|server| server.addresses.is_empty()).flat_map(names).map(str::to_owned).collect()
+            let known = state.known.iter();
+            known.filter(|server| server.addresses.is_empty()).flat_map(names).map(str::to_owned).collect()
         };
         let mut asked = JoinSet::new();
         for name in wanted {
@@ -148,6 +137,74 @@ impl Mail {
             }
         }
     }
+}
+
+impl State {
+    fn at(&self, to: SocketAddr, now: Instant) -> Meant {
+        let there: Vec<_> = self.known.iter().filter(|server| self.stands_at(server, to, now)).collect();
+        let several = there.len() > 1;
+        // Nothing that such a client says tells them apart.
+        if several && there.iter().any(|server| server.tls != Encryption::Implicit) {
+            return Meant::default();
+        }
+        let is_there = |server: &&Arc<MailServer>| there.iter().any(|there| there.name == server.config.name);
+        Meant { servers: self.servers.iter().filter(is_there).cloned().collect(), several }
+    }
+
+    fn named(&self, host: &str, to: SocketAddr, now: Instant) -> Option<Named> {
+        let is_meant =
+            |server: &&config::Server| server.port.0 == to.port() && names(server).any(|name| name == host);
+        let config = self.known.iter().find(is_meant)?.clone();
+        let stands_there = self.stands_at(&config, to, now);
+        Some(Named { config, stands_there })
+    }
+
+    fn stands_at(&self, server: &config::Server, to: SocketAddr, now: Instant) -> bool {
+        let leads_there = |name: &str| {
+            let found = self.found.get(name).and_then(|found| found.get(&to.ip()));
+            found.is_some_and(|until| *until > now) || name.parse() == Ok(to.ip())
+        };
+        server.port.0 == to.port() && (server.addresses.contains(&to.ip()) || names(server).any(leads_there))
+    }
+}
+
+/// Whom a client may mean, by the address that it connects to.
+#[derive(Default)]
+pub(crate) struct Meant {
+    /// Those that are served here.
+    servers: Vec<Arc<MailServer>>,
+    /// Whether it could be another one too, served here or not.
+    several: bool,
+}
+
+impl Meant {
+    /// Nobody who is served here.
+    pub(crate) fn is_nobody(&self) -> bool {
+        self.servers.is_empty()
+    }
+
+    /// The only one that it can be.
+    pub(crate) fn only(&self) -> Option<&Arc<MailServer>> {
+        match self.servers.as_slice() {
+            [server] if !self.several => Some(server),
+            _ => None,
+        }
+    }
+
+    /// Whom a client means that asks for `name`.
+    pub(crate) fn called(&self, name: Option<&str>) -> Option<&Arc<MailServer>> {
+        match self.only() {
+            Some(server) => server.front.as_ref().is_some_and(|front| front.lists(name)).then_some(server),
+            None => self.servers.iter().find(|server| name.is_some_and(|name| server.is_called(name))),
+        }
+    }
+}
+
+/// A server that was asked for by its name.
+pub(crate) struct Named {
+    pub(crate) config: config::Server,
+    /// Whether the address that came with the name is one of its.
+    pub(crate) stands_there: bool,
 }
 
 impl MailServer {
@@ -187,3 +244,76 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 const BELIEVED: Duration = Duration::from_secs(3600);
 /// Of one name; more are nobody's mail server.
 const ADDRESSES_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{FileUse, bad_files::surroundings};
+    use std::path::Path;
+
+    fn state(file: &str, served: &[&str]) -> State {
+        let (path, around) = (Path::new("/etc/waypost/waypost.toml"), surroundings());
+        let listeners: String = ["a", "b"]
+            .iter()
+            .enumerate()
+            .map(|(n, name)| {
+                format!(
+                    "[[listener]]\naddress = \"127.0.0.1:{}\"\nserver = \"{name}\"\ntls = \"plain\"\n",
+                    10993 + n
+                )
+            })
+            .collect();
+        let loaded =
+            config::judge(&format!("version = 1\n{listeners}{file}"), path, &around, FileUse::Ignore);
+        let config = loaded.usable().unwrap_or_else(|| panic!("{:?}", loaded.problems)).clone();
+        let mut state = State { known: config.servers.clone(), ..State::default() };
+        for server in config.servers.into_iter().filter(|server| served.contains(&server.name.as_str())) {
+            let terms = Arc::new(ServerTerms::new(server.name.clone(), 1));
+            state.servers.push(Arc::new(MailServer { config: server, terms, front: None }));
+        }
+        state
+    }
+
+    const TWO: &str = r#"
+        [[server]]
+        name = "a"
+        host = "a.example"
+        addresses = ["10.2.0.2"]
+        [[server]]
+        name = "b"
+        host = "b.example"
+        addresses = ["10.2.0.2", "10.2.0.3"]
+    "#;
+
+    #[test]
+    fn a_server_that_is_not_served_here_still_stands_at_its_address() {
+        let (shared, own) = ("10.2.0.2:993".parse().unwrap(), "10.2.0.3:993".parse().unwrap());
+        let state = state(TWO, &["b"]);
+        let meant = state.at(shared, Instant::now());
+        assert!(meant.only().is_none(), "it may be a");
+        assert!(meant.called(None).is_none() && meant.called(Some("a.example")).is_none());
+        assert!(meant.called(Some("b.example")).is_some());
+        assert!(state.at(own, Instant::now()).only().is_some());
+        assert!(state.at("10.2.0.3:143".parse().unwrap(), Instant::now()).is_nobody());
+    }
+
+    #[test]
+    fn servers_that_speak_first_are_not_told_apart() {
+        let file = TWO.replace("[[server]]", "[[server]]\ntls = \"starttls\"\nport = 143");
+        let state = state(&file, &["a", "b"]);
+        assert!(state.at("10.2.0.2:143".parse().unwrap(), Instant::now()).is_nobody());
+        assert!(state.at("10.2.0.3:143".parse().unwrap(), Instant::now()).only().is_some());
+    }
+
+    #[test]
+    fn a_name_stands_at_its_own_addresses_only() {
+        let (state, now) = (state(TWO, &[]), Instant::now());
+        let stands = |name: &str, at: &str| {
+            state.named(name, at.parse().unwrap(), now).map(|named| named.stands_there)
+        };
+        assert_eq!(stands("b.example", "10.2.0.3:993"), Some(true));
+        assert_eq!(stands("a.example", "10.2.0.3:993"), Some(false));
+        assert_eq!(stands("a.example", "10.2.0.2:143"), None);
+        assert_eq!(stands("c.example", "10.2.0.2:993"), None);
+    }
+}

@@ -150,7 +150,7 @@ impl Carrier {
         let flow = attempt.flow;
         let Some(links) = self.links.get() else { return };
         let servers = self.mail_at(flow);
-        if !servers.is_empty() {
+        if !servers.is_nobody() {
             return self.ask_mail(attempt, peer, servers).await;
         }
         let stream = match links.open(&self.at(peer), asks(flow)).await {
@@ -169,7 +169,7 @@ impl Carrier {
     /// Reaches the server from the client's address, without a peer.
     pub(super) async fn single(self: Arc<Self>, attempt: Attempt) {
         let servers = self.mail_at(attempt.flow);
-        if !servers.is_empty() {
+        if !servers.is_nobody() {
             return tokio::select! {
                 () = attempt.over() => {}
                 () = self.single_mail(&attempt, servers) => {}

@@ -10,18 +10,19 @@ use discovery_core::{
     probe::{Codec, KeyHint},
 };
 use discovery_linux::socket::{keep_syns, meant_server};
+use seams::AsyncIo;
 use std::{
-    net::{Ipv6Addr, SocketAddr},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncRead, ReadBuf, copy_bidirectional},
     net::{TcpListener, TcpStream},
-    sync::broadcast,
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
     time::{sleep, timeout},
 };
 use wan::{Links, Peer};
@@ -34,7 +35,8 @@ pub(super) struct OffPath {
     links: OnceLock<Links>,
     /// What the deflector says, for whoever waits for it.
     said: broadcast::Sender<Control>,
-    carried: AtomicUsize,
+    /// One for each connection that is carried, whichever way it came.
+    places: Arc<Semaphore>,
 }
 
 impl OffPath {
@@ -45,7 +47,7 @@ impl OffPath {
             codec: Codec::default(),
             links: OnceLock::new(),
             said,
-            carried: AtomicUsize::new(0),
+            places: Arc::new(Semaphore::new(CARRIED_MAX)),
         }
     }
 
@@ -59,7 +61,9 @@ impl OffPath {
         let _once = self.links.set(links);
         let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), self.config.port);
         let cannot = |error| Failure::io(format!("[off_path] port: cannot listen on {address}"), error);
-        let listener = TcpListener::bind(address).await.map_err(cannot)?;
+        let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.config.port);
+        // The second for a machine without IPv6; it fails where the first failed for another reason.
+        let listener = TcpListener::bind([address, v4].as_slice()).await.map_err(cannot)?;
         keep_syns(&listener).map_err(cannot)?;
         tracing::info!(%address, deflector = %self.config.deflector, "off the path");
         tokio::spawn(Arc::clone(self).announce(key, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), link)));
@@ -85,7 +89,7 @@ impl OffPath {
         let dialled = timeout(DIAL_MAX, TcpStream::connect(door)).await;
         let stream = match dialled {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 return Err(Why::ServerRefused);
             }
             Ok(Err(_)) => return Err(Why::ServerUnreachable),
@@ -135,9 +139,7 @@ impl OffPath {
 
     async fn announce(self: Arc<Self>, key: KeyHint, link: SocketAddr) {
         loop {
-            let carried = self.carried.load(Ordering::Relaxed);
-            let load = u8::try_from(carried * 100 / CARRIED_MAX).unwrap_or(100).min(100);
-            self.tell(&Control::Ready { load, key, link });
+            self.tell(&Control::Ready { load: load(&self.places), key, link });
             sleep(READY_EVERY).await;
             if let Some(links) = self.links.get()
                 && let Err(why) = links.connect(&Peer::Node(self.config.deflector.clone())).await
@@ -149,10 +151,12 @@ impl OffPath {
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
+            // Whoever comes then waits in the kernel's queue, which is bounded too.
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, from)) => {
                     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                    tokio::spawn(Arc::clone(&self).carry(stream, from));
+                    tokio::spawn(Arc::clone(&self).carry(stream, from, place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a client could not be accepted");
@@ -162,15 +166,13 @@ impl OffPath {
         }
     }
 
-    async fn carry(self: Arc<Self>, stream: TcpStream, client: SocketAddr) {
+    async fn carry(self: Arc<Self>, stream: TcpStream, client: SocketAddr, _place: OwnedSemaphorePermit) {
         let said = meant_server(&stream, &self.codec);
         let Ok(mut from) = Tcp::new(stream) else { return };
         match self.reach(client, said).await {
             Ok((server, mut to)) => {
                 tracing::debug!(%client, %server, by_option = said.is_some(), "deflected to this proxy");
-                self.carried.fetch_add(1, Ordering::Relaxed);
                 let ended = copy_bidirectional(&mut from, &mut to).await;
-                self.carried.fetch_sub(1, Ordering::Relaxed);
                 tracing::debug!(%client, %server, ?ended, "carried");
             }
             // The client is reset: it has been answered.
@@ -179,9 +181,49 @@ impl OffPath {
     }
 
     /// The server's end of a peer's stream.
-    pub(super) async fn serve(&self, flow: Flow) -> Result<Tcp, Why> {
-        self.reach(flow.client, Some(flow.server)).await.map(|(_, io)| io)
+    pub(super) async fn serve(&self, flow: Flow) -> Result<Box<dyn AsyncIo>, Why> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Why::Busy)?;
+        let (_, io) = self.reach(flow.client, Some(flow.server)).await?;
+        Ok(Box::new(Placed { io, _place: place }))
     }
+}
+
+/// A connection that counts for as long as it is there.
+struct Placed<Io> {
+    io: Io,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<Io: AsyncIo> AsyncRead for Placed<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+seams::write_through!(Placed);
+
+impl<Io: AsyncIo> AsyncIo for Placed<Io> {
+    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
+        self.io.set_receive_window(octets)
+    }
+
+    fn slim(&mut self) {
+        self.io.slim();
+    }
+
+    fn reset_on_close(&mut self) {
+        self.io.reset_on_close();
+    }
+}
+
+/// In percent of what counts as full.
+fn load(places: &Semaphore) -> u8 {
+    let carried = CARRIED_MAX.saturating_sub(places.available_permits());
+    u8::try_from(carried * 100 / CARRIED_MAX).unwrap_or(100).min(100)
 }
 
 /// The notice by which deflectors and proxies speak.
@@ -191,3 +233,19 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 const DIAL_MAX: Duration = Duration::from_secs(10);
 /// What counts as full.
 const CARRIED_MAX: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_carried_counts_until_it_ends() {
+        let places = Arc::new(Semaphore::new(CARRIED_MAX));
+        assert_eq!(load(&places), 0);
+        let half = u32::try_from(CARRIED_MAX / 2).unwrap();
+        let carried = Arc::clone(&places).try_acquire_many_owned(half).unwrap();
+        assert_eq!(load(&places), 50);
+        drop(carried);
+        assert_eq!(load(&places), 0);
+    }
+}

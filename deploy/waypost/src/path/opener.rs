@@ -67,12 +67,14 @@ impl Opener {
         let flow = open.flow;
         let named = self.granted(peer, open);
         let granted = open.kind != Kind::Claim && (named || self.shown().covers(peer, flow, Instant::now()));
-        if let Some(off_path) = &self.off_path {
-            // Its deflector knows what may be reached.
-            return Ok((Box::new(off_path.serve(flow).await?), Bytes::new()));
-        }
-        if !self.stands {
-            return if named { dial(open).await } else { Err(Why::NotGranted) };
+        match by(self.off_path.is_some(), self.stands, named) {
+            By::Nothing => return Err(Why::NotGranted),
+            By::Dial => return dial(open).await,
+            By::Deflector => {
+                let off_path = self.off_path.as_ref().ok_or(Why::NotGranted)?;
+                return Ok((off_path.serve(flow).await?, Bytes::new()));
+            }
+            By::Claim => {}
         }
         let (ready, serving) = self.carrier.claim(flow, granted).await.map_err(|why| {
             tracing::debug!(%flow, %peer, why = why.word(), "a peer's stream is refused");
@@ -111,7 +113,7 @@ impl Opener {
         if !info.is_empty() {
             return Ok(OpenedStream { io, info });
         }
-        road.greet(io).await
+        self.origins.greet(&road, io).await
     }
 
     /// From this node's own address, with a connection that is ready if there is one.
@@ -122,13 +124,46 @@ impl Opener {
         road: &OriginRoad,
     ) -> Result<OpenedStream, Why> {
         let flow = open.flow;
-        let mut granted = self.granted(peer, open) || self.shown().covers(peer, flow, Instant::now());
-        // What was opened for the client's SYN is not what it gets, and shows that it may.
-        if self.stands && self.carrier.claim(flow, false).await.is_ok() {
-            self.shown().note(peer, flow, Instant::now());
-            granted = true;
+        // Before anything is taken that was opened for the client's SYN.
+        road.is_from_here()?;
+        let granted = self.granted(peer, open) || self.shown().covers(peer, flow, Instant::now());
+        if !self.stands {
+            return if granted { road.open_from_here(flow.client).await } else { Err(Why::NotGranted) };
         }
-        if granted { road.open_from_here(flow.client).await } else { Err(Why::NotGranted) }
+        match self.carrier.claim(flow, false).await {
+            // It is not what the client gets, and shows that it may.
+            Ok((Ready::Here(_), _)) => self.shown().note(peer, flow, Instant::now()),
+            Ok((Ready::Onward(next), serving)) => {
+                let (stream, info) = self.carrier.onward(open.clone(), next).await?;
+                self.shown().note(peer, flow, Instant::now());
+                return Ok(OpenedStream { io: Box::new(serving.around(stream)), info });
+            }
+            Err(_) if granted => {}
+            Err(why) => return Err(refused(why)),
+        }
+        road.open_from_here(flow.client).await
+    }
+}
+
+/// By what a server is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Nothing,
+    /// With this node's own address.
+    Dial,
+    Deflector,
+    /// What the engine has, or makes; it asks for a grant itself.
+    Claim,
+}
+
+/// Without a place on the path there is no SYN to be seen: the operator's word is all there is, `named`. The rules of a
+/// deflector say what its proxies may reach, and not for whom.
+fn by(off_path: bool, stands: bool, named: bool) -> By {
+    match (off_path, stands, named) {
+        (true, _, true) => By::Deflector,
+        (false, true, _) => By::Claim,
+        (false, false, true) => By::Dial,
+        (true, _, false) | (false, false, false) => By::Nothing,
     }
 }
 
@@ -161,7 +196,7 @@ async fn dial(open: &OpenFrame) -> Result<(Box<dyn AsyncIo>, Bytes), Why> {
 const DIAL_MAX: Duration = Duration::from_secs(10);
 
 /// What the peer is told, and through it the client.
-fn refused(why: Reason) -> Why {
+pub(super) fn refused(why: Reason) -> Why {
     const WORDS: &[(Reason, Why)] = &[
         (Reason::ServerRefused, Why::ServerRefused),
         (Reason::ServerUnreachable, Why::ServerUnreachable),
@@ -190,5 +225,26 @@ impl Sink<(NodeId, Notice)> for Asked {
             Notice::Other { .. } => {}
         }
         Put::Taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn off_the_path_nothing_is_reached_that_the_operator_did_not_name() {
+        for (off_path, stands, named, reached) in [
+            (false, true, false, By::Claim),
+            (false, true, true, By::Claim),
+            (false, false, true, By::Dial),
+            (false, false, false, By::Nothing),
+            (true, false, true, By::Deflector),
+            (true, false, false, By::Nothing),
+            (true, true, true, By::Deflector),
+            (true, true, false, By::Nothing),
+        ] {
+            assert_eq!(by(off_path, stands, named), reached, "{off_path} {stands} {named}");
+        }
     }
 }

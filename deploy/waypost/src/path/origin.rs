@@ -7,19 +7,21 @@
 
 use crate::{
     config::value::{Encryption, Source},
-    node::{mail::Mail, origins::Origins as Configured},
+    node::{
+        mail::{Mail, Named},
+        origins::Origins as Configured,
+    },
 };
 use discovery_core::{id::ServerId, value::Class};
-use epc::origin::{DirectOrigins, LineRecords, OriginServer, OriginTls};
+use epc::origin::{DirectOrigins, LineRecords, OriginServer, OriginTls, SystemTrust};
 use seams::{
     AsyncIo,
     intake::ClientAddr,
     origin::{OpenError, Opened, OriginConnector, OriginRequest, OriginStream, SourcePolicy},
 };
 use std::{
-    collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::time::timeout;
@@ -29,8 +31,8 @@ use wan_core::{OpenFrame, Reason as Why};
 /// See the module's documentation.
 pub(super) struct Origins {
     mail: Arc<Mail>,
-    /// Those that the configuration does not name, by what their certificate must bear.
-    others: Mutex<HashMap<(ServerId, u16), Arc<DirectOrigins>>>,
+    /// For those that the configuration does not name. Read when the first is reached.
+    authorities: OnceLock<SystemTrust>,
 }
 
 /// How one is opened.
@@ -41,34 +43,44 @@ pub(super) struct OriginRoad {
 }
 
 enum By {
-    Configured { origins: Arc<Configured>, source: Source },
-    Other(Arc<DirectOrigins>),
+    Configured {
+        origins: Arc<Configured>,
+        from_here: bool,
+    },
+    /// By this machine's authorities.
+    Other {
+        port: u16,
+        tls: OriginTls,
+    },
 }
 
 impl std::fmt::Debug for By {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Configured { .. } => "Configured",
-            Self::Other(_) => "Other",
+            Self::Other { .. } => "Other",
         })
     }
 }
 
 impl Origins {
     pub(super) fn new(mail: Arc<Mail>) -> Self {
-        Self { mail, others: Mutex::default() }
+        Self { mail, authorities: OnceLock::new() }
     }
 
-    /// How to open what a peer asks for.
+    /// How to open what a peer asks for. It has no grant yet: nothing is read or kept for it.
     pub(super) fn road(&self, open: &OpenFrame) -> Result<OriginRoad, Why> {
         let host = open.server.as_ref().ok_or(Why::UnknownServer)?;
         let port = open.flow.server.port();
-        if let Some(server) = self.mail.named(host.as_str(), port) {
+        if let Some(server) = self.mail.named(host.as_str(), open.flow.server) {
+            let Named { config: server, stands_there } = server;
             // Without TLS nothing would say that it is the server of that name.
             if server.tls == Encryption::Plain {
                 return Err(Why::Unsupported);
             }
-            let by = By::Configured { origins: Arc::clone(self.mail.origins()), source: server.source };
+            // What is granted is an address, what is dialled is a name: they must be one server.
+            let from_here = server.source == Source::Own && stands_there;
+            let by = By::Configured { origins: Arc::clone(self.mail.origins()), from_here };
             return Ok(OriginRoad { name: server.name, by });
         }
         let tls = match port {
@@ -76,48 +88,53 @@ impl Origins {
             143 => OriginTls::StartTls,
             _ => return Err(Why::UnknownServer),
         };
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (host.clone(), port);
-        let origins = match others.get(&key) {
-            Some(origins) => Arc::clone(origins),
-            None => {
-                let mut server = OriginServer::new(host.clone(), host.as_str(), port);
-                server.tls = tls;
-                let origins = DirectOrigins::new([server]).map_err(|error| {
-                    tracing::debug!(%error, "a peer's server cannot be opened here");
-                    Why::UnknownServer
-                })?;
-                if others.len() >= OTHERS_MAX {
-                    others.clear();
+        Ok(OriginRoad { name: host.clone(), by: By::Other { port, tls } })
+    }
+
+    /// Over a connection that stands.
+    pub(super) async fn greet(&self, road: &OriginRoad, io: Box<dyn AsyncIo>) -> Result<OpenedStream, Why> {
+        let greeted = async {
+            match &road.by {
+                By::Configured { origins, .. } => origins.greet_over(&road.name, io).await,
+                By::Other { port, tls } => {
+                    let mut server = OriginServer::new(road.name.clone(), road.name.as_str(), *port);
+                    server.tls = *tls;
+                    let origins = self.other(server).ok_or(OpenError::UnknownServer(road.name.clone()))?;
+                    origins.greet_over(&road.name, io).await
                 }
-                let origins = Arc::new(origins);
-                others.insert(key, Arc::clone(&origins));
-                origins
             }
         };
-        Ok(OriginRoad { name: host.clone(), by: By::Other(origins) })
+        let greeted = timeout(GREET_MAX, greeted).await.unwrap_or(Err(OpenError::TimedOut));
+        road.opened(greeted)
+    }
+
+    fn other(&self, server: OriginServer) -> Option<DirectOrigins> {
+        let failed = |error: &dyn std::error::Error| {
+            tracing::warn!(%error, "a peer's server cannot be opened here");
+        };
+        let authorities = match self.authorities.get() {
+            Some(authorities) => authorities.clone(),
+            None => {
+                let read = SystemTrust::read().map_err(|error| failed(&error)).ok()?;
+                self.authorities.get_or_init(|| read).clone()
+            }
+        };
+        DirectOrigins::one(server, &authorities).map_err(|error| failed(&error)).ok()
     }
 }
 
 impl OriginRoad {
-    /// Over a connection that stands.
-    pub(super) async fn greet(&self, io: Box<dyn AsyncIo>) -> Result<OpenedStream, Why> {
-        let greeted = async {
-            match &self.by {
-                By::Configured { origins, .. } => origins.greet_over(&self.name, io).await,
-                By::Other(origins) => origins.greet_over(&self.name, io).await,
-            }
-        };
-        let greeted = timeout(GREET_MAX, greeted).await.unwrap_or(Err(OpenError::TimedOut));
-        self.opened(greeted)
+    /// Whether the operator lets peers have this server see this node, at the address that they ask for.
+    pub(super) fn is_from_here(&self) -> Result<&Configured, Why> {
+        match &self.by {
+            By::Configured { origins, from_here: true } => Ok(origins),
+            By::Configured { .. } | By::Other { .. } => Err(Why::UnknownServer),
+        }
     }
 
     /// Over one of this node's own.
     pub(super) async fn open_from_here(&self, client: SocketAddr) -> Result<OpenedStream, Why> {
-        let origins = match &self.by {
-            By::Configured { origins, source: Source::Own } => origins,
-            By::Configured { .. } | By::Other(_) => return Err(Why::UnknownServer),
-        };
+        let origins = self.is_from_here()?;
         let request = OriginRequest {
             server: self.name.clone(),
             addr: None,
@@ -146,14 +163,12 @@ fn refused(error: &OpenError) -> Why {
     match error {
         OpenError::Refused => Why::ServerRefused,
         OpenError::UnknownServer(_) | OpenError::Resolve { .. } => Why::UnknownServer,
-        OpenError::TimedOut | OpenError::Network(_) | OpenError::Tls(_) | OpenError::StartTls(_) => {
-            Why::ServerTls
-        }
-        OpenError::Greeting(_) | OpenError::Bye(_) => Why::Unsupported,
+        OpenError::Tls(_) | OpenError::StartTls(_) => Why::ServerTls,
+        OpenError::Greeting(_) => Why::Unsupported,
+        // Of this connection, and nothing about the next.
+        OpenError::TimedOut | OpenError::Network(_) | OpenError::Bye(_) => Why::Unknown,
     }
 }
 
 /// A peer's client waits, and is let go after two seconds; carrying its octets needs the rest.
 const GREET_MAX: Duration = Duration::from_secs(1);
-/// A peer may name as many as it likes.
-const OTHERS_MAX: usize = 64;

@@ -96,7 +96,7 @@ impl<'l> Yard<'l> {
         let config = format!(
             "version = 1\n[node]\nid = {proxy:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
              [link]\nlisten = \"[::]:7782\"\n[off_path]\ndeflector = \"dc\"\n\
-             [[peer]]\nid = \"dc\"\naddress = \"10.81.20.1:7782\"\n[[peer]]\nid = \"br\"\n"
+             [[peer]]\nid = \"dc\"\naddress = \"10.81.20.1:7782\"\n[[peer]]\nid = \"br\"\nmay_open = [\"10.81.2.0/24\"]\n"
         );
         let command = self.command(proxy, text(&self.case.executable)?);
         let started = Some(run_node(self.case, command, &directory, &config)?);

@@ -9,10 +9,11 @@
 use super::{Attempt, Carrier, Far, asks, connect, copy, leash::Leashed, splice};
 use crate::{
     config::{
-        Trust,
+        self, Trust,
+        network::OWN,
         value::{Encryption, Source},
     },
-    node::mail::{Intercepted, MailServer},
+    node::mail::{Intercepted, MailServer, Meant},
     path::tcp::Tcp,
 };
 use bytes::Bytes;
@@ -22,7 +23,11 @@ use discovery_core::{
     id::ServerId,
     value::Class,
 };
-use epc::{handler::Way, intake::Asked, origin::Prefixed};
+use epc::{
+    handler::Way,
+    intake::{Asked, Unasked},
+    origin::Prefixed,
+};
 use seams::{
     AsyncIo, BoxFuture,
     intake::ClientAddr,
@@ -42,7 +47,7 @@ use wan_core::{Kind, OpenFrame, Reason as Why};
 
 /// What a client's session is to be with.
 pub(super) struct Bound {
-    servers: Vec<Arc<MailServer>>,
+    servers: Meant,
     road: Road,
     reached: Reached,
 }
@@ -68,22 +73,20 @@ enum Octets {
 
 impl Carrier {
     /// The mail servers that a client of `flow` may mean and that are served here.
-    pub(super) fn mail_at(&self, flow: Flow) -> Vec<Arc<MailServer>> {
-        let Some(mail) = self.mail.get() else { return Vec::new() };
-        let mut servers = mail.at(flow.server);
-        let (state, now) = (self.lock(), Instant::now());
-        servers.retain(|server| !state.declined.holds(&Who::Here(server.config.name.clone()), now));
-        servers
+    pub(super) fn mail_at(&self, flow: Flow) -> Meant {
+        let meant = self.mail.get().map(|mail| mail.at(flow.server)).unwrap_or_default();
+        // Of several it is known later which one it is.
+        if meant.only().is_some_and(|server| self.declines(server)) { Meant::default() } else { meant }
     }
 
-    pub(super) async fn ask_mail(
-        self: &Arc<Self>,
-        attempt: &Attempt,
-        peer: engine::Peer,
-        servers: Vec<Arc<MailServer>>,
-    ) {
+    /// Its clients are carried as octets for a while.
+    fn declines(&self, server: &MailServer) -> bool {
+        self.lock().declined.holds(&Who::Here(server.config.name.clone()), Instant::now())
+    }
+
+    pub(super) async fn ask_mail(self: &Arc<Self>, attempt: &Attempt, peer: engine::Peer, servers: Meant) {
         let road = Road::Peer(peer);
-        match self.reach(attempt.flow, road, &servers).await {
+        match self.reach(attempt.flow, road, servers.only()).await {
             Ok(reached) => {
                 self.opened(attempt);
                 self.far(attempt, Far::Mail(Box::new(Bound { servers, road, reached })));
@@ -92,8 +95,8 @@ impl Carrier {
         }
     }
 
-    pub(super) async fn single_mail(self: &Arc<Self>, attempt: &Attempt, servers: Vec<Arc<MailServer>>) {
-        match self.reach(attempt.flow, Road::Alone, &servers).await {
+    pub(super) async fn single_mail(self: &Arc<Self>, attempt: &Attempt, servers: Meant) {
+        match self.reach(attempt.flow, Road::Alone, servers.only()).await {
             Ok(reached) => {
                 self.opened(attempt);
                 self.far(attempt, Far::Mail(Box::new(Bound { servers, road: Road::Alone, reached })));
@@ -110,19 +113,22 @@ impl Carrier {
         self: &Arc<Self>,
         flow: Flow,
         road: Road,
-        servers: &[Arc<MailServer>],
+        server: Option<&Arc<MailServer>>,
     ) -> Result<Reached, Why> {
-        if let [server] = servers {
+        if let Some(server) = server {
             match road {
                 Road::Peer(peer) => {
                     let who = Who::Peer(peer, server.config.name.clone());
-                    if !self.lock().declined.holds(&who, Instant::now()) {
-                        match self.through(flow, peer, server).await {
+                    let declined = self.lock().declined.holds(&who, Instant::now());
+                    if !declined && let Some(host) = self.may_open(peer, &server.config).await? {
+                        match self.through(flow, peer, server, host).await {
                             Ok(origin) => return Ok(Reached::Server(origin)),
                             Err(why) if !octets_may_do(why) => return Err(why),
                             Err(why) => {
                                 tracing::info!(server = %server.config.name, %why, "the peer does not open it; TLS from here");
-                                self.lock().declined.note(who, Instant::now());
+                                if why != Why::Unknown {
+                                    self.lock().declined.note(who, Instant::now());
+                                }
                             }
                         }
                     }
@@ -138,28 +144,35 @@ impl Carrier {
         self.octets(flow, road).await.map(Reached::Octets)
     }
 
+    /// By what name the peer is asked to open the server, if it is.
+    async fn may_open(&self, peer: engine::Peer, server: &config::Server) -> Result<Option<ServerId>, Why> {
+        let Some(host) = ServerId::new(&server.host.0).ok().filter(|_| server.tls != Encryption::Plain)
+        else {
+            return Ok(None);
+        };
+        let links = self.links.get().ok_or(Why::NoLink)?;
+        let node = links.connect(&self.at(peer)).await?;
+        let known = links.status().into_iter().find(|link| link.node == node);
+        let authority = known.and_then(|link| link.authority);
+        Ok(is_believed(&server.trust, authority.as_deref()).then_some(host))
+    }
+
     /// Opened by the peer.
     async fn through(
         self: &Arc<Self>,
         flow: Flow,
         peer: engine::Peer,
         server: &MailServer,
+        host: ServerId,
     ) -> Result<OriginStream, Why> {
         let config = &server.config;
-        let host = ServerId::new(&config.host.0).ok();
-        if config.tls == Encryption::Plain || host.is_none() {
-            return Err(Why::Unsupported);
-        }
         let spoof = config.source == Source::Spoof;
-        let open = OpenFrame { flow, class: Class::Interactive, kind: Kind::Origin, spoof, server: host };
+        let open =
+            OpenFrame { flow, class: Class::Interactive, kind: Kind::Origin, spoof, server: Some(host) };
         let (stream, info) = self.stream(peer, open).await?;
         let told = Opened::decode(&info).ok_or(Why::Violation)?;
         let preauth = told.greeting.get(2..9).is_some_and(|word| word.eq_ignore_ascii_case(b"PREAUTH"));
-        let pinned = match &config.trust {
-            Trust::Pin(pin) => pin.0 == told.spki_sha256,
-            Trust::System | Trust::Ca(_) => true,
-        };
-        if !pinned || (preauth && !config.allow_preauth) {
+        if preauth && !config.allow_preauth {
             return Err(Why::ServerTls);
         }
         let verified_by = VerifiedBy::Peer(stream.peer().clone());
@@ -181,7 +194,7 @@ impl Carrier {
             self.met(peer, stream.peer().clone());
             match stream.opened().await {
                 Ok(info) => return Ok((stream, info)),
-                Err(Why::UnknownFlow) if tries < IN_USE_TRIES => tries += 1,
+                Err(why) if passes(why) && tries < IN_USE_TRIES => tries += 1,
                 Err(why) => return Err(why),
             }
             drop(stream);
@@ -249,19 +262,24 @@ impl Carrier {
     pub(super) async fn serve(self: &Arc<Self>, flow: Flow, mut client: Tcp, bound: Bound) -> Option<Why> {
         let Bound { servers, road, reached } = bound;
         client.speaks(true);
-        if !servers.iter().all(|server| server.config.tls == Encryption::Implicit) {
-            return self.serve_plain(flow, client, &servers, road, reached).await;
+        if let Some(server) = servers.only().filter(|server| server.config.tls != Encryption::Implicit) {
+            return self.serve_plain(flow, client, server, road, reached).await;
         }
-        let asked = match timeout(HELLO_MAX, Asked::of(client)).await {
-            Ok(Ok(asked)) => asked,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "no ClientHello");
-                return None;
+        let asked = match Asked::of(client, HELLO_MAX).await {
+            Ok(asked) => asked,
+            // Its server may understand it, and is the one to judge.
+            Err(Unasked { io, said, error }) => {
+                tracing::debug!(%error, "no ClientHello; carried as octets");
+                let octets = match reached {
+                    Reached::Octets(octets) => Some(octets),
+                    Reached::Server(_) => None,
+                };
+                return self.carry_octets(flow, road, octets, io, said).await;
             }
-            Err(_) => return Some(Why::ConnectionReset),
         };
         let name = asked.server_name();
-        let met = match (chosen(&servers, name.as_deref()), reached) {
+        let chosen = servers.called(name.as_deref()).filter(|server| !self.declines(server));
+        let met = match (chosen, reached) {
             (Some(server), Reached::Server(origin)) => Ok((server, origin)),
             (Some(server), Reached::Octets(octets)) => match self.greet(flow, server, octets).await {
                 Ok(origin) => Ok((server, origin)),
@@ -294,30 +312,24 @@ impl Carrier {
         self: &Arc<Self>,
         flow: Flow,
         client: Tcp,
-        servers: &[Arc<MailServer>],
+        server: &Arc<MailServer>,
         road: Road,
         reached: Reached,
     ) -> Option<Why> {
-        let octets = match (servers, reached) {
-            ([server], Reached::Server(origin)) => {
-                self.session(flow, (Box::new(client), None), server, road, origin).await;
-                return None;
-            }
-            ([server], Reached::Octets(octets)) => match self.greet(flow, server, octets).await {
-                Ok(origin) => {
-                    self.session(flow, (Box::new(client), None), server, road, origin).await;
-                    return None;
-                }
-                Err(error) => {
-                    self.not_greeted(server, &error);
-                    None
-                }
-            },
-            // Nothing that such a client says tells them apart.
-            (_, Reached::Octets(octets)) => Some(octets),
-            (_, Reached::Server(_)) => None,
+        let greeted = match reached {
+            Reached::Server(origin) => Ok(origin),
+            Reached::Octets(octets) => self.greet(flow, server, octets).await,
         };
-        self.carry_octets(flow, road, octets, client, Bytes::new()).await
+        match greeted {
+            Ok(origin) => {
+                self.session(flow, (Box::new(client), None), server, road, origin).await;
+                None
+            }
+            Err(error) => {
+                self.not_greeted(server, &error);
+                self.carry_octets(flow, road, None, client, Bytes::new()).await
+            }
+        }
     }
 
     async fn session(
@@ -365,17 +377,40 @@ impl Carrier {
     }
 
     fn not_greeted(&self, server: &MailServer, error: &OpenError) {
+        if !lasts(error) {
+            return tracing::info!(%error, server = %server.config.name, "the server is not greeted; this client is carried as octets");
+        }
         tracing::warn!(%error, server = %server.config.name, "the server is not greeted; its clients are carried as octets for a while");
         self.lock().declined.note(Who::Here(server.config.name.clone()), Instant::now());
     }
 }
 
-/// Whom a client means that asks for `name`.
-fn chosen<'a>(servers: &'a [Arc<MailServer>], name: Option<&str>) -> Option<&'a Arc<MailServer>> {
-    match servers {
-        [server] => server.front.as_ref().is_some_and(|front| front.lists(name)).then_some(server),
-        several => several.iter().find(|server| name.is_some_and(|name| server.is_called(name))),
+/// Whether a peer's word is enough that it speaks with the right server: passwords go through it in the clear. A pin is there
+/// to believe nobody but the server's key.
+fn is_believed(trust: &Trust, authority: Option<&str>) -> bool {
+    match trust {
+        Trust::Pin(_) => false,
+        Trust::System | Trust::Ca(_) => authority == Some(OWN),
     }
+}
+
+/// Whether a server's failure to greet would meet its next client too. The rest one client can bring about, or chance.
+fn lasts(error: &OpenError) -> bool {
+    match error {
+        OpenError::Tls(_) | OpenError::StartTls(_) | OpenError::Greeting(_) => true,
+        OpenError::UnknownServer(_)
+        | OpenError::Resolve { .. }
+        | OpenError::Refused
+        | OpenError::TimedOut
+        | OpenError::Network(_)
+        | OpenError::Bye(_) => false,
+    }
+}
+
+/// Whether a refusal is about what stood before between the same ends and is on its way out. A SYN that was not seen is not
+/// seen a moment later either: it is to be shown at once.
+fn passes(why: Why) -> bool {
+    matches!(why, Why::OtherWay | Why::Busy)
 }
 
 /// Whether a peer that does not open a server may still carry octets to it.
@@ -395,7 +430,7 @@ struct OwnWay {
 impl OwnWay {
     async fn anew(&self) -> Result<OriginStream, OpenError> {
         let (carrier, server) = (&self.carrier, &self.server);
-        let reached = carrier.reach(self.flow, self.road, std::slice::from_ref(server)).await;
+        let reached = carrier.reach(self.flow, self.road, Some(server)).await;
         match reached {
             Ok(Reached::Server(origin)) => Ok(origin),
             Ok(Reached::Octets(octets)) => carrier.greet(self.flow, server, octets).await,
@@ -451,3 +486,57 @@ const GREET_MAX: Duration = Duration::from_secs(10);
 /// The end of what stood before between the same ends has a way to go.
 const IN_USE_TRIES: u32 = 6;
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::opener::refused;
+    use discovery_core::engine::Reason;
+
+    #[test]
+    fn what_is_on_its_way_out_is_waited_for_and_what_was_not_seen_is_not() {
+        for (reason, waits) in [
+            (Reason::AlreadyClaimed, true),
+            (Reason::TupleInUse, true),
+            (Reason::LocalFailure, true),
+            (Reason::NotGranted, false),
+            (Reason::ServerRefused, false),
+            (Reason::ServerSilent, false),
+            (Reason::AgentDown, false),
+        ] {
+            assert_eq!(passes(refused(reason)), waits, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_believed_by_its_authority_and_never_for_a_pin() {
+        let (ca, pin) = (Trust::Ca("/ca.pem".into()), Trust::Pin(config::value::Pin([7; 32])));
+        for (trust, authority, believed) in [
+            (&Trust::System, Some(OWN), true),
+            (&ca, Some(OWN), true),
+            (&pin, Some(OWN), false),
+            (&Trust::System, Some("partner"), false),
+            (&ca, Some("partner"), false),
+            (&pin, Some("partner"), false),
+            (&Trust::System, None, false),
+        ] {
+            assert_eq!(is_believed(trust, authority), believed, "{trust:?} {authority:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_next_client_would_meet_too_is_noted() {
+        let why = || "why".to_owned();
+        for (error, noted) in [
+            (OpenError::Tls(why()), true),
+            (OpenError::StartTls("why"), true),
+            (OpenError::Greeting("why"), true),
+            (OpenError::Bye(Bytes::new()), false),
+            (OpenError::TimedOut, false),
+            (OpenError::Network(why()), false),
+            (OpenError::Refused, false),
+        ] {
+            assert_eq!(lasts(&error), noted, "{error:?}");
+        }
+    }
+}
