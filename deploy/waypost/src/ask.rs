@@ -24,8 +24,8 @@ use tokio::{net::UnixStream, time::timeout};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Tools of the system that move rules may wait for each other.
 const PATIENCE_RULES: Duration = Duration::from_secs(35);
-/// The old node makes room, and a new one starts.
-const PATIENCE_UPGRADE: Duration = Duration::from_secs(200);
+/// The new executable is tried, the old node makes room, and a new one starts.
+const PATIENCE_UPGRADE: Duration = Duration::from_secs(240);
 /// Far more than it says.
 const SUPERVISOR_OCTETS_MAX: u64 = 64 << 10;
 /// Of a node whose supervisor has answered: it answers in milliseconds, or hangs.
@@ -50,8 +50,9 @@ pub(crate) enum Method {
 pub(crate) fn get<T: DeserializeOwned>(node: &RunningNode, path: &str) -> Result<(Bytes, T), Failure> {
     let socket = socket(node)?;
     match ask(&socket, Method::Get, path, PATIENCE)? {
-        Some(answer) => Ok(answer),
-        None => Err(Failure::say(
+        Asked::Answer(octets, value) => Ok((octets, value)),
+        Asked::Late => Err(late(&socket)),
+        Asked::Nobody => Err(Failure::say(
             Exit::Unavailable,
             format_args!("no node answers at {}; is it running?", socket.display()),
         )),
@@ -65,7 +66,10 @@ pub(crate) fn get_supervised<T: DeserializeOwned>(
     answers: bool,
 ) -> Result<Option<(Bytes, T)>, Failure> {
     let patience = if answers { PATIENCE_SUPERVISED } else { PATIENCE_HANGING };
-    Ok(ask(&socket(node)?, Method::Get, path, patience).unwrap_or_default())
+    match ask(&socket(node)?, Method::Get, path, patience)? {
+        Asked::Answer(octets, value) => Ok(Some((octets, value))),
+        Asked::Nobody | Asked::Late => Ok(None),
+    }
 }
 
 /// The same, or `None` when no node runs.
@@ -78,7 +82,25 @@ pub(crate) fn if_running<T: DeserializeOwned>(
         Method::Get => PATIENCE,
         Method::Post => PATIENCE_DOING,
     };
-    ask(&socket(node)?, method, path, patience)
+    let socket = socket(node)?;
+    match ask(&socket, method, path, patience)? {
+        Asked::Answer(octets, value) => Ok(Some((octets, value))),
+        Asked::Nobody => Ok(None),
+        Asked::Late => Err(late(&socket)),
+    }
+}
+
+/// What came of asking.
+enum Asked<T> {
+    Answer(Bytes, T),
+    /// Nobody is there.
+    Nobody,
+    /// Nothing came for so long.
+    Late,
+}
+
+fn late(socket: &Path) -> Failure {
+    Failure::say(Exit::Unavailable, format_args!("the node at {} does not answer", socket.display()))
 }
 
 fn ask<T: DeserializeOwned>(
@@ -86,17 +108,14 @@ fn ask<T: DeserializeOwned>(
     method: Method,
     path: &str,
     patience: Duration,
-) -> Result<Option<(Bytes, T)>, Failure> {
+) -> Result<Asked<T>, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the system gives no events", error))?;
     let asked = runtime.block_on(async { timeout(patience, request(socket, method, path)).await });
-    let asked = asked.unwrap_or_else(|_| {
-        let what = format_args!("the node at {} does not answer", socket.display()).to_string();
-        Err(Failure::say(Exit::Unavailable, what))
-    })?;
-    let Some((status, octets)) = asked else { return Ok(None) };
+    let Ok(asked) = asked else { return Ok(Asked::Late) };
+    let Some((status, octets)) = asked? else { return Ok(Asked::Nobody) };
     if status != StatusCode::OK {
         let why = serde_json::from_slice::<Trouble>(&octets).map_or_else(|_| status.to_string(), |t| t.error);
         return Err(Failure::say(Exit::Unavailable, why));
@@ -107,7 +126,7 @@ fn ask<T: DeserializeOwned>(
             format_args!("the node at {} is of another version: {error}", socket.display()),
         )
     })?;
-    Ok(Some((octets, value)))
+    Ok(Asked::Answer(octets, value))
 }
 
 /// What the supervisor of a node on the path answers, or `None` when there is none.
@@ -206,6 +225,35 @@ const SERVICE: &str = "/run/waypost/admin.sock";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_node_that_hangs_or_is_gone_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("admin.sock");
+        let node = RunningNode { socket: Some(socket.clone()), config: None, json: false };
+        let ask =
+            || get_supervised::<u8>(&node, "/status", false).map(|answer| answer.map(|(_, value)| value));
+        assert_eq!(ask().unwrap(), None, "no socket");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(ask().unwrap(), None, "it hangs");
+        drop(listener);
+        assert_eq!(ask().unwrap(), None, "nobody listens");
+        for (body, answer) in [("7", Some(7)), ("{}", None)] {
+            std::fs::remove_file(&socket).unwrap();
+            let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let answers = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _asked = stream.read(&mut [0; 1024]).unwrap();
+                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+            });
+            let asked = get_supervised::<u8>(&node, "/status", true);
+            answers.join().unwrap();
+            match answer {
+                Some(_) => assert_eq!(asked.unwrap().map(|(_, value)| value), answer),
+                None => assert!(asked.unwrap_err().to_string().contains("of another version")),
+            }
+        }
+    }
 
     #[test]
     fn a_name_in_a_query_is_quoted() {

@@ -55,6 +55,16 @@ impl Failure {
         Self { exit, error: anyhow::anyhow!("{what}") }
     }
 
+    /// The same, with another code.
+    pub(crate) fn ending(self, exit: Exit) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// The error that it comes from, if it is a `T`.
+    pub(crate) fn cause<T: std::error::Error + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.error.downcast_ref()
+    }
+
     /// Something of the system: rights, or a thing that is not there.
     pub(crate) fn io(what: impl fmt::Display + Send + Sync + 'static, error: io::Error) -> Self {
         let exit = Exit::of(&error, Exit::Unavailable);

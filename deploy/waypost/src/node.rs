@@ -250,6 +250,11 @@ impl Node {
         }
     }
 
+    /// Lets go of what a successor needs and the path would keep.
+    pub(crate) fn hand_over(&self) {
+        self.mail.let_go();
+    }
+
     /// The node on the path, and its links.
     pub(crate) fn path(&self) -> Option<&Arc<Path>> {
         self.path.as_ref()
@@ -434,6 +439,12 @@ fn origin(server: &config::Server) -> OriginServer {
 }
 
 fn say_what_needs_a_restart(old: &Config, new: &Config) {
+    for part in needs_a_restart(old, new) {
+        tracing::warn!(part, "this changed in the file, and takes effect at the next start");
+    }
+}
+
+fn needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let parts = [
         ("[node]", old.node != new.node),
         ("[admin]", old.admin != new.admin),
@@ -443,12 +454,11 @@ fn say_what_needs_a_restart(old: &Config, new: &Config) {
         ("[log] format", old.log.format != new.log.format),
         ("[interception], [[rule]]", old.interception != new.interception),
         ("[link], [[peer]]", Config::link_needs_restart(old, new)),
+        ("[[authority]], for links that stand", Config::authority_stays(old, new)),
+        ("[deflector]", old.deflector != new.deflector),
+        ("[off_path]", old.off_path != new.off_path),
     ];
-    for (part, changed) in parts {
-        if changed {
-            tracing::warn!(part, "this changed in the file, and takes effect at the next start");
-        }
-    }
+    parts.into_iter().filter(|(_, changed)| *changed).map(|(part, _)| part).collect()
 }
 
 impl Config {
@@ -480,6 +490,12 @@ impl Config {
         }
     }
 
+    /// Links that stand were let in by one that is there no longer, or for other servers.
+    fn authority_stays(old: &Self, new: &Self) -> bool {
+        let (Some(old), Some(new)) = (&old.link, &new.link) else { return false };
+        !old.authorities.iter().all(|authority| new.authorities.contains(authority))
+    }
+
     fn store_needs_restart(old: &Self, new: &Self) -> bool {
         let mut same = old.store.clone();
         same.re_proof = new.store.re_proof;
@@ -494,4 +510,45 @@ pub(crate) fn make_dir(dir: &FilePath) -> Result<(), Failure> {
         .mode(0o700)
         .create(dir)
         .map_err(|error| Failure::io(format!("the state directory {}", dir.display()), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use config::{
+        FileUse, Surroundings,
+        deflection::OffPath,
+        network::{Authority, Link},
+    };
+
+    #[test]
+    fn what_a_reload_does_not_take_on_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("waypost.toml");
+        let text = "version = 1\n[node]\nid = \"br\"\n[interception]\ninterfaces = [\"lan0\"]\n\
+                    [[rule]]\naction = \"intercept\"\n";
+        fs::write(&file, text).unwrap();
+        let loaded = config::load(&file, &Surroundings::of_process(), FileUse::Ignore).unwrap();
+        assert!(loaded.usable().is_some(), "{:?}", loaded.problems);
+        let mut old = loaded.usable().unwrap().clone();
+        let at: SocketAddr = "192.0.2.1:7782".parse().unwrap();
+        let authority =
+            Authority { name: "other".to_owned(), certificate: "/nonexistent".into(), servers: Vec::new() };
+        old.link = Some(Link {
+            listen: at,
+            identity: "/nonexistent".into(),
+            advertise: Vec::new(),
+            revoked: Vec::new(),
+            peers: Vec::new(),
+            authorities: vec![authority.clone()],
+        });
+        assert_eq!(needs_a_restart(&old, &old), Vec::<&str>::new());
+        let mut more = old.clone();
+        more.link.as_mut().unwrap().authorities.push(Authority { name: "third".to_owned(), ..authority });
+        assert_eq!(needs_a_restart(&old, &more), Vec::<&str>::new(), "a new one is met at once");
+        assert_eq!(needs_a_restart(&more, &old), ["[[authority]], for links that stand"]);
+        let mut off = old.clone();
+        off.off_path = Some(OffPath { deflector: old.node.id.clone(), at, port: 1 });
+        assert_eq!(needs_a_restart(&old, &off), ["[off_path]"]);
+    }
 }

@@ -318,6 +318,18 @@ impl Path {
         }
     }
 
+    /// Gives up the packet queue without a runtime, and without waiting for a loop that hangs.
+    pub(crate) fn free_queue(&self) {
+        if let Some(handle) = &self.handle {
+            handle.stop();
+        }
+        let ended = lock(&self.loop_ended).take();
+        let until = std::time::Instant::now() + HEARS_WITHIN;
+        while ended.as_ref().is_some_and(|ended| !ended.is_finished()) && std::time::Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// How many connections are carried.
     pub(crate) fn carried(&self) -> usize {
         self.carrier.carried()

@@ -16,6 +16,7 @@ use crate::{
     supervisor,
 };
 use discovery_linux::supervisor::Supervised;
+use epc::store::StoreOpenError;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::{path::Path, sync::Arc};
 use tokio::{
@@ -56,7 +57,15 @@ pub(crate) fn supervised(path: &Path) -> Result<Exit, Failure> {
         );
         return Err(Failure::say(Exit::Usage, what));
     }
-    node(config, Some(path), Some(supervised))
+    node(config, Some(path), Some(supervised)).map_err(store_may_become_free)
+}
+
+/// The store of a node that is about to end is held by nobody's mistake: another start finds it free.
+fn store_may_become_free(failure: Failure) -> Failure {
+    match failure.cause::<StoreOpenError>() {
+        Some(StoreOpenError::InUse { .. }) => failure.ending(Exit::Unavailable),
+        Some(_) | None => failure,
+    }
 }
 
 /// Runs the node of `config`; a reload reads `path` again.
@@ -155,10 +164,15 @@ async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level, w
 /// The store's directory is a successor's when the last who used it has let it go.
 async fn let_go(node: Arc<Node>) {
     let store = node.store().map(Arc::downgrade);
+    node.hand_over();
     drop(node);
     let until = Instant::now() + FLUSH;
-    while store.as_ref().is_some_and(|store| store.strong_count() > 0) && Instant::now() < until {
+    let held = || store.as_ref().is_some_and(|store| store.strong_count() > 0);
+    while held() && Instant::now() < until {
         sleep(Duration::from_millis(10)).await;
+    }
+    if held() {
+        tracing::error!("the store is still held; a successor tries again until it is free");
     }
 }
 
@@ -287,5 +301,20 @@ impl Signals {
             _ = self.interrupt.recv() => Wish::End,
             _ = self.hangup.recv() => Wish::Reload,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_held_is_tried_again_by_a_successor_only() {
+        let held = |process| {
+            Failure::new(Exit::Usage, StoreOpenError::InUse { path: "/nonexistent".into(), process })
+        };
+        assert_eq!(store_may_become_free(held(Some(1))).exit, Exit::Unavailable);
+        let other = Failure::say(Exit::Usage, "a mistake");
+        assert_eq!(store_may_become_free(other).exit, Exit::Usage);
     }
 }

@@ -31,6 +31,8 @@ use signal_hook::{
     iterator::Signals,
 };
 use std::{
+    io::{self, Read as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -129,20 +131,27 @@ pub(crate) struct Program {
 impl Program {
     /// Whether the executable that is there now finds nothing wrong with the configuration that is there now: a node that
     /// works is not given up for one that does not start.
-    fn would_run(&self) -> Result<(), String> {
+    fn would_run(&self, patience: Duration) -> Result<(), String> {
         let mut check = Command::new(&self.executable);
         check.arg("check").arg("-c").arg(&self.file);
-        check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let checked = check.output().map_err(|error| format!("{}: {error}", self.executable.display()))?;
-        if checked.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&checked.stderr);
-        Err(format!(
-            "the node stays as it is, for {} check says: {}",
-            self.executable.display(),
-            said.trim_end()
-        ))
+        check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        let failed = |error: io::Error| format!("{}: {error}", self.executable.display());
+        let mut check = check.spawn().map_err(failed)?;
+        let stderr = check.stderr.take();
+        let reading = thread::spawn(move || {
+            let mut said = Vec::new();
+            if let Some(stderr) = stderr {
+                let _what_came = stderr.take(SAID_OCTETS_MAX).read_to_end(&mut said);
+            }
+            said
+        });
+        let said = || String::from_utf8_lossy(&reading.join().unwrap_or_default()).trim_end().to_owned();
+        let why = match hook::end_of(&mut check, patience).map_err(failed)? {
+            Some(status) if status.success() => return Ok(()),
+            Some(_) => format!("says: {}", said()),
+            None => format!("took longer than {} s", patience.as_secs_f32()),
+        };
+        Err(format!("the node stays as it is, for {} check {why}", self.executable.display()))
     }
 }
 
@@ -185,9 +194,9 @@ impl Care for NodeCare<'_> {
         self.seen.set(report.clone());
     }
 
-    fn turn(&mut self, phase: Phase, worked: bool, now: Instant) {
+    fn turn(&mut self, phase: Phase, missed: bool, now: Instant) {
         if let Some(watchdog) = &mut self.watchdog {
-            watchdog.turn(phase, worked, now);
+            watchdog.turn(phase, missed, now);
         }
     }
 }
@@ -220,12 +229,32 @@ fn describe(report: &Report) -> SupervisorStatus {
     }
 }
 
-/// The end of a node that is busy, or waits for a disk.
-const FREE_MAX: Duration = Duration::from_secs(5);
+/// Far more than a file has mistakes that are worth reading.
+const SAID_OCTETS_MAX: u64 = 64 << 10;
+/// The end of a node that is busy: it removes its rules, gives up the queue, and has its command told.
+const FREE_MAX: Duration = hook::PATIENCE.saturating_add(Duration::from_secs(15));
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_check_that_does_not_end_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let executable = dir.path().join("check");
+        let checks = |script: &str, patience| {
+            std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&executable, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .unwrap();
+            let program = Program { executable: executable.clone(), file: "/nonexistent".into() };
+            program.would_run(patience)
+        };
+        let long = Duration::from_secs(20);
+        assert_eq!(checks("exit 0", long), Ok(()));
+        assert!(checks("echo no such thing >&2; exit 1", long).unwrap_err().ends_with("says: no such thing"));
+        let slow = checks("sleep 60", Duration::from_millis(200)).unwrap_err();
+        assert!(slow.ends_with("took longer than 0.2 s"), "{slow}");
+    }
 
     #[test]
     fn only_what_may_get_better_is_tried_again() {

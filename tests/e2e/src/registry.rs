@@ -61,6 +61,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         supervised::bypassed,
     ),
     row("super-upgrade", "another executable takes over: no connection is lost", supervised::upgraded),
+    row(
+        "super-upgrade-mail",
+        "another executable takes over from one that serves mail, with its store",
+        pair_mail::upgraded,
+    ),
     row("super-relay", "the machine's watchdog is fed, a card's relay is told", supervised::relay),
     row("pair-bypass", "bypass takes nothing new and ends nothing", pair::bypassed),
     row(

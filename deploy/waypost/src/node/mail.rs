@@ -26,7 +26,8 @@ use tokio::{
 
 /// See the module's documentation.
 pub(crate) struct Mail {
-    handler: Arc<Handler>,
+    /// None when a successor has its store: the path holds on to this for as long as it carries.
+    handler: watch::Sender<Option<Arc<Handler>>>,
     drain: watch::Sender<Drain>,
     origins: Arc<Origins>,
     state: RwLock<State>,
@@ -51,7 +52,7 @@ pub(crate) struct MailServer {
 
 impl Mail {
     pub(crate) fn new(handler: Arc<Handler>, drain: watch::Sender<Drain>, origins: Arc<Origins>) -> Self {
-        Self { handler, drain, origins, state: RwLock::default() }
+        Self { handler: watch::Sender::new(Some(handler)), drain, origins, state: RwLock::default() }
     }
 
     /// Serves these from the next connection on.
@@ -97,7 +98,19 @@ impl Mail {
             tls,
         };
         let visit = Visit { accepted, upgrade, server: Arc::clone(&server.terms), way };
-        self.handler.serve(visit, self.drain.subscribe()).await;
+        let mut serves = self.handler.subscribe();
+        let handler = serves.borrow().clone();
+        let Some(handler) = handler else { return };
+        tokio::select! {
+            _ended = handler.serve(visit, self.drain.subscribe()) => {}
+            // It had the time that all have, as one at a listener.
+            _ = serves.wait_for(Option::is_none) => {}
+        }
+    }
+
+    /// Serves nobody any more, and lets go of all that serves. Sessions have drained by then; one that has not ends.
+    pub(crate) fn let_go(&self) {
+        self.handler.send_replace(None);
     }
 
     /// Looks all names up once.

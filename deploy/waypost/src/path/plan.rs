@@ -23,6 +23,7 @@ use discovery_linux::{
     queue::QueueSettings,
     rules::{BadPlan, Deflecting, ExistingFilter, Host, Instance, Interface, Listen, Mode, Plan, PlanSpec},
 };
+use std::process::Stdio;
 use std::{
     collections::HashMap,
     fmt::Display,
@@ -226,6 +227,8 @@ async fn compile(expression: &str, nth: usize) -> Result<Program, Failure> {
     };
     let output = Command::new("tcpdump")
         .args(["-ddd", "-y", "RAW", "--", expression])
+        // A node's own is its supervisor's channel.
+        .stdin(Stdio::null())
         .output()
         .await
         .map_err(|error| wrong(&format_args!("tcpdump, which compiles it, cannot be run: {error}")))?;
@@ -288,7 +291,10 @@ pub(super) async fn here(interception: &Interception) -> Result<Vec<IpAddr>, Fai
 }
 
 async fn global_addresses(of: &[&str]) -> Result<Vec<IpAddr>, Failure> {
-    let output = Command::new("ip").args(["-j", "addr", "show"]).args(of).output().await;
+    let mut ip = Command::new("ip");
+    // A node's own is its supervisor's channel.
+    ip.args(["-j", "addr", "show"]).args(of).stdin(Stdio::null());
+    let output = ip.output().await;
     let output = output.map_err(|error| Failure::io("ip, of the package iproute2", error))?;
     let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let addresses = shown.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info"));

@@ -6,7 +6,7 @@ use crate::{
     api::{Done, Trouble},
     config,
     exit::Failure,
-    supervisor::Program,
+    supervisor::{Program, rights},
 };
 use discovery_linux::supervisor::{Control, Report};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -89,7 +89,7 @@ impl Desk {
         let listener = socket::bind(admin, &socket)?;
         thread::Builder::new()
             .name("desk".to_owned())
-            .spawn(move || serve(&listener, &control, &seen, &program))
+            .spawn(move || serve(&listener, &Asked::new(control, seen, program)))
             .map_err(|error| Failure::io("the system gives no threads", error))?;
         Ok(Self { socket })
     }
@@ -100,7 +100,36 @@ impl Desk {
     }
 }
 
-fn serve(listener: &UnixListener, control: &Control, seen: &Seen, program: &Program) {
+/// Who answers, and how busy they are.
+#[derive(Clone)]
+struct Asked {
+    control: Control,
+    seen: Seen,
+    program: Program,
+    /// Whether somebody waits for an upgrade.
+    upgrading: Arc<AtomicBool>,
+    /// Whether only what cannot wait has a place.
+    full: bool,
+}
+
+impl Asked {
+    fn new(control: Control, seen: Seen, program: Program) -> Self {
+        Self { control, seen, program, upgrading: Arc::default(), full: false }
+    }
+
+    fn upgrade(&self) -> Result<(), String> {
+        if self.upgrading.swap(true, Ordering::AcqRel) {
+            return Err("busy: an upgrade is on its way already".to_owned());
+        }
+        // A check is in no hurry, and this thread does nothing else.
+        rights::as_others();
+        let done = self.program.would_run(CHECK_MAX).and_then(|()| self.control.upgrade());
+        self.upgrading.store(false, Ordering::Release);
+        done
+    }
+}
+
+fn serve(listener: &UnixListener, asked: &Asked) {
     let asking = Arc::new(AtomicUsize::new(0));
     loop {
         let Ok((stream, _)) = listener.accept() else {
@@ -108,15 +137,18 @@ fn serve(listener: &UnixListener, control: &Control, seen: &Seen, program: &Prog
             thread::sleep(Duration::from_millis(50));
             continue;
         };
-        if asking.fetch_add(1, Ordering::Relaxed) >= ASKING_MAX {
+        let before = asking.fetch_add(1, Ordering::Relaxed);
+        let full = before >= ASKING_MAX;
+        if before >= ASKING_MAX + BYPASSING_MAX {
             asking.fetch_sub(1, Ordering::Relaxed);
+            let _gone =
+                stream.set_nonblocking(true).and_then(|()| (&stream).write_all(trouble(BUSY).as_bytes()));
             continue;
         }
-        let (control, seen, done) = (control.clone(), seen.clone(), Arc::clone(&asking));
-        let program = program.clone();
+        let (asked, done) = (Asked { full, ..asked.clone() }, Arc::clone(&asking));
         let answering = thread::Builder::new().spawn(move || {
             // Who hangs up while it is asked asks nothing.
-            let _gone = answer(&stream, &control, &seen, &program);
+            let _gone = answer(&stream, &asked);
             done.fetch_sub(1, Ordering::Relaxed);
         });
         if answering.is_err() {
@@ -125,26 +157,27 @@ fn serve(listener: &UnixListener, control: &Control, seen: &Seen, program: &Prog
     }
 }
 
-fn answer(stream: &UnixStream, control: &Control, seen: &Seen, program: &Program) -> io::Result<()> {
+fn answer(stream: &UnixStream, asked: &Asked) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(stream.take(LINE_OCTETS_MAX)).read_line(&mut line)?;
     let answer = match Question::read(line.trim_end()) {
-        Some(Question::Status) => match seen.get() {
+        Some(Question::Status | Question::Upgrade) if asked.full => trouble(BUSY),
+        Some(Question::Status) => match asked.seen.get() {
             Some(report) => json(&super::describe(&report)),
             None => trouble("the supervisor is starting"),
         },
         Some(Question::Bypass(on)) => {
             tracing::warn!(on, "bypass");
-            match control.bypass(on) {
+            match asked.control.bypass(on) {
                 Ok(()) => json(&Done { done: true }),
                 Err(why) => trouble(&why),
             }
         }
         Some(Question::Upgrade) => {
             tracing::info!("upgrade");
-            match program.would_run().and_then(|()| control.upgrade()) {
+            match asked.upgrade() {
                 Ok(()) => json(&Done { done: true }),
                 Err(why) => {
                     tracing::error!(why, "no upgrade");
@@ -174,10 +207,47 @@ const LINE_OCTETS_MAX: u64 = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// People and their scripts.
 const ASKING_MAX: usize = 16;
+/// Beyond these, of those who want connections to flow past.
+const BYPASSING_MAX: usize = 16;
+const BUSY: &str = "busy: too many ask at once; ask again in a moment";
+/// A configuration is read in milliseconds; what it names may be on a slow disk.
+const CHECK_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn asked(control: &Control) -> Asked {
+        let program = Program { executable: "/nonexistent".into(), file: "/nonexistent".into() };
+        Asked::new(control.clone(), Seen::default(), program)
+    }
+
+    fn said(asked: &Asked, line: &str) -> String {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(line.as_bytes()).unwrap();
+        answer(&theirs, asked).unwrap();
+        drop(theirs);
+        let mut said = String::new();
+        ours.read_to_string(&mut said).unwrap();
+        said
+    }
+
+    #[test]
+    fn one_upgrade_at_a_time_and_bypass_has_a_place() {
+        let (control, controlled) = Control::new().unwrap();
+        let asked = asked(&control);
+        asked.upgrading.store(true, Ordering::Release);
+        assert!(said(&asked, "upgrade\n").contains("busy: an upgrade"));
+        asked.upgrading.store(false, Ordering::Release);
+        assert!(said(&asked, "upgrade\n").contains("/nonexistent"), "and later it is tried again");
+        assert!(said(&asked, "upgrade\n").contains("/nonexistent"));
+        let full = Asked { full: true, ..asked };
+        assert!(said(&full, "status\n").contains(BUSY));
+        assert!(said(&full, "upgrade\n").contains(BUSY));
+        // It is asked of the supervisor, which is gone here.
+        drop(controlled);
+        assert!(said(&full, "bypass on\n").contains("the supervisor ends"));
+    }
 
     #[test]
     fn the_socket_is_beside_the_nodes() {
@@ -188,19 +258,19 @@ mod tests {
     #[test]
     fn a_question_that_nobody_knows_is_answered_and_a_long_one_is_cut() {
         let (control, _controlled) = Control::new().unwrap();
-        let program = Program { executable: "/nonexistent".into(), file: "/nonexistent".into() };
-        for (asked, answered) in [
+        let asked = asked(&control);
+        for (line, answered) in [
             ("status\n", "is starting"),
             ("dance\n", "another version"),
             (&"x".repeat(1000), "another version"),
         ] {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
-            ours.write_all(asked.as_bytes()).unwrap();
-            answer(&theirs, &control, &Seen::default(), &program).unwrap();
+            ours.write_all(line.as_bytes()).unwrap();
+            answer(&theirs, &asked).unwrap();
             drop(theirs);
             let mut said = String::new();
             let _cut = ours.read_to_string(&mut said);
-            assert!(said.contains(answered), "{asked:?}: {said:?}");
+            assert!(said.contains(answered), "{line:?}: {said:?}");
         }
     }
 }

@@ -4,8 +4,8 @@
 use std::{
     io,
     os::unix::process::CommandExt,
-    process::{Command, Stdio},
-    sync::mpsc::{Receiver, Sender, channel},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
@@ -46,28 +46,45 @@ impl Hook {
 
 fn serve(command: &[String], told: &Receiver<bool>) {
     let mut done = None;
-    while let Ok(mut on) = told.recv() {
+    let mut owed = None;
+    loop {
+        let word = match owed {
+            Some(_) => told.recv_timeout(PAUSE),
+            None => told.recv().map_err(RecvTimeoutError::from),
+        };
+        let mut on = match (word, owed) {
+            (Ok(on), _) | (Err(RecvTimeoutError::Timeout), Some(on)) => on,
+            (Err(RecvTimeoutError::Timeout), None) => continue,
+            (Err(RecvTimeoutError::Disconnected), _) => return,
+        };
         // What is out of date is not run.
         while let Ok(newer) = told.try_recv() {
             on = newer;
         }
+        owed = None;
         if done == Some(on) {
             continue;
         }
-        done = Some(on);
-        run_once(command, on, PATIENCE);
+        if run_once(command, on, PATIENCE) {
+            done = Some(on);
+        } else {
+            // Nobody knows what it has done.
+            (done, owed) = (None, Some(on));
+        }
     }
 }
 
-/// Runs it, waits for it, and says what went wrong.
-pub(crate) fn run_once(command: &[String], on: bool, patience: Duration) {
+/// Runs it, waits for it, and says what went wrong. Whether it did.
+pub(crate) fn run_once(command: &[String], on: bool, patience: Duration) -> bool {
     if command.is_empty() {
-        return;
+        return true;
     }
-    match run(command, on, patience) {
+    let done = run(command, on, patience);
+    match &done {
         Ok(()) => tracing::info!(on, "bypass_command has been run"),
         Err(why) => tracing::error!(on, why, "bypass_command"),
     }
+    done.is_ok()
 }
 
 fn run(command: &[String], on: bool, patience: Duration) -> Result<(), String> {
@@ -81,24 +98,29 @@ fn run(command: &[String], on: bool, patience: Duration) -> Result<(), String> {
         .process_group(0)
         .spawn()
         .map_err(|error| format!("{program} cannot be run: {error}"))?;
+    match end_of(&mut child, patience) {
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => Err(format!("{program}: {status}")),
+        Ok(None) => Err(format!("{program} took longer than {} s, and was ended", patience.as_secs_f32())),
+        Err(error) => Err(format!("{program}: {error}")),
+    }
+}
+
+/// Waits for the end of what leads a group of processes; none when all of them had to be ended.
+pub(super) fn end_of(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
     let until = Instant::now() + patience;
     loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return Err(format!("{program}: {status}")),
-            Ok(None) if Instant::now() < until => thread::sleep(LOOK_EVERY),
-            Ok(None) => {
+        match child.try_wait()? {
+            Some(status) => return Ok(Some(status)),
+            None if Instant::now() < until => thread::sleep(LOOK_EVERY),
+            None => {
                 let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
                 if let Some(group) = group {
                     let _gone = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
                 }
                 let _reaped = child.wait();
-                return Err(format!(
-                    "{program} took longer than {} s, and was ended",
-                    patience.as_secs_f32()
-                ));
+                return Ok(None);
             }
-            Err(error) => return Err(format!("{program}: {error}")),
         }
     }
 }
@@ -106,6 +128,8 @@ fn run(command: &[String], on: bool, patience: Duration) -> Result<(), String> {
 /// A relay clicks within milliseconds; a card is asked over a slow bus at worst.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Until a command that failed is tried again.
+const PAUSE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -138,6 +162,23 @@ mod tests {
         let idle = dir.path().join("idle");
         Hook::start(writes(&idle)).unwrap().end();
         assert!(!idle.exists());
+    }
+
+    #[test]
+    fn one_that_failed_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("told");
+        let script = "printf '%s ' \"$2\" >> \"$1\"; [ \"$(wc -w < \"$1\")\" -ge 2 ]";
+        let command = ["sh", "-c", script, "sh", &file.to_string_lossy()].map(str::to_owned).to_vec();
+        let mut hook = Hook::start(command).unwrap();
+        hook.bypass(false);
+        let start = Instant::now();
+        while fs::read_to_string(&file).unwrap_or_default() != "off off " {
+            assert!(start.elapsed() < Duration::from_secs(20), "it is not tried again");
+            thread::sleep(Duration::from_millis(20));
+        }
+        hook.end();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "off off on ");
     }
 
     #[test]

@@ -25,10 +25,10 @@ impl Watchdog {
         Ok(Self { device, fed: None, failing: false })
     }
 
-    /// Feeds it when that is due and deserved. `worked`: whether the node ever was at work.
-    pub(super) fn turn(&mut self, phase: Phase, worked: bool, now: Instant) {
+    /// Feeds it when that is due and deserved. `missed`: whether a node that does not work is missed.
+    pub(super) fn turn(&mut self, phase: Phase, missed: bool, now: Instant) {
         let due = self.fed.is_none_or(|fed| now.saturating_duration_since(fed) >= EVERY);
-        if !due || !deserves(phase, worked) {
+        if !due || !deserves(phase, missed) {
             return;
         }
         self.fed = Some(now);
@@ -49,11 +49,12 @@ impl Watchdog {
     }
 }
 
-/// A first start may take its time, and a mistake in a configuration is no reason to start a machine anew.
-fn deserves(phase: Phase, worked: bool) -> bool {
+/// A first start may take its time, as may one that the operator lets everything flow past; and a mistake in a configuration
+/// is no reason to start a machine anew.
+fn deserves(phase: Phase, missed: bool) -> bool {
     match phase {
         Phase::Working | Phase::Bypassed | Phase::Upgrading | Phase::Leaving => true,
-        Phase::Starting => !worked,
+        Phase::Starting => !missed,
         Phase::Hanging => false,
     }
 }
@@ -69,7 +70,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut watchdog = Watchdog::open(file.path()).unwrap();
         let start = Instant::now();
-        for (millis, phase, worked, octets) in [
+        for (millis, phase, missed, octets) in [
             (0, Phase::Starting, false, 1),
             (900, Phase::Working, true, 1),
             (1000, Phase::Working, true, 2),
@@ -77,13 +78,16 @@ mod tests {
             (9000, Phase::Starting, true, 2),
             (9900, Phase::Bypassed, true, 3),
             (11_000, Phase::Leaving, true, 4),
+            (12_000, Phase::Upgrading, true, 5),
+            // Started anew under `bypass on`.
+            (13_000, Phase::Starting, false, 6),
         ] {
-            watchdog.turn(phase, worked, start + Duration::from_millis(millis));
+            watchdog.turn(phase, missed, start + Duration::from_millis(millis));
             let written = std::fs::read(file.path()).unwrap();
             assert_eq!(written.len(), octets, "at {millis}: {phase:?}");
         }
         watchdog.end();
-        assert_eq!(std::fs::read(file.path()).unwrap(), b"....V");
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"......V");
     }
 
     #[test]

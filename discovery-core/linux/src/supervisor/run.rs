@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -29,9 +29,10 @@ pub trait Care {
     fn fate(&mut self, status: ExitStatus, worked: bool) -> Fate;
     /// How it stands, whenever that changes.
     fn report(&mut self, report: &Report);
-    /// Called at least once a second. `worked`: whether a worker ever was at work.
-    fn turn(&mut self, phase: Phase, worked: bool, now: Instant) {
-        let (_, _, _) = (phase, worked, now);
+    /// Called at least once a second. `missed`: whether a worker that does not work is missed: one was at work before, and
+    /// the operator does not let everything flow past it.
+    fn turn(&mut self, phase: Phase, missed: bool, now: Instant) {
+        let (_, _, _) = (phase, missed, now);
     }
 }
 
@@ -119,7 +120,8 @@ impl Control {
         self.send(Told::Bypass(on, answer));
         match answered.recv_timeout(BYPASS_MAX) {
             Ok(done) => done,
-            Err(_) => Err("the rules have not moved yet; it is tried on".to_owned()),
+            Err(RecvTimeoutError::Timeout) => Err("the rules have not moved yet; it is tried on".to_owned()),
+            Err(RecvTimeoutError::Disconnected) => Err(ENDS.to_owned()),
         }
     }
 
@@ -133,7 +135,10 @@ impl Control {
         self.send(Told::Upgrade(answer));
         match answered.recv_timeout(UPGRADE_MAX) {
             Ok(done) => done,
-            Err(_) => Err("no new node is at work yet; it is tried on, and connections flow past".to_owned()),
+            Err(RecvTimeoutError::Timeout) => {
+                Err("no new node is at work yet; it is tried on, and connections flow past".to_owned())
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(ENDS.to_owned()),
         }
     }
 
@@ -243,7 +248,9 @@ pub fn supervise(
         leaving: Vec::new(),
         upgrading: None,
         worked: false,
-        asked: false,
+        stopped: None,
+        leave_max: settings.leave_max,
+        reasons: Reasons::default(),
         wanted: None,
         put: None,
         stands: true,
@@ -266,8 +273,10 @@ struct Supervisor<'c, C> {
     upgrading: Option<Sender<Result<(), String>>>,
     /// Whether one ever was at work.
     worked: bool,
-    /// Whether it is to end.
-    asked: bool,
+    /// Since when it is to end.
+    stopped: Option<Instant>,
+    leave_max: Duration,
+    reasons: Reasons,
     /// What shall stand, what was put last, whether it stands, and when that was looked at.
     wanted: Option<Extent>,
     put: Option<Extent>,
@@ -306,9 +315,7 @@ impl<C: Care> Supervisor<'_, C> {
                     Told::Upgrade(answer) => self.upgrade(woken, answer),
                     Told::Reload => self.tell(Wish::Reload),
                     Told::Stop => {
-                        let wish = if self.asked { Wish::Hurry } else { Wish::Leave };
-                        self.leaving.iter().for_each(|worker| worker.tell(wish));
-                        self.asked = true;
+                        self.stop_the_leaving(woken);
                         self.watch.handle_stop(woken);
                     }
                 }
@@ -316,17 +323,16 @@ impl<C: Care> Supervisor<'_, C> {
             self.watch.handle_timeout(woken);
             let over = self.obey(woken);
             if over {
-                self.bury_the_leaving();
+                self.bury_the_leaving(controlled);
                 self.rules.remove()?;
                 self.note();
-                return Ok(Over { status: self.status, asked: self.asked });
+                return Ok(Over { status: self.status, asked: self.stopped.is_some() });
             }
             self.settle()?;
             self.note();
-            self.care.turn(self.watch.phase(), self.worked, woken);
+            self.care.turn(self.watch.phase(), self.worked && !self.watch.is_bypassed(), woken);
             for answer in answers {
-                let done =
-                    if self.stands { Ok(()) } else { Err(self.report.why.clone().unwrap_or_default()) };
+                let done = if self.stands { Ok(()) } else { Err(self.reasons.told().unwrap_or_default()) };
                 let _gone = answer.send(done);
             }
         }
@@ -347,7 +353,7 @@ impl<C: Care> Supervisor<'_, C> {
                     Err(why) if !self.worked => return Err(SuperviseError::Plan(why)),
                     Err(why) => {
                         tracing::error!(why, "there are no rules for the node; connections flow past it");
-                        self.report.why = Some(why);
+                        self.reasons.node = Some(why);
                     }
                 },
                 Said::Released => {
@@ -378,15 +384,41 @@ impl<C: Care> Supervisor<'_, C> {
         }
     }
 
-    /// They were told to leave; what is left of them must not outlive the rules.
-    fn bury_the_leaving(&mut self) {
-        let until = Instant::now() + BURY_MAX;
-        for worker in &mut self.leaving {
-            worker.tell(Wish::Leave);
-            while matches!(worker.child.try_wait(), Ok(None)) && Instant::now() < until {
-                let left = until.saturating_duration_since(Instant::now());
-                let _ = poll(&mut [PollFd::new(&worker.pidfd, PollFlags::IN)], Some(&timespec(left)));
+    /// Has those that go on leave; the second time at once: a node takes a second word for a hurry.
+    fn stop_the_leaving(&mut self, now: Instant) {
+        let wish = if self.stopped.is_some() { Wish::Hurry } else { Wish::Leave };
+        self.leaving.iter().for_each(|worker| worker.tell(wish));
+        self.stopped.get_or_insert(now);
+    }
+
+    /// They have as long to leave as the one at work; what is left of them then must not outlive the rules.
+    fn bury_the_leaving(&mut self, controlled: &Controlled) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        if self.stopped.is_none() {
+            // The one at work has ended for good; nobody has told these yet.
+            self.leaving.iter().for_each(|worker| worker.tell(Wish::Leave));
+        }
+        let until = self.stopped.unwrap_or_else(Instant::now) + self.leave_max;
+        loop {
+            self.leaving.retain_mut(|worker| !matches!(worker.child.try_wait(), Ok(Some(_))));
+            let now = Instant::now();
+            if self.leaving.is_empty() || now >= until {
+                break;
             }
+            self.note();
+            self.care.turn(Phase::Leaving, false, now);
+            let due = until.saturating_duration_since(now).min(TURN_EVERY);
+            wait(self.leaving.first(), controlled, due);
+            // Whoever asks for something else hears that all ends here.
+            for told in controlled.told.try_iter() {
+                if matches!(told, Told::Stop) {
+                    self.leaving.iter().for_each(|worker| worker.tell(Wish::Hurry));
+                }
+            }
+        }
+        for worker in &mut self.leaving {
             worker.kill();
             drop(worker.child.wait());
         }
@@ -406,7 +438,13 @@ impl<C: Care> Supervisor<'_, C> {
                 Err(error) => error.to_string(),
             };
             tracing::error!(why, "the node has ended; connections flow past it until it is there again");
-            self.report.why = Some(format!("the node ended: {why}"));
+            self.reasons.node = Some(format!("the node ended: {why}"));
+        }
+        if !self.watch.is_succeeding()
+            && let Some(answer) = self.upgrading.take()
+        {
+            let why = "the node ended before it had made room, with what it carried; another one is started";
+            let _gone = answer.send(Err(why.to_owned()));
         }
         self.status = status.ok();
         self.watch.handle_exit(now, again);
@@ -423,13 +461,13 @@ impl<C: Care> Supervisor<'_, C> {
                     }
                     Err(error) => {
                         tracing::error!(%error, "the node cannot be started");
-                        self.report.why = Some(format!("it cannot be started: {error}"));
+                        self.reasons.node = Some(format!("it cannot be started: {error}"));
                         self.watch.handle_exit(now, true);
                     }
                 },
                 Order::Kill => {
                     if let Some(worker) = &self.worker {
-                        match self.asked {
+                        match self.stopped.is_some() {
                             true => tracing::info!("the node is ended"),
                             false => tracing::error!("the node does not answer, and is ended"),
                         }
@@ -501,6 +539,9 @@ impl<C: Care> Supervisor<'_, C> {
             if self.stands && !moves { self.rules.verify() } else { self.rules.set(wanted).map(|()| 0) };
         self.put = Some(wanted);
         self.stands = true;
+        if done.is_ok() {
+            self.reasons.settled();
+        }
         match done {
             Ok(0) => {}
             Ok(parts) => tracing::warn!(parts, "rules or settings had been changed by somebody; mended"),
@@ -512,7 +553,7 @@ impl<C: Care> Supervisor<'_, C> {
                     tracing::error!(%error, "rules cannot be removed");
                 }
                 self.stands = false;
-                self.report.why = Some(error.to_string());
+                self.reasons.rules = Some(error.to_string());
             }
         }
         if wanted == Extent::Full && self.stands && (moves || !stood) {
@@ -533,7 +574,7 @@ impl<C: Care> Supervisor<'_, C> {
             since,
             taking: self.wanted == Some(Extent::Full) && self.stands,
             restarts: self.starts.saturating_sub(1),
-            why: self.report.why.clone(),
+            why: self.reasons.told(),
             worker: self.worker.as_ref().map(|worker| worker.child.id()),
             leaving: self.leaving.len(),
         };
@@ -546,6 +587,27 @@ impl<C: Care> Supervisor<'_, C> {
             self.report = report;
             self.care.report(&self.report);
         }
+    }
+}
+
+/// Why things are not as they were, or not as they should be.
+#[derive(Debug, Default)]
+struct Reasons {
+    /// Why the last worker was started.
+    node: Option<String>,
+    /// Why rules are not in place. None when they are.
+    rules: Option<String>,
+}
+
+impl Reasons {
+    /// Rules are in place.
+    fn settled(&mut self) {
+        self.rules = None;
+    }
+
+    /// What goes on comes before what is over.
+    fn told(&self) -> Option<String> {
+        self.rules.clone().or_else(|| self.node.clone())
     }
 }
 
@@ -589,9 +651,25 @@ const SLEPT: Duration = Duration::from_millis(300);
 const HEARS_WITHIN: Duration = Duration::from_millis(200);
 /// Of them each is a process, and has what it carries in memory.
 const LEAVING_MAX: usize = 4;
-/// What is left of their half minute when the one at work has had as much.
-const BURY_MAX: Duration = Duration::from_secs(5);
 /// A node makes room and another one starts, each in its time.
-const UPGRADE_MAX: Duration = Duration::from_secs(150);
+const UPGRADE_MAX: Duration = Duration::from_secs(200);
 /// Rules move in a tenth of a second, and in a few on a busy machine.
 const BYPASS_MAX: Duration = Duration::from_secs(30);
+/// To whoever asked for something.
+const ENDS: &str = "the supervisor ends";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_is_told_before_what_is_over() {
+        let mut reasons = Reasons::default();
+        assert_eq!(reasons.told(), None);
+        reasons.node = Some("the node ended".to_owned());
+        reasons.rules = Some("refused".to_owned());
+        assert_eq!(reasons.told().as_deref(), Some("refused"));
+        reasons.settled();
+        assert_eq!(reasons.told().as_deref(), Some("the node ended"));
+    }
+}

@@ -50,7 +50,7 @@ impl Default for WatchSettings {
             steady_after: Duration::from_millis(500),
             start_max: Duration::from_secs(90),
             leave_max: Duration::from_secs(60),
-            release_max: Duration::from_secs(60),
+            release_max: Duration::from_secs(90),
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(5),
             proven_after: Duration::from_secs(30),
@@ -90,7 +90,7 @@ pub enum Phase {
     Bypassed,
     /// There is one that stands still; new connections flow.
     Hanging,
-    /// It makes room for a successor.
+    /// It makes room for a successor, or has and the successor starts.
     Upgrading,
     /// It ends, because it shall.
     Leaving,
@@ -132,6 +132,8 @@ pub struct Watch {
     rules: bool,
     bypass: bool,
     stopping: bool,
+    /// Whether the next worker takes the place of one that goes on: its start is no restart.
+    succeeding: bool,
     orders: VecDeque<Order>,
 }
 
@@ -146,6 +148,7 @@ impl Watch {
             rules: false,
             bypass: false,
             stopping: false,
+            succeeding: false,
             orders: VecDeque::new(),
         }
     }
@@ -173,6 +176,7 @@ impl Watch {
             | State::Leaving { .. }
             | State::Over) => other,
         };
+        self.succeeding &= !self.is_working();
         self.set_rules();
     }
 
@@ -206,6 +210,7 @@ impl Watch {
         let State::Releasing { .. } = self.state else { return false };
         self.state = State::Waiting { until: now };
         self.pause = self.settings.pause_min;
+        self.succeeding = !mutants::on("watch-successor-is-restart");
         true
     }
 
@@ -225,6 +230,7 @@ impl Watch {
             | State::Leaving { .. } => {}
             State::Waiting { .. } | State::Over => return,
         }
+        self.succeeding = false;
         if self.stopping || !again {
             self.state = State::Over;
             self.set_rules();
@@ -311,10 +317,23 @@ impl Watch {
         matches!(self.state, State::Working { .. })
     }
 
+    /// Whether a worker has made room and no successor has worked, or ended, yet.
+    #[must_use]
+    pub fn is_succeeding(&self) -> bool {
+        self.succeeding
+    }
+
+    /// Whether the operator lets new connections flow.
+    #[must_use]
+    pub fn is_bypassed(&self) -> bool {
+        self.bypass
+    }
+
     /// How it stands.
     #[must_use]
     pub fn phase(&self) -> Phase {
         match self.state {
+            State::Waiting { .. } | State::Starting { .. } if self.succeeding => Phase::Upgrading,
             State::Waiting { .. } | State::Starting { .. } | State::Ending => Phase::Starting,
             State::Working { .. } if self.bypass => Phase::Bypassed,
             State::Working { .. } => Phase::Working,
@@ -531,20 +550,34 @@ mod tests {
         assert_eq!((rig.watch.phase(), rig.beat()), (Phase::Upgrading, vec![]));
         assert_eq!(rig.wait(30_000), [], "sessions come to rest");
         assert!(rig.watch.handle_released(rig.now));
+        assert_eq!(rig.watch.phase(), Phase::Upgrading);
         assert_eq!(rig.wait(0), [Order::Start]);
+        assert_eq!(rig.wait(89_000), []);
+        assert_eq!(rig.watch.phase(), Phase::Upgrading, "a healthy successor that takes its time");
         assert_eq!(rig.beat(), [Order::RulesIn]);
         assert!(!rig.watch.handle_released(rig.now), "twice");
+        assert!(!rig.watch.is_succeeding());
+        rig.exit();
+        assert_eq!(rig.watch.phase(), Phase::Starting, "that is over");
         // One that does not make room is ended, one that dies meanwhile replaced.
         for dies in [false, true] {
             let mut rig = Rig::working();
             assert!(rig.watch.handle_upgrade(rig.now));
             assert_eq!(rig.orders(), [Order::RulesOut, Order::HandOver]);
             if !dies {
-                assert_eq!(rig.wait(60_000), [Order::Kill]);
+                assert_eq!(rig.wait(90_000), [Order::Kill]);
             }
+            assert!(!rig.watch.is_succeeding(), "it made no room");
             assert_eq!(rig.exit(), []);
             assert_eq!(rig.wait(50), [Order::Start]);
         }
+        // A successor that ends is started anew, as any other.
+        let mut rig = Rig::working();
+        assert!(rig.watch.handle_upgrade(rig.now));
+        assert!(rig.watch.handle_released(rig.now));
+        rig.wait(0);
+        rig.exit();
+        assert_eq!((rig.watch.phase(), rig.watch.is_succeeding()), (Phase::Starting, false));
         let mut starts = Rig::new();
         assert!(!starts.watch.handle_upgrade(starts.now));
     }

@@ -240,6 +240,41 @@ pub(crate) fn restart(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Another executable takes over from the branch's, which holds a store: a session in course ends as at a listener, the
+/// next one finds the store, and what is carried beside it goes on.
+pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
+    let site = site(case)?;
+    let mut nodes = Nodes::of(case, &site.lab)?;
+    let with_mail = branch(&site, &nodes, 993, "compress = false")?;
+    nodes.start_served(Place::Centre, "intercept", "143, 993", &centre(&site, 993))?;
+    nodes.start_served(Place::Branch, "intercept", "143, 993", &with_mail)?;
+    let (first, octets, cold) = visit(&site, 993, Sees::Branch)?;
+    ensure!(cold > octets / 2, "control: only {cold} octets on the WAN for {octets} of mail");
+    // Another port of the same server, of nobody's section: octets, which the old node carries on.
+    let mut carried = log_in(&site, Place::Client, 143, Sees::Server)?;
+    let mut served = log_in(&site, Place::Client, 993, Sees::Branch)?;
+    ensure!(read(&mut served)?.0 == first, "a second session reads something else");
+    let old = nodes.node(Place::Branch)?.node().context("no node")?;
+    let began = std::time::Instant::now();
+    nodes.upgrade(Place::Branch)?;
+    case.note("upgrade-ms", u64::try_from(began.elapsed().as_millis())?);
+    let new = nodes.node(Place::Branch)?.node().context("the service has ended")?;
+    ensure!(new != old, "the same node");
+    let alive = std::path::Path::new(&format!("/proc/{old}")).exists();
+    ensure!(alive, "the old node is gone, with what it carries");
+    carried.command("NOOP")?.ok()?;
+    ensure!(served.command("NOOP").is_err(), "a mail session goes on without its store");
+    let (second, _, warm) = visit(&site, 993, Sees::Branch)?;
+    ensure!(second == first, "after the upgrade it reads something else");
+    ensure!(warm < cold / 4, "{warm} octets on the WAN for mail that the store has, {cold} at first");
+    read(&mut carried)?;
+    carried.command("LOGOUT")?;
+    let supervisor = nodes.supervisor(Place::Branch)?;
+    let state = supervisor.get("state").and_then(serde_json::Value::as_str);
+    ensure!(state == Some("working"), "{supervisor}");
+    Ok(())
+}
+
 /// What a node may not do is done by the other one, and what neither may is carried.
 pub(crate) fn fallback(case: &Case) -> anyhow::Result<()> {
     let site = site(case)?;

@@ -236,6 +236,8 @@ pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
     );
     // The new ones find each other. Of the other address it is known that nobody was there a moment ago.
     let fresh = Place::Server.v6();
+    // The branch's may have carried some by what its predecessor had learnt, before the centre was replaced.
+    let before = nodes.count(Place::Branch, "carried")?;
     let mut taken = Client::connect(&lab, fresh)?;
     taken.sees_the_truth(fresh)?;
     taken.echoes(&[9; 100_000])?;
@@ -243,7 +245,7 @@ pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
         let state = nodes.supervisor(place)?;
         ensure!(state.get("state").and_then(Value::as_str) == Some("working"), "{}: {state}", place.name());
     }
-    ensure!(nodes.count(Place::Branch, "carried")? == 1, "the new nodes carry nothing");
+    ensure!(nodes.count(Place::Branch, "carried")? > before, "the new nodes carry nothing");
     taken.ends()?;
     live.ends()?;
     passed.ends()?;
