@@ -25,7 +25,7 @@ pub(super) enum Done {
     Turned(u32),
     /// It goes on as it is.
     Passed,
-    /// It was for this node.
+    /// It goes no further: it was for this node, or no proxy is there where the rules want one.
     Taken,
 }
 
@@ -63,30 +63,55 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             return None;
         }
         // What a rule drops or passes is dropped and passed here too.
-        match self.rules.decide(&looked.facts, packet.payload).action {
-            Action::Intercept | Action::DropIfNoPeer | Action::InterceptSingle => {}
-            Action::Pass | Action::Drop | Action::Deny => return None,
-        }
+        let without = without_proxy(self.rules.decide(&looked.facts, packet.payload).action)?;
         let flow = looked.facts.flow;
         if let (Some(Probe::Query(_)), true) = (seen.probe, deflect.discovers()) {
             // A further query for this node is nothing that a proxy could answer.
-            let Some(response) = deflect.answer(flow) else { return Some(Done::Passed) };
+            let Some(response) = deflect.answer(flow) else { return Some(without) };
             let option = self.settings.codec.encode(&Probe::Response(response));
             let sent = syn_ack(&flow, seen.seq, Acknowledged::Isn, !seen.seq, option.octets())
                 .map_err(std::io::Error::other)
                 .and_then(|answer| self.senders.forge(&answer));
             tracing::debug!(%flow, proxy = %response.link, sent = sent.is_ok(), "a proxy is named");
-            return Some(if sent.is_ok() { Done::Taken } else { Done::Passed });
+            return Some(if sent.is_ok() { Done::Taken } else { without });
         }
         let view = View::parse(packet.payload).ok()?;
         if deflect.syn(&view, self.settings.octets_max, out) {
             tracing::debug!(%flow, "deflected");
             return Some(Done::Turned(mark));
         }
-        // Past it, to the server.
-        Some(Done::Passed)
+        Some(without)
+    }
+}
+
+/// What becomes of a SYN that no proxy takes: it goes past, to the server, unless the operator wants it to go nowhere.
+/// None: proxies are not asked at all.
+fn without_proxy(action: Action) -> Option<Done> {
+    match action {
+        Action::Intercept | Action::InterceptSingle => Some(Done::Passed),
+        Action::DropIfNoPeer => Some(Done::Taken),
+        Action::Pass | Action::Drop | Action::Deny => None,
     }
 }
 
 const FIN: u8 = 1;
 const RST: u8 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_proxy() {
+        for (action, expected) in [
+            (Action::Intercept, Some(Done::Passed)),
+            (Action::InterceptSingle, Some(Done::Passed)),
+            (Action::DropIfNoPeer, Some(Done::Taken)),
+            (Action::Pass, None),
+            (Action::Drop, None),
+            (Action::Deny, None),
+        ] {
+            assert_eq!(without_proxy(action), expected, "{action:?}");
+        }
+    }
+}
