@@ -17,7 +17,7 @@ use discovery_core::packet::forge::reset;
 use discovery_core::packet::{View, readdress, splice};
 use discovery_core::probe::{Codec, Response};
 
-use crate::marks::PRIMER;
+use crate::marks::{DELIVER, PRIMER};
 use crate::socket::RawSender;
 
 /// See the module's documentation.
@@ -64,7 +64,7 @@ impl Deflect {
     /// Without CAP_NET_RAW and CAP_NET_ADMIN.
     pub fn new(mode: Mode, policy: Policy, codec: Codec, proxy_port: u16, v6: bool) -> io::Result<Self> {
         let state = State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0 };
-        let (primer, state) = (RawSender::open(PRIMER, v6)?, Mutex::new(state));
+        let (primer, state) = (RawSender::open(PRIMER | DELIVER, v6)?, Mutex::new(state));
         Ok(Self { inner: Arc::new(Inner { mode, policy, codec, proxy_port, primer, state }) })
     }
 
@@ -167,11 +167,13 @@ impl Deflect {
         turned.is_some_and(|turned| readdress(view, turned.src, turned.dst, out))
     }
 
-    /// From now on the kernel queues what the two ends say. The kernel refuses to send the primer, which is as it should.
+    /// From now on the kernel queues what the two ends say. The rules refuse the primer, which is as it should be; while
+    /// they are out, its mark routes it to this machine itself, which has no use for it.
     fn prime(&self, flow: Flow) {
-        if let Ok(packet) = reset(flow.client, flow.server, 0) {
-            let refused = self.inner.primer.send(&packet);
-            debug_assert!(refused.is_err(), "a primer left");
+        if let Ok(packet) = reset(flow.client, flow.server, 0)
+            && self.inner.primer.send(&packet).is_ok()
+        {
+            tracing::debug!(%flow, "the rules are out: nobody has noted it");
         }
     }
 
