@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use discovery_core::candidates::{Candidate, Policy, choose};
 use discovery_core::deflector::Mode;
+use discovery_core::deflector::control::By;
 use discovery_core::deflector::legs::Legs;
 use discovery_core::engine::Peer;
 use discovery_core::flow::Flow;
@@ -42,6 +43,8 @@ struct State {
     candidates: Vec<Candidate>,
     deflected: u64,
     past: u64,
+    /// The one that the kernel was told of last.
+    told: Option<Flow>,
 }
 
 /// How many connections were given to proxies.
@@ -63,7 +66,8 @@ impl Deflect {
     /// # Errors
     /// Without CAP_NET_RAW and CAP_NET_ADMIN.
     pub fn new(mode: Mode, policy: Policy, codec: Codec, proxy_port: u16, v6: bool) -> io::Result<Self> {
-        let state = State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0 };
+        let state =
+            State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0, told: None };
         let (primer, state) = (RawSender::open(PRIMER | DELIVER, v6)?, Mutex::new(state));
         Ok(Self { inner: Arc::new(Inner { mode, policy, codec, proxy_port, primer, state }) })
     }
@@ -80,6 +84,7 @@ impl Deflect {
         proxy: IpAddr,
         client: SocketAddr,
         server: Option<SocketAddr>,
+        by: By,
     ) -> (Option<SocketAddr>, Option<u16>) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -87,15 +92,24 @@ impl Deflect {
             return (None, None);
         };
         let flow = Flow { client, server };
-        // What was turned to a proxy is what it may reach.
-        let known =
-            self.inner.mode == Mode::Discovering || state.legs.meant(now, client, proxy) == Some(server);
+        let meant = state.legs.meant(now, client, proxy) == Some(server);
+        let known = self.inner.mode.may_reach(by, meant);
         let door = if known { state.legs.reach(now, flow, proxy) } else { None };
         drop(state);
         if door.is_some() {
             self.prime(flow);
         }
         (Some(server), door)
+    }
+
+    /// Tells the kernel of some of the connections again, and of all in turn: its sets are lost where somebody else has
+    /// cleared the rules.
+    pub fn remind(&self) {
+        let mut state = self.lock();
+        let some = state.legs.some_after(Instant::now(), state.told, REMINDED_MAX);
+        state.told = some.last().copied();
+        drop(state);
+        some.into_iter().for_each(|flow| self.prime(flow));
     }
 
     /// What has been done.
@@ -181,3 +195,6 @@ impl Deflect {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// At one time: enough for all within some seconds, and little beside the packets themselves.
+const REMINDED_MAX: usize = 512;

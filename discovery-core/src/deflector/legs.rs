@@ -11,7 +11,7 @@ use crate::{flow::Flow, lru::Lru, mutants};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
+    ops::{Bound, RangeInclusive},
     time::{Duration, Instant},
 };
 
@@ -140,6 +140,25 @@ impl Legs {
             .or_else(|| self.server_to_proxy(now, src, dst, closing))
             .or_else(|| self.proxy_to_client(now, src, dst, closing))
             .or_else(|| self.proxy_to_server(now, src, dst, closing))
+    }
+
+    /// Connections that a rule is about, a few at a time and all of them in turn: those that come after `last`.
+    pub fn some_after(&self, now: Instant, last: Option<Flow>, max: usize) -> Vec<Flow> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let there = self.there.range((from, Bound::Unbounded)).filter(|(flow, proxy)| {
+            let half = self.clients.peek(&(flow.client, **proxy));
+            half.is_some_and(|half| half.life.until > now)
+        });
+        let back = self.back.range((from, Bound::Unbounded)).filter(|(_, port)| {
+            let leg = self.servers.peek(port);
+            leg.is_some_and(|leg| leg.life.until > now)
+        });
+        let mut flows: Vec<Flow> = there.take(max).map(|(flow, _)| *flow).collect();
+        flows.extend(back.take(max).map(|(flow, _)| *flow));
+        flows.sort_unstable();
+        flows.dedup();
+        flows.truncate(max);
+        flows
     }
 
     /// Rules that stand, of either kind.
@@ -369,6 +388,24 @@ mod tests {
             assert!(legs.turn(now, flow.client, flow.server, true).is_some());
         }
         assert_eq!((legs.clients.len(), legs.there.len()), (1, 1));
+    }
+
+    #[test]
+    fn all_connections_come_in_turn() {
+        let (mut legs, now) = (legs(), start());
+        let flows: Vec<Flow> =
+            (1..=5).map(|n| Flow { client: SocketAddr::new([10, 1, 0, n].into(), 7), ..flow() }).collect();
+        for (n, flow) in flows.iter().enumerate() {
+            // Some by a rule of one kind, some of the other, some of both.
+            assert!(n % 2 == 1 || legs.deflect(now, *flow, proxy(1)));
+            assert!(n % 2 == 0 || n == 3 || legs.reach(now, *flow, proxy(1)).is_some());
+        }
+        let live: Vec<Flow> =
+            flows.iter().copied().enumerate().filter(|(n, _)| *n != 3).map(|(_, f)| f).collect();
+        let first = legs.some_after(now, None, 3);
+        assert_eq!(first, live[..3]);
+        assert_eq!(legs.some_after(now, first.last().copied(), 3), live[3..]);
+        assert_eq!(legs.some_after(now + Duration::from_secs(9_000), None, 3), [], "over");
     }
 
     #[test]

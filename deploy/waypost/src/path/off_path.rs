@@ -4,7 +4,7 @@
 use super::{deflecting::READY_EVERY, tcp::Tcp};
 use crate::{config::deflection, exit::Failure};
 use discovery_core::{
-    deflector::control::Control,
+    deflector::control::{By, Control},
     flow::Flow,
     id::NodeId,
     probe::{Codec, KeyHint},
@@ -79,9 +79,10 @@ impl OffPath {
         &self,
         client: SocketAddr,
         server: Option<SocketAddr>,
+        by: By,
     ) -> Result<(SocketAddr, Tcp), Why> {
         let (server, door) =
-            timeout(ASK_MAX, self.ask(client, server)).await.map_err(|_| Why::PeerTimedOut)??;
+            timeout(ASK_MAX, self.ask(client, server, by)).await.map_err(|_| Why::PeerTimedOut)??;
         let dialled = timeout(DIAL_MAX, TcpStream::connect(door)).await;
         let stream = match dialled {
             Ok(Ok(stream)) => stream,
@@ -98,10 +99,11 @@ impl OffPath {
         &self,
         client: SocketAddr,
         server: Option<SocketAddr>,
+        by: By,
     ) -> Result<(SocketAddr, SocketAddr), Why> {
         let mut said = self.said.subscribe();
         loop {
-            self.tell(&Control::Ask { client, server });
+            self.tell(&Control::Ask { client, server, by });
             let answer = timeout(ASK_AGAIN, async {
                 loop {
                     match said.recv().await {
@@ -165,7 +167,7 @@ impl OffPath {
     async fn carry(self: Arc<Self>, stream: TcpStream, client: SocketAddr) {
         let said = meant_server(&stream, &self.codec);
         let Ok(mut from) = Tcp::new(stream) else { return };
-        match self.reach(client, said).await {
+        match self.reach(client, said, By::Port).await {
             Ok((server, mut to)) => {
                 tracing::debug!(%client, %server, by_option = said.is_some(), "deflected to this proxy");
                 self.carried.fetch_add(1, Ordering::Relaxed);
@@ -180,7 +182,7 @@ impl OffPath {
 
     /// The server's end of a peer's stream.
     pub(super) async fn serve(&self, flow: Flow) -> Result<Tcp, Why> {
-        self.reach(flow.client, Some(flow.server)).await.map(|(_, io)| io)
+        self.reach(flow.client, Some(flow.server), By::Stream).await.map(|(_, io)| io)
     }
 }
 
