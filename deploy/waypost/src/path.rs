@@ -179,9 +179,9 @@ impl Path {
         settings.v6 = v6.is_some();
         settings.here = plan::here(interception).await?;
         settings.codec = plan::codec(interception);
-        let queued = plan::queue(interception);
+        let queued = plan::queue(interception, config.deflector.is_some());
         settings.batch = (queued.batch_packets, queued.copy_octets);
-        let queue = open_queue(interception)?;
+        let queue = open_queue(interception, config.deflector.is_some())?;
         let engine = Engine::new(plan::engine(interception, link));
         let agent = PathAgent::new(Arc::clone(&self.carrier), tokio::runtime::Handle::current());
         let (mut netd, handle) =
@@ -403,13 +403,13 @@ pub(crate) fn standing_rules(
 pub(crate) fn could_stand(interception: &network::Interception) -> Result<(), Failure> {
     TransparentListener::bind(Family::V4, 0)
         .map_err(|error| plan::needs_rights("the transparent listener", error))?;
-    let queue = open_queue(interception)?;
+    let queue = open_queue(interception, false)?;
     // What waited in it goes on.
     queue.close().map_err(|error| Failure::io("the packet queue", error))
 }
 
-fn open_queue(interception: &network::Interception) -> Result<NfQueue, Failure> {
-    NfQueue::open(plan::queue(interception))
+fn open_queue(interception: &network::Interception, deflects: bool) -> Result<NfQueue, Failure> {
+    NfQueue::open(plan::queue(interception, deflects))
         .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))
 }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use discovery_core::candidates::{Candidate, Policy, choose};
 use discovery_core::deflector::Mode;
+use discovery_core::deflector::control::By;
 use discovery_core::deflector::legs::Legs;
 use discovery_core::engine::Peer;
 use discovery_core::flow::Flow;
@@ -17,7 +18,7 @@ use discovery_core::packet::forge::reset;
 use discovery_core::packet::{View, readdress, splice};
 use discovery_core::probe::{Codec, Response};
 
-use crate::marks::PRIMER;
+use crate::marks::{DELIVER, PRIMER};
 use crate::socket::RawSender;
 
 /// See the module's documentation.
@@ -42,6 +43,8 @@ struct State {
     candidates: Vec<Candidate>,
     deflected: u64,
     past: u64,
+    /// The one that the kernel was told of last.
+    told: Option<Flow>,
 }
 
 /// How many connections were given to proxies.
@@ -63,8 +66,9 @@ impl Deflect {
     /// # Errors
     /// Without CAP_NET_RAW and CAP_NET_ADMIN.
     pub fn new(mode: Mode, policy: Policy, codec: Codec, proxy_port: u16, v6: bool) -> io::Result<Self> {
-        let state = State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0 };
-        let (primer, state) = (RawSender::open(PRIMER, v6)?, Mutex::new(state));
+        let state =
+            State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0, told: None };
+        let (primer, state) = (RawSender::open(PRIMER | DELIVER, v6)?, Mutex::new(state));
         Ok(Self { inner: Arc::new(Inner { mode, policy, codec, proxy_port, primer, state }) })
     }
 
@@ -80,6 +84,7 @@ impl Deflect {
         proxy: IpAddr,
         client: SocketAddr,
         server: Option<SocketAddr>,
+        by: By,
     ) -> (Option<SocketAddr>, Option<u16>) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -87,15 +92,24 @@ impl Deflect {
             return (None, None);
         };
         let flow = Flow { client, server };
-        // What was turned to a proxy is what it may reach.
-        let known =
-            self.inner.mode == Mode::Discovering || state.legs.meant(now, client, proxy) == Some(server);
+        let meant = state.legs.meant(now, client, proxy) == Some(server);
+        let known = self.inner.mode.may_reach(by, meant);
         let door = if known { state.legs.reach(now, flow, proxy) } else { None };
         drop(state);
         if door.is_some() {
             self.prime(flow);
         }
         (Some(server), door)
+    }
+
+    /// Tells the kernel of some of the connections again, and of all in turn: its sets are lost where somebody else has
+    /// cleared the rules.
+    pub fn remind(&self) {
+        let mut state = self.lock();
+        let some = state.legs.some_after(Instant::now(), state.told, REMINDED_MAX);
+        state.told = some.last().copied();
+        drop(state);
+        some.into_iter().for_each(|flow| self.prime(flow));
     }
 
     /// What has been done.
@@ -167,11 +181,13 @@ impl Deflect {
         turned.is_some_and(|turned| readdress(view, turned.src, turned.dst, out))
     }
 
-    /// From now on the kernel queues what the two ends say. The kernel refuses to send the primer, which is as it should.
+    /// From now on the kernel queues what the two ends say. The rules refuse the primer, which is as it should be; while
+    /// they are out, its mark routes it to this machine itself, which has no use for it.
     fn prime(&self, flow: Flow) {
-        if let Ok(packet) = reset(flow.client, flow.server, 0) {
-            let refused = self.inner.primer.send(&packet);
-            debug_assert!(refused.is_err(), "a primer left");
+        if let Ok(packet) = reset(flow.client, flow.server, 0)
+            && self.inner.primer.send(&packet).is_ok()
+        {
+            tracing::debug!(%flow, "the rules are out: nobody has noted it");
         }
     }
 
@@ -179,3 +195,6 @@ impl Deflect {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// At one time: enough for all within some seconds, and little beside the packets themselves.
+const REMINDED_MAX: usize = 512;

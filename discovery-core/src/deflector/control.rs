@@ -2,7 +2,7 @@
 //! who asks asks again.
 //!
 //! ```text
-//! octet 0   1 ask | 2 given | 3 ready
+//! octet 0   1 ask for who came to the port | 2 given | 3 ready | 4 ask for a peer's stream
 //! ask       client, server, or none where only the client's end is known
 //! given     client, server, port of the deflector's, 0 for no
 //! ready     load in percent (1) | key (8) | address of the link
@@ -21,6 +21,8 @@ pub enum Control {
         client: SocketAddr,
         /// Where to.
         server: Option<SocketAddr>,
+        /// How it came.
+        by: By,
     },
     /// It may, through this port of the deflector's; none: no.
     Given {
@@ -42,14 +44,26 @@ pub enum Control {
     },
 }
 
+/// How a client's connection came to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum By {
+    /// To the port where it accepts. Only who was turned there has business there.
+    Port,
+    /// As a stream of a peer's.
+    Stream,
+}
+
 impl Control {
     /// As octets.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(48);
         match self {
-            Self::Ask { client, server } => {
-                out.push(1);
+            Self::Ask { client, server, by } => {
+                out.push(match by {
+                    By::Port => 1,
+                    By::Stream => 4,
+                });
                 put(&mut out, Some(*client));
                 put(&mut out, *server);
             }
@@ -73,10 +87,11 @@ impl Control {
     pub fn decode(octets: &[u8]) -> Option<Self> {
         let (&kind, rest) = octets.split_first()?;
         let (control, rest) = match kind {
-            1 => {
+            1 | 4 => {
+                let by = if kind == 1 { By::Port } else { By::Stream };
                 let (client, rest) = take(rest)?;
                 let (server, rest) = take(rest)?;
-                (Self::Ask { client: client?, server }, rest)
+                (Self::Ask { client: client?, server, by }, rest)
             }
             2 => {
                 let (client, rest) = take(rest)?;
@@ -95,7 +110,7 @@ impl Control {
         };
         let families = |flow: &Flow| flow.client.is_ipv4() == flow.server.is_ipv4();
         let sound = match control {
-            Self::Ask { client, server } | Self::Given { client, server, .. } => {
+            Self::Ask { client, server, .. } | Self::Given { client, server, .. } => {
                 server.is_none_or(|server| families(&Flow { client, server }))
             }
             Self::Ready { load, .. } => load <= 100,
@@ -142,8 +157,8 @@ mod tests {
         fn what_is_written_is_read(client in address(), server in prop::option::of(address()), port: Option<u16>, load in 0..=100_u8, key: [u8; 8], v6: u128) {
             let six = SocketAddr::new(std::net::Ipv6Addr::from(v6).into(), 7);
             for control in [
-                Control::Ask { client, server },
-                Control::Ask { client: six, server: Some(six) },
+                Control::Ask { client, server, by: By::Port },
+                Control::Ask { client: six, server: Some(six), by: By::Stream },
                 Control::Given { client, server, port: port.filter(|port| *port != 0) },
                 Control::Ready { load, key: KeyHint(key), link: client },
             ] {
@@ -167,7 +182,8 @@ mod tests {
 
     #[test]
     fn nonsense() {
-        let four = Control::Ask { client: "10.0.0.1:5".parse().unwrap(), server: None }.encode();
+        let four =
+            Control::Ask { client: "10.0.0.1:5".parse().unwrap(), server: None, by: By::Port }.encode();
         let six = [6, 0, 5].into_iter().chain([0; 16]).collect::<Vec<u8>>();
         let mixed = [&four[..8], &six].concat();
         assert_eq!(Control::decode(&mixed), None, "two families");

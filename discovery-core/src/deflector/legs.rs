@@ -11,7 +11,7 @@ use crate::{flow::Flow, lru::Lru, mutants};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
+    ops::{Bound, RangeInclusive},
     time::{Duration, Instant},
 };
 
@@ -89,9 +89,19 @@ impl Legs {
         }) {
             return false;
         }
+        // Another proxy had it: its late answers are nobody's.
+        if let Some(former) = self.there.get(&flow).copied().filter(|former| *former != proxy)
+            && let Some(half) = self.clients.touch(&(flow.client, former))
+            && half.server == flow.server
+        {
+            half.life.until = now;
+        }
+        if let Some(old) = self.clients.peek(&key).copied() {
+            self.forget_client(key, &old);
+        }
         let half = Half { server: flow.server, life: self.life(now) };
-        if let Some(((client, _), half)) = self.clients.insert(key, half) {
-            self.there.remove(&Flow { client, server: half.server });
+        if let Some((key, half)) = self.clients.insert(key, half) {
+            self.forget_client(key, &half);
         }
         self.there.insert(flow, proxy);
         true
@@ -125,10 +135,30 @@ impl Legs {
 
     /// What becomes of a packet; none when no rule is about it. `closing`: a FIN or a reset.
     pub fn turn(&mut self, now: Instant, src: SocketAddr, dst: SocketAddr, closing: bool) -> Option<Turned> {
-        self.proxy_to_server(now, src, dst, closing)
-            .or_else(|| self.proxy_to_client(now, src, dst, closing))
+        // A door is known by its port alone, and takes the first that comes: whatever is known by both ends goes first.
+        self.client_to_proxy(now, src, dst, closing)
             .or_else(|| self.server_to_proxy(now, src, dst, closing))
-            .or_else(|| self.client_to_proxy(now, src, dst, closing))
+            .or_else(|| self.proxy_to_client(now, src, dst, closing))
+            .or_else(|| self.proxy_to_server(now, src, dst, closing))
+    }
+
+    /// Connections that a rule is about, a few at a time and all of them in turn: those that come after `last`.
+    pub fn some_after(&self, now: Instant, last: Option<Flow>, max: usize) -> Vec<Flow> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let there = self.there.range((from, Bound::Unbounded)).filter(|(flow, proxy)| {
+            let half = self.clients.peek(&(flow.client, **proxy));
+            half.is_some_and(|half| half.life.until > now)
+        });
+        let back = self.back.range((from, Bound::Unbounded)).filter(|(_, port)| {
+            let leg = self.servers.peek(port);
+            leg.is_some_and(|leg| leg.life.until > now)
+        });
+        let mut flows: Vec<Flow> = there.take(max).map(|(flow, _)| *flow).collect();
+        flows.extend(back.take(max).map(|(flow, _)| *flow));
+        flows.sort_unstable();
+        flows.dedup();
+        flows.truncate(max);
+        flows
     }
 
     /// Rules that stand, of either kind.
@@ -144,6 +174,10 @@ impl Legs {
         dst: SocketAddr,
         closing: bool,
     ) -> Option<Turned> {
+        // What comes from where proxies accept is for a client, whose port may be that of a door.
+        if src.port() == self.proxy_port && !mutants::on("deflector-answer-to-door") {
+            return None;
+        }
         let (idle, soon) = (self.idle_max, self.closing_max);
         let leg = self.servers.touch(&dst.port()).filter(|leg| {
             leg.life.until > now && (leg.proxy == src.ip() || mutants::on("deflector-door-for-anybody"))
@@ -225,6 +259,13 @@ impl Legs {
         }
     }
 
+    fn forget_client(&mut self, (client, proxy): (SocketAddr, IpAddr), half: &Half) {
+        let flow = Flow { client, server: half.server };
+        if self.there.get(&flow) == Some(&proxy) {
+            self.there.remove(&flow);
+        }
+    }
+
     fn life(&self, now: Instant) -> Life {
         Life { until: now + self.idle_max, closing: false }
     }
@@ -300,6 +341,71 @@ mod tests {
             legs.turn(now, SocketAddr::new(proxy(2), 7784), other.client, false).unwrap().src,
             other.server
         );
+    }
+
+    #[test]
+    fn an_answer_to_a_client_is_not_taken_for_a_way_to_a_server() {
+        let (mut legs, now) = (legs(), start());
+        let other = Flow { client: at("10.1.0.3:40001"), server: at("10.2.0.3:143") };
+        let port = legs.reach(now, other, proxy(1)).unwrap();
+        // A client's port may be that of a door which nobody has come to yet.
+        let client = SocketAddr::new([10, 1, 0, 2].into(), port);
+        let accepts = SocketAddr::new(proxy(1), 7784);
+        let flow = Flow { client, ..flow() };
+        assert!(legs.deflect(now, flow, proxy(1)));
+        let answer = Turned { src: flow.server, dst: client };
+        assert_eq!(legs.turn(now, accepts, client, false), Some(answer));
+        // Nor once the rule for that client is over.
+        let soon = now + Duration::from_secs(61);
+        assert_eq!(legs.turn(now, client, flow.server, true).unwrap().dst, accepts);
+        assert_eq!(legs.turn(soon, accepts, client, false), None);
+        let (door, dials) = (SocketAddr::new([10, 9, 0, 1].into(), port), at("10.3.0.1:50000"));
+        let there = Turned { src: other.client, dst: other.server };
+        assert_eq!(legs.turn(soon, dials, door, false), Some(there), "its proxy still finds the door");
+    }
+
+    #[test]
+    fn a_connection_that_goes_to_another_proxy_has_left_the_first() {
+        let (mut legs, now) = (legs(), start());
+        let Flow { client, .. } = flow();
+        assert!(legs.deflect(now, flow(), proxy(1)) && legs.deflect(now, flow(), proxy(2)));
+        let accepts = |n| SocketAddr::new(proxy(n), 7784);
+        assert_eq!(legs.turn(now, accepts(1), client, false), None);
+        assert_eq!(legs.turn(now, client, flow().server, false).unwrap().dst, accepts(2));
+        // The first one's row, used anew for another server, does not take the second's with it.
+        let other = Flow { server: at("10.2.0.3:143"), ..flow() };
+        assert!(legs.deflect(now, other, proxy(1)));
+        assert_eq!(legs.turn(now, client, flow().server, false).unwrap().dst, accepts(2));
+    }
+
+    #[test]
+    fn what_is_kept_by_connection_is_no_more_than_what_is_kept_by_client() {
+        let (mut legs, mut now) = (legs(), start());
+        for n in 0..200_u8 {
+            now += Duration::from_secs(61);
+            let flow = Flow { server: SocketAddr::new([10, 2, 0, n].into(), 143), ..flow() };
+            assert!(legs.deflect(now, flow, proxy(1)), "the client's port is free again");
+            assert!(legs.turn(now, flow.client, flow.server, true).is_some());
+        }
+        assert_eq!((legs.clients.len(), legs.there.len()), (1, 1));
+    }
+
+    #[test]
+    fn all_connections_come_in_turn() {
+        let (mut legs, now) = (legs(), start());
+        let flows: Vec<Flow> =
+            (1..=5).map(|n| Flow { client: SocketAddr::new([10, 1, 0, n].into(), 7), ..flow() }).collect();
+        for (n, flow) in flows.iter().enumerate() {
+            // Some by a rule of one kind, some of the other, some of both.
+            assert!(n % 2 == 1 || legs.deflect(now, *flow, proxy(1)));
+            assert!(n % 2 == 0 || n == 3 || legs.reach(now, *flow, proxy(1)).is_some());
+        }
+        let live: Vec<Flow> =
+            flows.iter().copied().enumerate().filter(|(n, _)| *n != 3).map(|(_, f)| f).collect();
+        let first = legs.some_after(now, None, 3);
+        assert_eq!(first, live[..3]);
+        assert_eq!(legs.some_after(now, first.last().copied(), 3), live[3..]);
+        assert_eq!(legs.some_after(now + Duration::from_secs(9_000), None, 3), [], "over");
     }
 
     #[test]

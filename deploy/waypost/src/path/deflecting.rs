@@ -68,10 +68,10 @@ impl Deflecting {
                 self.renew();
                 None
             }
-            Control::Ask { client, server } => {
+            Control::Ask { client, server, by } => {
                 let allowed = server.is_none_or(|server| self.allows(Flow { client, server }));
                 let (server, port) =
-                    if allowed { self.deflect.reach(at.ip(), client, server) } else { (server, None) };
+                    if allowed { self.deflect.reach(at.ip(), client, server, by) } else { (server, None) };
                 tracing::debug!(%from, %client, ?server, ?port, "a proxy asks for a way to a server");
                 Some(Control::Given { client, server, port })
             }
@@ -103,11 +103,12 @@ impl Deflecting {
     }
 }
 
-/// Takes proxies out that have fallen silent.
+/// Takes proxies out that have fallen silent, and keeps the kernel's sets filled.
 pub(super) async fn watch(deflecting: Arc<Deflecting>) {
     loop {
         sleep(READY_EVERY).await;
         deflecting.renew();
+        deflecting.deflect.remind();
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{deflecting::READY_EVERY, tcp::Tcp};
 use crate::{config::deflection, exit::Failure};
 use discovery_core::{
-    deflector::control::Control,
+    deflector::control::{By, Control},
     flow::Flow,
     id::NodeId,
     probe::{Codec, KeyHint},
@@ -83,9 +83,10 @@ impl OffPath {
         &self,
         client: SocketAddr,
         server: Option<SocketAddr>,
+        by: By,
     ) -> Result<(SocketAddr, Tcp), Why> {
         let (server, door) =
-            timeout(ASK_MAX, self.ask(client, server)).await.map_err(|_| Why::PeerTimedOut)??;
+            timeout(ASK_MAX, self.ask(client, server, by)).await.map_err(|_| Why::PeerTimedOut)??;
         let dialled = timeout(DIAL_MAX, TcpStream::connect(door)).await;
         let stream = match dialled {
             Ok(Ok(stream)) => stream,
@@ -102,10 +103,11 @@ impl OffPath {
         &self,
         client: SocketAddr,
         server: Option<SocketAddr>,
+        by: By,
     ) -> Result<(SocketAddr, SocketAddr), Why> {
         let mut said = self.said.subscribe();
         loop {
-            self.tell(&Control::Ask { client, server });
+            self.tell(&Control::Ask { client, server, by });
             let answer = timeout(ASK_AGAIN, async {
                 loop {
                     match said.recv().await {
@@ -169,7 +171,7 @@ impl OffPath {
     async fn carry(self: Arc<Self>, stream: TcpStream, client: SocketAddr, _place: OwnedSemaphorePermit) {
         let said = meant_server(&stream, &self.codec);
         let Ok(mut from) = Tcp::new(stream) else { return };
-        match self.reach(client, said).await {
+        match self.reach(client, said, By::Port).await {
             Ok((server, mut to)) => {
                 tracing::debug!(%client, %server, by_option = said.is_some(), "deflected to this proxy");
                 let ended = copy_bidirectional(&mut from, &mut to).await;
@@ -183,7 +185,7 @@ impl OffPath {
     /// The server's end of a peer's stream.
     pub(super) async fn serve(&self, flow: Flow) -> Result<Box<dyn AsyncIo>, Why> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Why::Busy)?;
-        let (_, io) = self.reach(flow.client, Some(flow.server)).await?;
+        let (_, io) = self.reach(flow.client, Some(flow.server), By::Stream).await?;
         Ok(Box::new(Placed { io, _place: place }))
     }
 }

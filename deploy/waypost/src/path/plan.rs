@@ -102,9 +102,9 @@ fn asks(rule: &RuleConfig) -> bool {
     takes && rule.existing != Existing::Leave && rule.protocol != Some(Protocol::Udp)
 }
 
-/// Handshakes are short; segments in the middle of a connection may not be.
-pub(super) fn queue(interception: &Interception) -> QueueSettings {
-    if interception.rules.iter().any(asks) {
+/// Handshakes are short; segments in the middle of a connection may not be, and all of a deflected one come by.
+pub(super) fn queue(interception: &Interception, deflects: bool) -> QueueSettings {
+    if deflects || interception.rules.iter().any(asks) {
         QueueSettings::segments(interception.queue)
     } else {
         QueueSettings::handshakes(interception.queue)

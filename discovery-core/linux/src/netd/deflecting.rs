@@ -23,9 +23,9 @@ pub(super) struct Deflecting {
 pub(super) enum Done {
     /// It goes on, turned, under this mark.
     Turned(u32),
-    /// It goes on as it is.
-    Passed,
-    /// It was for this node.
+    /// It goes on as it is, under this mark: behind the queue, what still has the other one was seen by nobody.
+    Passed(u32),
+    /// It goes no further: it was for this node, or no proxy is there where the rules want one.
     Taken,
 }
 
@@ -33,7 +33,7 @@ impl Deflecting {
     pub(super) fn verdict(&self, done: Done) -> Verdict<'_> {
         match done {
             Done::Turned(mark) => Verdict::ReplaceAndMark(&self.out, mark),
-            Done::Passed => Verdict::Accept,
+            Done::Passed(mark) => Verdict::Mark(mark),
             Done::Taken => Verdict::Drop,
         }
     }
@@ -50,11 +50,20 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     pub(super) fn deflected(&mut self, packet: &QueuedPacket<'_>) -> Option<Done> {
         let Deflecting { deflect, out } = self.deflecting.as_mut()?;
         let mark = packet.mark & !TURNED;
-        if packet.mark & TURNED != 0 && packet.whole {
-            let view = View::parse(packet.payload).ok()?;
-            let tcp = view.tcp()?;
-            if deflect.turn(&view, tcp.flags() & (FIN | RST) != 0, out) {
+        let known = packet.mark & TURNED != 0;
+        if known {
+            // What cannot be read is what cannot be turned, and half a connection goes nowhere as it is.
+            let Some((view, flags)) =
+                View::parse(packet.payload).ok().filter(|_| packet.whole).and_then(with_flags)
+            else {
+                return Some(Done::Taken);
+            };
+            if deflect.turn(&view, flags & (FIN | RST) != 0, out) {
                 return Some(Done::Turned(mark));
+            }
+            // No rule any more: of a connection that flows past, between ends that were deflected before.
+            if flags & (SYN | ACK) != SYN {
+                return Some(Done::Passed(mark));
             }
         }
         let looked = self.looker.look(packet)?;
@@ -63,30 +72,61 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             return None;
         }
         // What a rule drops or passes is dropped and passed here too.
-        match self.rules.decide(&looked.facts, packet.payload).action {
-            Action::Intercept | Action::DropIfNoPeer | Action::InterceptSingle => {}
-            Action::Pass | Action::Drop | Action::Deny => return None,
-        }
+        let without = without_proxy(self.rules.decide(&looked.facts, packet.payload).action, mark)?;
         let flow = looked.facts.flow;
         if let (Some(Probe::Query(_)), true) = (seen.probe, deflect.discovers()) {
             // A further query for this node is nothing that a proxy could answer.
-            let Some(response) = deflect.answer(flow) else { return Some(Done::Passed) };
+            let Some(response) = deflect.answer(flow) else { return Some(without) };
             let option = self.settings.codec.encode(&Probe::Response(response));
             let sent = syn_ack(&flow, seen.seq, Acknowledged::Isn, !seen.seq, option.octets())
                 .map_err(std::io::Error::other)
                 .and_then(|answer| self.senders.forge(&answer));
             tracing::debug!(%flow, proxy = %response.link, sent = sent.is_ok(), "a proxy is named");
-            return Some(if sent.is_ok() { Done::Taken } else { Done::Passed });
+            return Some(if sent.is_ok() { Done::Taken } else { without });
         }
         let view = View::parse(packet.payload).ok()?;
         if deflect.syn(&view, self.settings.octets_max, out) {
             tracing::debug!(%flow, "deflected");
             return Some(Done::Turned(mark));
         }
-        // Past it, to the server.
-        Some(Done::Passed)
+        Some(without)
     }
 }
 
+/// What becomes of a SYN that no proxy takes: it goes past, to the server, unless the operator wants it to go nowhere.
+/// None: proxies are not asked at all.
+fn without_proxy(action: Action, mark: u32) -> Option<Done> {
+    match action {
+        Action::Intercept | Action::InterceptSingle => Some(Done::Passed(mark)),
+        Action::DropIfNoPeer => Some(Done::Taken),
+        Action::Pass | Action::Drop | Action::Deny => None,
+    }
+}
+
+fn with_flags(view: View<'_>) -> Option<(View<'_>, u8)> {
+    view.tcp().map(|tcp| (view, tcp.flags()))
+}
+
 const FIN: u8 = 1;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 const RST: u8 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_proxy() {
+        for (action, expected) in [
+            (Action::Intercept, Some(Done::Passed(4))),
+            (Action::InterceptSingle, Some(Done::Passed(4))),
+            (Action::DropIfNoPeer, Some(Done::Taken)),
+            (Action::Pass, None),
+            (Action::Drop, None),
+            (Action::Deny, None),
+        ] {
+            assert_eq!(without_proxy(action, 4), expected, "{action:?}");
+        }
+    }
+}

@@ -123,14 +123,14 @@ impl Rules {
         let backend = standing.backend;
         let facts = self.facts()?;
         match (extent, backend) {
-            (_, Backend::Nft) => self.put_tables(facts, extent, true)?,
+            (_, Backend::Nft) => self.renew_tables(facts, extent, true)?,
             (Extent::Full, Backend::IptablesNft) => {
-                self.put_tables(facts, extent, false)?;
+                self.renew_tables(facts, extent, false)?;
                 self.put_queue()?;
             }
             (Extent::Drain, Backend::IptablesNft) => {
-                self.remove_queue()?;
-                self.put_tables(facts, extent, false)?;
+                self.drain_queue()?;
+                self.renew_tables(facts, extent, false)?;
             }
         }
         self.note(backend, extent, facts)
@@ -150,14 +150,14 @@ impl Rules {
         let facts = self.facts()?;
         let mut changed = false;
         if facts != before || self.list_tables()? != tables {
-            self.put_tables(facts, extent, backend == Backend::Nft)?;
+            self.renew_tables(facts, extent, backend == Backend::Nft)?;
             repaired += 1;
             changed = true;
         }
         if backend == Backend::IptablesNft && self.list_queue()? != queue {
             match extent {
                 Extent::Full => self.put_queue()?,
-                Extent::Drain => self.remove_queue()?,
+                Extent::Drain => self.drain_queue()?,
             }
             repaired += 1;
             changed = true;
@@ -209,6 +209,36 @@ impl Rules {
 
     fn put_tables(&self, facts: Facts, extent: Extent, queue: bool) -> Result<(), RulesError> {
         run("nft", &["-f", "-"], &nft::install(&self.plan, facts, extent, queue)).map(drop)
+    }
+
+    /// In place of what stands: a deflector's live connections are known to its sets alone.
+    fn renew_tables(&self, facts: Facts, extent: Extent, queue: bool) -> Result<(), RulesError> {
+        let name = nft::table(self.plan.instance());
+        let listing = run("nft", &["-t", "-s", "list", "table", "inet", &name], "").unwrap_or_default();
+        if let Some(text) = nft::renew(&self.plan, facts, extent, queue, &listing) {
+            match run("nft", &["-f", "-"], &text) {
+                Ok(_) => return Ok(()),
+                // Somebody was at it meanwhile, or it is of another making.
+                Err(RulesError::Refused { said, .. }) => {
+                    tracing::warn!(said, "the deflector's sets cannot be kept; its connections end");
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        self.put_tables(facts, extent, queue)
+    }
+
+    fn drain_queue(&self) -> Result<(), RulesError> {
+        if self.plan.spec.deflecting.is_none() {
+            return self.remove_queue();
+        }
+        for tools in self.iptables() {
+            let listing = run(tools.list, &["-t", "raw", "-S"], "")?;
+            if let Some(text) = xtables::drain(&self.plan, &listing) {
+                run(tools.restore, &["--noflush"], &text)?;
+            }
+        }
+        Ok(())
     }
 
     fn put_queue(&self) -> Result<(), RulesError> {

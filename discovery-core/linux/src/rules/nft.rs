@@ -28,7 +28,38 @@ pub(super) fn has_bridge_table(plan: &Plan) -> bool {
 
 /// Puts the tables in place of whatever stood there. `queue`: with the queue rules.
 pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) -> String {
-    let mut text = remove(&plan.spec.instance);
+    format!("{}{}", remove(&plan.spec.instance), tables(plan, facts, extent, queue))
+}
+
+/// The same, but what stands in the table `inet`, as listed, goes piece by piece: a deflector's sets are kept. None
+/// without such.
+pub(super) fn renew(plan: &Plan, facts: Facts, extent: Extent, queue: bool, listing: &str) -> Option<String> {
+    let kept = |name: &str| name.starts_with(deflector::KEPT);
+    let pieces: Vec<(&str, &str)> = listing.lines().filter_map(piece).collect();
+    if plan.spec.deflecting.is_none() || !pieces.iter().any(|(kind, name)| *kind == "set" && kept(name)) {
+        return None;
+    }
+    let name = table(&plan.spec.instance);
+    let mut text = format!("flush table inet {name}\n");
+    for (kind, piece) in pieces {
+        if !(kind == "set" && kept(piece)) {
+            let _ = writeln!(text, "delete {kind} inet {name} {piece}");
+        }
+    }
+    let _ = writeln!(text, "add table bridge {name}\ndelete table bridge {name}");
+    text.push_str(&tables(plan, facts, extent, queue));
+    Some(text)
+}
+
+/// A line with which a part of a table begins: `\tset name {`.
+fn piece(line: &str) -> Option<(&str, &str)> {
+    let (kind, rest) = line.strip_prefix('\t')?.strip_suffix(" {")?.split_once(' ')?;
+    let known = matches!(kind, "chain" | "set" | "map" | "counter");
+    (known && !rest.contains(' ')).then_some((kind, rest))
+}
+
+fn tables(plan: &Plan, facts: Facts, extent: Extent, queue: bool) -> String {
+    let mut text = String::new();
     let name = table(&plan.spec.instance);
     let mut put = |line: &str| {
         text.push_str(line);
@@ -45,7 +76,7 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
     if extent == Extent::Full && datagrams::ruled(plan) {
         datagrams::tables(plan, &from(plan)).iter().for_each(|line| put(line));
     }
-    if let (Some(deflecting), Extent::Full) = (&plan.spec.deflecting, extent) {
+    if let Some(deflecting) = &plan.spec.deflecting {
         deflector::tables(plan, deflecting, &from(plan)).iter().for_each(|line| put(line));
     }
     divert(plan, extent).iter().for_each(|line| put(line));
@@ -54,6 +85,9 @@ pub(super) fn install(plan: &Plan, facts: Facts, extent: Extent, queue: bool) ->
     }
     if queueing {
         queue_in(plan).iter().for_each(|line| put(line));
+    } else if queue && plan.spec.deflecting.is_some() {
+        let rule = format!("{} queue flags bypass to {}", deflector::nft(), plan.spec.queue);
+        chain("queue_in", "filter hook prerouting", RAW, &[rule]).iter().for_each(|line| put(line));
     }
     output(plan, queueing).iter().for_each(|line| put(line));
     own_errors().iter().for_each(|line| put(line));
@@ -114,7 +148,7 @@ fn divert(plan: &Plan, extent: Extent) -> Vec<String> {
     chain("divert", "filter hook prerouting", MANGLE, &rules)
 }
 
-const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+pub(super) const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 const SYN_ACK: &str = "tcp flags & (fin | syn | rst | ack) == (syn | ack)";
 /// A reset that acknowledges nothing: how a client answers a SYN-ACK that it did not ask for.
 const RST: &str = "tcp flags & (fin | syn | rst | ack) == rst";
@@ -298,6 +332,24 @@ table inet waypost_a {
 }
 "#;
         assert_eq!(install(&routed(), Facts::default(), Extent::Full, true), expected);
+    }
+
+    #[test]
+    fn a_deflector_keeps_who_is_deflected() {
+        let mut plan = routed();
+        let proxies = vec![[10, 3, 0, 1].into()];
+        plan.spec.deflecting = Some(super::super::Deflecting { proxies, proxy_port: 7784 });
+        let listing = "table inet waypost_a {\n\tset deflected4 {\n\t\ttype ipv4_addr\n\t}\n\n\tset young4 {\n\t}\n\tchain out {\n\t\tct mark { 1 }\n\t}\n}\n";
+        let text = renew(&plan, Facts::default(), Extent::Drain, true, listing).unwrap();
+        let gone = "flush table inet waypost_a\ndelete set inet waypost_a young4\ndelete chain inet waypost_a out\nadd table bridge waypost_a\ndelete table bridge waypost_a\ntable inet waypost_a {\n";
+        assert!(text.starts_with(gone), "{text}");
+        for kept in ["chain deflected {", "chain primers {", "chain unturned {"] {
+            assert!(text.contains(kept), "{text}");
+        }
+        assert_eq!(text.matches("queue flags bypass").count(), 1, "no new ones: {text}");
+        assert!(text.contains("meta mark & 0x200 == 0x200 queue flags bypass to 10"), "{text}");
+        assert_eq!(renew(&plan, Facts::default(), Extent::Full, true, ""), None, "nothing stands");
+        assert_eq!(renew(&routed(), Facts::default(), Extent::Full, true, listing), None, "no deflector");
     }
 
     #[test]

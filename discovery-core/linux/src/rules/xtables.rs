@@ -14,12 +14,22 @@ fn chains(instance: &Instance) -> [(&'static str, String); 2] {
 
 /// Puts the rules in place of whatever stood there. `listing` is what `-t raw -S` prints now.
 pub(super) fn install(plan: &Plan, listing: &str) -> String {
+    put(plan, listing, &rules_in(plan), &rules_out(plan))
+}
+
+/// The same while new connections flow past: what belongs to deflected ones. None when there is nothing such.
+pub(super) fn drain(plan: &Plan, listing: &str) -> Option<String> {
+    plan.spec.deflecting.as_ref()?;
+    Some(put(plan, listing, &[format!("{} {}", deflector::xtables(), queue(plan))], &[]))
+}
+
+fn put(plan: &Plan, listing: &str, rules_in: &[String], rules_out: &[String]) -> String {
     let [(pre, chain_in), (out, chain_out)] = chains(&plan.spec.instance);
     let mut text = format!("*raw\n:{chain_in} - [0:0]\n:{chain_out} - [0:0]\n");
-    for rule in rules_in(plan) {
+    for rule in rules_in {
         let _ = writeln!(text, "-A {chain_in} {rule}");
     }
-    for rule in rules_out(plan) {
+    for rule in rules_out {
         let _ = writeln!(text, "-A {chain_out} {rule}");
     }
     for (from, to) in [(pre, &chain_in), (out, &chain_out)] {
@@ -142,6 +152,16 @@ mod tests {
     use super::super::plan::Host;
     use super::super::plan::tests_support::{alone, bridge, host, routed};
     use super::*;
+
+    #[test]
+    fn a_draining_deflector_keeps_what_was_deflected() {
+        let mut plan = routed();
+        assert_eq!(drain(&plan, BARE), None);
+        plan.spec.deflecting = Some(super::super::Deflecting { proxies: Vec::new(), proxy_port: 7784 });
+        let text = drain(&plan, BARE).unwrap();
+        assert!(text.contains("-A WAYPOST_a_IN -p tcp -m mark --mark 0x200/0x200 -j NFQUEUE"), "{text}");
+        assert_eq!(text.matches("-j NFQUEUE").count(), 1, "{text}");
+    }
 
     const BARE: &str = "-P PREROUTING ACCEPT\n-P OUTPUT ACCEPT\n";
 

@@ -227,20 +227,29 @@ pub(crate) fn by_turning(case: &Case) -> anyhow::Result<()> {
     for server in servers {
         served(&lab, server)?;
     }
+    // One that lives while new ones flow past, and while they are taken again.
+    let mut live = Client::connect(&lab, servers[0])?;
+    live.echoes(&noise(100_000))?;
+    nodes.node(Place::Centre)?.watch.announce("bypass");
+    for switch in ["on", "off"] {
+        nodes.bypass(Place::Centre, switch)?;
+        live.echoes(&noise(100_000))?;
+    }
+    live.ends()?;
     let (first, second, wire) = (first.lines()?, second.lines()?, wire.lines()?);
     let syns = first.iter().filter(|line| line.contains("Flags [S]")).count();
-    // One in, one out, for each of two connections.
-    ensure!(syns == 4, "the primary has seen {syns} SYNs: {first:?}");
+    // One in, one out, for each of three connections.
+    ensure!(syns == 6, "the primary has seen {syns} SYNs: {first:?}");
     ensure!(second.iter().all(|line| !line.contains("Flags [S]")), "the other proxy: {second:?}");
     ensure!(strangers(&wire) == 0 && wire.len() > 4, "the server's wire: {} strangers", strangers(&wire));
     ensure!(
-        figure(&nodes, "deflected")? == 2 && figure(&nodes, "past")? == 0,
+        figure(&nodes, "deflected")? == 3 && figure(&nodes, "past")? == 0,
         "{}",
         nodes.status(Place::Centre)?
     );
     let log = yard.proxies[0].as_ref().context("the primary")?.watch.text();
     let by_option = log.matches("\"by_option\":true").count();
-    ensure!(by_option == 2, "the option told {by_option} servers");
+    ensure!(by_option == 3, "the option told {by_option} servers");
     control(&mut nodes, &lab, &yard, "static", servers)
 }
 
@@ -279,7 +288,13 @@ pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
     case.note("after-the-primary-died-ms", u64::try_from(start.elapsed().as_millis())?);
     let second = second.lines()?;
     let out = second.iter().filter(|line| line.contains("Flags [S]")).count();
+    ensure!(out >= 1, "the second proxy has dialled nobody");
     case.note("taken-by-the-second", out);
+    let now = nodes.count(Place::Branch, "carried")?;
+    ensure!(
+        now == carried + u64::try_from(out)?,
+        "the client's node carried {now} after {carried}, and the second proxy has dialled {out} times"
+    );
     nodes.node(Place::Branch)?.signal(libc::SIGTERM)?;
     nodes.node(Place::Branch)?.wait(STALL)?;
     control(&mut nodes, &lab, &yard, "discovering", servers)
