@@ -15,7 +15,7 @@ pub use passed::{Passed, decode, encode};
 use crate::{
     flow::Flow,
     mutants,
-    packet::{SynFacts, Tcp, Timestamps},
+    packet::{Item, SynFacts, Tcp, Timestamps},
     reason::Reason,
 };
 use shadow::{Shadow, behind};
@@ -70,6 +70,8 @@ pub struct Segment<'a> {
     pub window: u16,
     /// Its timestamps.
     pub timestamps: Option<Timestamps>,
+    /// The end of the furthest octets that it acknowledges behind a gap (RFC 2018).
+    pub sacked: Option<u32>,
     /// What it carries.
     pub payload: &'a [u8],
 }
@@ -85,9 +87,22 @@ impl<'a> Segment<'a> {
             flags: tcp.flags(),
             window: tcp.window(),
             timestamps: tcp.syn_facts().timestamps,
+            sacked: sacked(tcp),
             payload: tcp.payload(),
         }
     }
+}
+
+/// The furthest right edge of a block beyond the acknowledgement; one before it tells of octets that came twice (RFC
+/// 2883).
+fn sacked(tcp: &Tcp<'_>) -> Option<u32> {
+    let blocks = tcp.options().filter_map(|item| match item {
+        Item::Option(option) if option.kind == SACK => Some(option.body()),
+        Item::Option(_) | Item::Nop | Item::End | Item::Malformed => None,
+    });
+    let ends = blocks.flat_map(|body| body.chunks_exact(8)).filter_map(|block| block.last_chunk::<4>());
+    let ends = ends.map(|end| u32::from_be_bytes(*end)).filter(|end| behind(tcp.ack(), *end));
+    ends.max_by_key(|end| end.wrapping_sub(tcp.ack()))
 }
 
 /// What is known of a connection whose packets pass.
@@ -106,6 +121,8 @@ struct Way {
     next: Option<u32>,
     /// The highest number that its receiver acknowledged.
     acked: Option<u32>,
+    /// Its receiver has octets behind a gap, as it said last.
+    gap: bool,
     /// The window that its sender announced last.
     window: u16,
     /// Its sender's clock, and when that was read.
@@ -168,6 +185,10 @@ impl Observation {
         if segment.flags & (ACK | URG) != ACK {
             return Err(Reason::AdoptUnsteady);
         }
+        // A receiver that cannot say so may have octets beyond all that was seen.
+        if !self.terms.sack {
+            return Err(Reason::AdoptUnsteady);
+        }
         let (own, other) =
             if segment.up { (&mut self.up, &mut self.down) } else { (&mut self.down, &mut self.up) };
         own.window = segment.window;
@@ -186,9 +207,14 @@ impl Observation {
             other.acked = Some(segment.ack);
             other.shadow.acked(segment.ack);
         }
-        // What was sent before anybody looked shows in what is acknowledged.
-        if other.next.is_some_and(|next| behind(next, segment.ack)) {
-            other.next = Some(segment.ack);
+        // What was sent before anybody looked shows in what is acknowledged, in order or behind a gap.
+        for shown in [Some(segment.ack), segment.sacked].into_iter().flatten() {
+            if other.next.is_some_and(|next| behind(next, shown)) {
+                other.next = Some(shown);
+            }
+        }
+        if other.acked == Some(segment.ack) {
+            other.gap = segment.sacked.is_some();
         }
         if self.octets() > OCTETS_MAX {
             return Err(Reason::AdoptFull);
@@ -269,6 +295,10 @@ impl Observation {
 impl Way {
     /// The first number that is not acknowledged, and the next to be sent; none while anything between is not known.
     fn whole(&self) -> Option<(u32, u32)> {
+        // Not all blocks behind a gap fit an acknowledgement: only one without any tells all that has arrived.
+        if self.gap && !mutants::on("adopt-behind-a-gap") {
+            return None;
+        }
         let (next, acked) = (self.next?, self.acked?);
         match self.shadow.ends() {
             // An acknowledgement of what was kept shows that nothing older is under way.
@@ -286,6 +316,8 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 const URG: u8 = 32;
+/// The option's kind.
+const SACK: u8 = 5;
 
 /// RFC 879 and every stack since.
 const MSS_MIN: u16 = 88;

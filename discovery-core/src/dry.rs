@@ -113,7 +113,8 @@ impl Dry {
         let first = *self.first.get_or_insert(packet.at);
         // A file may go back in time; the engine does not.
         self.at = self.at.max(packet.at.saturating_sub(first));
-        let now = Now { mono: self.start + self.at, wall: UnixMillis(0).plus(packet.at) };
+        let mono = self.start + self.at.min(FURTHEST);
+        let now = Now { mono, wall: UnixMillis(0).plus(packet.at) };
         while self.engine.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.engine.handle_timeout(now);
             self.obey(now);
@@ -233,6 +234,8 @@ impl Dry {
     }
 }
 
+/// What a file says of time is a stranger's word, and a clock has an end. No capture lasts a century.
+const FURTHEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 /// Rows of a report.
 const FLOWS_MAX: usize = 100_000;
 const STEPS_MAX: usize = 32;
@@ -306,6 +309,16 @@ mod tests {
         assert_eq!(dry.told()[1].ruled, Ruled { action: Action::Drop, rule: Some(1) });
         assert_eq!(dry.counts(), Counts { packets: 10, begun_before: 1, unread: 1, beyond: 0 });
         assert_eq!(dry.unread().collect::<Vec<_>>(), [("truncated", 1)]);
+    }
+
+    #[test]
+    fn a_file_may_say_anything_of_time() {
+        let mut dry = dry(rules());
+        let octets = syn(&flow(143), 7, &[]).unwrap();
+        for at in [Duration::ZERO, Duration::from_secs(u64::MAX), Duration::MAX, Duration::ZERO] {
+            dry.handle_packet(&Captured { at, octets: &octets, vlan: None });
+        }
+        assert_eq!(dry.counts().packets, 4);
     }
 
     #[test]

@@ -179,6 +179,7 @@ impl Path {
         settings.v6 = v6.is_some();
         settings.here = plan::here(interception).await?;
         settings.codec = plan::codec(interception);
+        settings.ports = plan::ports(interception);
         let queued = plan::queue(interception, config.deflector.is_some());
         settings.batch = (queued.batch_packets, queued.copy_octets);
         let queue = open_queue(interception, config.deflector.is_some())?;

@@ -16,6 +16,9 @@ pub const OWN_CONNECT_HERE: u32 = OWN_CONNECT | DELIVER;
 pub const YOUNG: u32 = 0x40;
 /// A datagram of which no earlier one passed; set and read by rules alone.
 pub const BEGINS: u32 = 0x100;
+/// What the queue says of such a datagram: it passes, and what follows it does. One that came by the queue unseen, or too
+/// late, goes on without it.
+pub const PASSED: u32 = 0x4000;
 /// A packet of a connection that a deflector has given to a proxy; set and read by rules alone.
 pub const TURNED: u32 = 0x200;
 /// A packet by which the kernel is told such a connection's addresses. It never leaves.

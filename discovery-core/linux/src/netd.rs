@@ -17,6 +17,7 @@ mod existing;
 mod handle;
 mod look;
 mod orders;
+mod ports;
 mod probes;
 
 use std::io;
@@ -33,7 +34,7 @@ use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
 use crate::broker::Early;
-use crate::marks::EXISTING;
+use crate::marks::{BEGINS, EXISTING, PASSED};
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
 pub use handle::Handle;
 
@@ -43,6 +44,7 @@ use deflecting::Deflecting;
 use handle::{Command, Commands};
 use look::{Datagram, Looker};
 use orders::Senders;
+use ports::Ports;
 use probes::Probes;
 
 /// A connection's far side, for whoever claimed it.
@@ -111,6 +113,8 @@ pub struct NetdSettings {
     pub probe_port: u16,
     /// The longest packet that may leave with a query among its options: the smallest MTU of the ways out.
     pub octets_max: usize,
+    /// The ports of the bridge that are taken; empty where there is none. The kernel's rules see only the bridge.
+    pub ports: Vec<String>,
     /// Packets that one call takes.
     pub batch: (usize, u32),
 }
@@ -128,6 +132,7 @@ impl NetdSettings {
             here: Vec::new(),
             probe_port: 7783,
             octets_max: 1500,
+            ports: Vec::new(),
             batch: (64, 2048),
         }
     }
@@ -153,6 +158,7 @@ pub struct Netd<Q, A> {
     agent: A,
     rules: RuleSet,
     looker: Looker,
+    ports: Ports,
     senders: Senders,
     connects: Connects,
     adoptions: Adoptions,
@@ -202,6 +208,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             agent,
             rules: RuleSet::default(),
             looker: Looker::new(settings.codec, settings.octets_max),
+            ports: Ports::open(settings.ports.clone())?,
             senders: Senders::open(&settings)?,
             connects: Connects::new(early, CONNECTS, settings.here.clone()),
             adoptions: Adoptions::default(),
@@ -315,6 +322,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             self.queue.receive(batch)?;
             let before = self.counters.stale;
             for packet in batch.packets() {
+                // What waited too long was not decided: what follows it is asked about again.
                 self.queue.verdict(packet.id, Verdict::Accept);
                 self.counters.stale += 1;
             }
@@ -337,14 +345,20 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             self.adoptions_blind(now);
         }
         self.last = last;
+        // Without such a rule the bit is somebody else's.
+        let looks_at_existing = self.rules.looks_at_existing() || !self.adoptions.is_empty();
         for packet in batch.packets() {
+            if !self.ports.takes(now.mono, packet.physindev) {
+                self.queue.verdict(packet.id, Verdict::Accept);
+                continue;
+            }
             if let Some(done) = self.deflected(&packet)
                 && let Some(deflecting) = &self.deflecting
             {
                 self.queue.verdict(packet.id, deflecting.verdict(done));
                 continue;
             }
-            if packet.mark & EXISTING != 0 {
+            if packet.mark & EXISTING != 0 && looks_at_existing {
                 self.midstream(now, &packet)?;
                 continue;
             }
@@ -404,11 +418,14 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             None => {
                 self.counters.unread += 1;
                 // A first fragment, say: what follows it is to be asked about again.
-                return Verdict::Mark(packet.mark & !crate::marks::BEGINS);
+                return Verdict::Mark(packet.mark & !BEGINS);
             }
         };
         match verdict {
             engine::Verdict::Drop => Verdict::Drop,
+            engine::Verdict::Pass | engine::Verdict::PassWithQuery if packet.mark & BEGINS != 0 => {
+                Verdict::Mark((packet.mark & !BEGINS) | PASSED)
+            }
             engine::Verdict::Pass | engine::Verdict::PassWithQuery => Verdict::Accept,
         }
     }

@@ -65,7 +65,8 @@ impl Passed {
     /// port.
     pub fn restore(&mut self, wall: UnixMillis, rows: &[(Flow, Terms, UnixMillis)]) {
         for (flow, terms, seen) in rows {
-            if wall.since(*seen) < KEPT_FOR {
+            // What was seen in the future was seen by another clock, and would be fresh for ever.
+            if *seen <= wall && wall.since(*seen) < KEPT_FOR {
                 self.terms.insert(*flow, (*terms, *seen));
             }
         }

@@ -14,7 +14,7 @@ fn now() -> Instant {
 }
 
 fn segment(up: bool, seq: u32, ack: u32, payload: &[u8]) -> Segment<'_> {
-    Segment { up, seq, ack, flags: ACK, window: 500, timestamps: None, payload }
+    Segment { up, seq, ack, flags: ACK, window: 500, timestamps: None, sacked: None, payload }
 }
 
 fn octet(at: u32) -> u8 {
@@ -86,6 +86,50 @@ fn what_is_under_way_is_kept_and_a_gap_is_no_moment() {
     // More is acknowledged than was ever seen: what was seen was sent again.
     assert_eq!(see(false, 900, 500, &[]).unwrap().to_client.expects, 500);
     assert_eq!(see(true, 700, 900, &octets(700, 800)), None);
+}
+
+/// The client repeats what is lost at the front; its receiver has what came before anybody looked, behind a gap.
+#[test]
+fn a_repeated_front_is_no_moment() {
+    let begun = now();
+    let late = begun + OBSERVE_MIN;
+    let mut observation = Observation::begin(begun, TERMS);
+    let mut see = |seg: Segment<'_>| {
+        observation.see(begun, &seg).unwrap();
+        observation.cut(late, flow())
+    };
+    let ack = |ack, sacked| Segment { sacked, ..segment(false, 900, ack, &[]) };
+    assert_eq!(see(ack(100, Some(9_000))), None);
+    assert_eq!(see(segment(true, 100, 900, &octets(100, 1548))), None);
+    assert_eq!(see(ack(1548, Some(9_000))), None, "a hole behind it");
+    // Only some blocks are shown, and what is repeated reaches beyond them.
+    assert_eq!(see(segment(true, 1548, 900, &octets(1548, 9_000))), None);
+    assert_eq!(see(segment(true, 9_000, 900, &octets(9_000, 9_100))), None);
+    assert_eq!(see(ack(9_050, Some(9_060))), None, "another gap");
+    assert_eq!(see(ack(9_100, None)).unwrap().to_client.expects, 9_100);
+}
+
+#[test]
+fn who_cannot_tell_of_a_gap_is_left_alone() {
+    let mut observation = Observation::begin(now(), Terms { sack: false, ..TERMS });
+    assert_eq!(observation.see(now(), &segment(true, 1, 2, &[])), Err(Reason::AdoptUnsteady));
+}
+
+#[test]
+fn the_furthest_block_behind_a_gap_is_read() {
+    use crate::packet::View;
+    let blocks = |blocks: &[(u32, u32)]| {
+        let mut option = vec![1, 1, 5, u8::try_from(2 + blocks.len() * 8).unwrap()];
+        for (from, to) in blocks {
+            option.extend([from.to_be_bytes(), to.to_be_bytes()].concat());
+        }
+        let packet = crate::packet::forge::syn(&flow(), 1, &option).unwrap();
+        let view = View::parse(&packet).unwrap();
+        Segment::of(&view.tcp().unwrap(), true).sacked
+    };
+    // A SYN acknowledges 0.
+    assert_eq!(blocks(&[(500, 600), (700, 900), (200, 300)]), Some(900));
+    assert_eq!(blocks(&[(u32::MAX - 9, u32::MAX)]), None, "it came twice");
 }
 
 #[test]
@@ -204,6 +248,9 @@ proptest! {
         let mut too_late = Passed::default();
         too_late.restore(wall.plus(Duration::from_secs(90_000)), &rows);
         prop_assert_eq!(too_late.rows(), vec![]);
+        let mut set_back = Passed::default();
+        set_back.restore(crate::now::UnixMillis(wall.0 - 1), &rows);
+        prop_assert_eq!(set_back.rows(), vec![]);
     }
 
     #[test]

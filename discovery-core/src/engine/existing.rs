@@ -131,6 +131,10 @@ impl Engine {
         if tries >= self.config.existing_tries_max {
             return settled(Reason::ExistingLeft);
         }
+        // What is adopted is remembered, as what is carried.
+        if existing == Existing::Adopt && !self.table.has_room(0) {
+            return open(Reason::ExistingLater);
+        }
         if !self.pace.take(now.mono, self.config.existing_per_second_max) {
             return open(Reason::ExistingLater);
         }

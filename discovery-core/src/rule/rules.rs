@@ -242,6 +242,12 @@ impl RuleSet {
 }
 
 impl RuleSet {
+    /// Whether any rule says that connections that stood before are to be looked at.
+    #[must_use]
+    pub fn looks_at_existing(&self) -> bool {
+        self.rules.iter().any(|rule| rule.existing != Existing::Leave)
+    }
+
     /// What the rule that decided says about connections that stood before; nothing without one.
     #[must_use]
     pub fn existing(&self, ruled: Ruled) -> Existing {

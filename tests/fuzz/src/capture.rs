@@ -1,13 +1,23 @@
 //! Files of captured packets: what is read of one stands in it, in order, and what is whole in a file of ours is read.
 
 use discovery_core::capture::{Capture, CaptureError};
+use discovery_core::dry::Dry;
+use discovery_core::engine::{Config, Engine};
+use discovery_core::flow::Ingress;
+use discovery_core::probe::Codec;
+use discovery_core::rule::{Action, Rule, RuleSet};
+use std::time::Instant;
 
 /// A file.
 pub fn run(data: &[u8]) {
     let Ok(capture) = Capture::open(data) else { return };
     let (mut behind, mut failed) = (data.as_ptr() as usize, false);
+    let mut dry = dry();
     for packet in capture {
         assert!(!failed, "packets after a mistake");
+        if let Ok(packet) = &packet {
+            dry.handle_packet(packet);
+        }
         match packet {
             Ok(packet) if packet.octets.is_empty() => {}
             Ok(packet) => {
@@ -23,6 +33,13 @@ pub fn run(data: &[u8]) {
         }
     }
     classic(data);
+}
+
+/// Whatever is read, a node can be asked about.
+fn dry() -> Dry {
+    let rules = RuleSet::new(vec![Rule::new(Action::Intercept)]).unwrap();
+    let engine = Engine::new(Config::default());
+    Dry::new(engine, rules, Codec::default(), Ingress(1), &[], Instant::now())
 }
 
 /// A mistake is within the file.

@@ -184,6 +184,14 @@ fn cookie() -> u32 {
     u32::from_ne_bytes(octets)
 }
 
+/// The ports of the bridge that are taken; none when there is no bridge.
+pub(super) fn ports(interception: &Interception) -> Vec<String> {
+    match interception.mode {
+        Standing::Bridge => interception.interfaces.iter().map(|name| name.0.clone()).collect(),
+        Standing::Routed | Standing::Host => Vec::new(),
+    }
+}
+
 /// The rules with interfaces by number and expressions as programs.
 pub(super) async fn rules(interception: &Interception) -> Result<RuleSet, Failure> {
     rules_with(interception, ingress).await

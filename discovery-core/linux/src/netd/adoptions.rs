@@ -148,12 +148,12 @@ mod tests {
 
     fn segment(up: bool) -> Segment<'static> {
         let (seq, ack) = if up { (100, 900) } else { (900, 100) };
-        Segment { up, seq, ack, flags: ACK, window: 500, timestamps: None, payload: &[] }
+        Segment { up, seq, ack, flags: ACK, window: 500, timestamps: None, sacked: None, payload: &[] }
     }
 
     fn begun(now: Instant) -> Adoptions {
         let mut adoptions = Adoptions::default();
-        let facts = SynFacts { window_scale: Some(7), ..SynFacts::default() };
+        let facts = SynFacts { window_scale: Some(7), sack_permitted: true, ..SynFacts::default() };
         adoptions.passed.syn(flow(), 99, facts);
         adoptions.passed.syn_ack(UnixMillis(0), flow(), 100, &facts);
         adoptions.begin(now, flow(), 1460).unwrap();

@@ -26,6 +26,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             self.adoptions_blind(now);
             return Ok(());
         };
+        if damaged(packet, view) {
+            // Its receiver does not take it, so it has changed nothing: it will be sent again.
+            self.counters.unread += 1;
+            self.queue.verdict(packet.id, Verdict::Accept);
+            return Ok(());
+        }
         let up = Flow { client: view.src(), server: view.dst() };
         if let Some((flow, up)) = self.adoptions.of(up) {
             return self.observed(now, packet, flow, &Segment::of(&tcp, up));
@@ -155,5 +161,43 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     fn mss(&self, flow: Flow) -> u16 {
         let headers = if flow.client.is_ipv4() { 40 } else { 60 };
         u16::try_from(self.settings.octets_max.saturating_sub(headers)).unwrap_or(u16::MAX)
+    }
+}
+
+/// Whether octets got lost on its way. What is kept of it would be sent again under a good checksum.
+fn damaged(packet: &QueuedPacket<'_>, view: &View<'_>) -> bool {
+    packet.unverified && !view.checksums_hold()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::{Hook, PacketId};
+    use discovery_core::packet::forge::syn;
+
+    #[test]
+    fn a_damaged_segment_is_told_and_one_whose_checksum_comes_later_is_none() {
+        let flow =
+            Flow { client: "10.1.0.2:40000".parse().unwrap(), server: "10.2.0.2:143".parse().unwrap() };
+        let sound = syn(&flow, 7, &[]).unwrap();
+        let mut flipped = sound.clone();
+        flipped[24] ^= 1;
+        for (payload, unverified, expected) in
+            [(&sound, true, false), (&flipped, true, true), (&flipped, false, false)]
+        {
+            let packet = QueuedPacket {
+                id: PacketId(1),
+                hook: Hook::Prerouting,
+                mark: EXISTING,
+                indev: 4,
+                physindev: 0,
+                outdev: 0,
+                vlan: None,
+                payload,
+                whole: true,
+                unverified,
+            };
+            assert_eq!(damaged(&packet, &View::parse(payload).unwrap()), expected);
+        }
     }
 }

@@ -144,6 +144,7 @@ mod tests {
             vlan: None,
             payload,
             whole: true,
+            unverified: false,
         }
     }
 

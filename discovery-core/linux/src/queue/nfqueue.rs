@@ -36,8 +36,14 @@ impl QueueSettings {
     /// a fast connection may be missed.
     #[must_use]
     pub fn segments(number: u16) -> Self {
-        // More packets than the buffer has room for: one that finds none leaves a gap in their numbers, which shows.
-        Self { copy_octets: 0xffff, packets_max: 65_536, buffer_octets: 64 << 20, ..Self::handshakes(number) }
+        // More packets than the buffer has room for, which counts a kernel's bookkeeping of some 250 octets for the
+        // shortest too: one that finds no room leaves a gap in their numbers, which shows, and one too many does not.
+        Self {
+            copy_octets: 0xffff,
+            packets_max: 1 << 20,
+            buffer_octets: 64 << 20,
+            ..Self::handshakes(number)
+        }
     }
 
     /// Room for a batch of this queue's packets.

@@ -53,6 +53,9 @@ pub struct QueuedPacket<'a> {
     pub payload: &'a [u8],
     /// The payload is all of it. A part must not be put in the place of the whole.
     pub whole: bool,
+    /// Nobody has looked at its checksum yet. Else the kernel or the card has, or there is none to look at before it
+    /// leaves.
+    pub unverified: bool,
 }
 
 /// Room for what one call receives.
@@ -168,6 +171,7 @@ fn read_packet(attributes: &[u8]) -> Option<QueuedPacket<'_>> {
         vlan: None,
         payload: &[],
         whole: true,
+        unverified: false,
     };
     let mut copied_of = None;
     for attribute in (Attributes { rest: attributes }) {
@@ -180,6 +184,7 @@ fn read_packet(attributes: &[u8]) -> Option<QueuedPacket<'_>> {
             NFQA_IFINDEX_PHYSINDEV => packet.physindev = big_u32(value, 0)?,
             NFQA_PAYLOAD => packet.payload = value,
             NFQA_CAP_LEN => copied_of = Some(big_u32(value, 0)?),
+            NFQA_SKB_INFO => packet.unverified = big_u32(value, 0)? & SKB_CSUM_NOTVERIFIED != 0,
             NFQA_VLAN => packet.vlan = read_vlan(value),
             _ => {}
         }
@@ -386,6 +391,8 @@ const NFQA_IFINDEX_OUTDEV: u16 = 6;
 const NFQA_IFINDEX_PHYSINDEV: u16 = 7;
 const NFQA_PAYLOAD: u16 = 10;
 const NFQA_CAP_LEN: u16 = 13;
+const NFQA_SKB_INFO: u16 = 14;
+const SKB_CSUM_NOTVERIFIED: u32 = 4;
 const NFQA_VLAN: u16 = 19;
 const NFQA_VLAN_PROTO: u16 = 1;
 const NFQA_VLAN_TCI: u16 = 2;
@@ -461,6 +468,7 @@ mod tests {
             vlan: Some(Vlan { protocol: 0x8100, tci: 0x2064 }),
             payload: b"ipv4!",
             whole: true,
+            unverified: false,
         };
         assert_eq!(only(&message), Message::Packet(expected));
     }

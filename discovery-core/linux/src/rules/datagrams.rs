@@ -3,7 +3,7 @@
 
 use super::nft::{RAW, chain};
 use super::plan::{Mode, Plan};
-use crate::marks::BEGINS;
+use crate::marks::{BEGINS, PASSED};
 
 /// The counter of datagrams that passed.
 pub(super) const COUNTER: &str = "datagrams";
@@ -40,12 +40,13 @@ pub(super) fn tables(plan: &Plan, from: &str) -> Vec<String> {
             format!("update {set} {{ {there} }} update {set} {{ {back} }} counter name \"{COUNTER}\"");
         known.push(format!("{from} meta nfproto {family} {there} {set} {noted} accept"));
         passed.push(format!(
-            "meta mark & {BEGINS:#x} == {BEGINS:#x} meta nfproto {family} udp length >= 8 {noted}"
+            "meta mark & {PASSED:#x} == {PASSED:#x} meta nfproto {family} udp length >= 8 {noted}"
         ));
     }
     known
         .push(format!("{from} udp length >= 8 fib daddr type unicast meta mark set meta mark | {BEGINS:#x}"));
-    passed.push(format!("meta mark & {BEGINS:#x} == {BEGINS:#x} meta mark set meta mark & {:#x}", !BEGINS));
+    let both = BEGINS | PASSED;
+    passed.push(format!("meta mark & {both:#x} != 0x0 meta mark set meta mark & {:#x}", !both));
     lines.extend(chain("datagrams_known", "filter hook prerouting", RAW - 10, &known));
     lines.extend(chain("datagrams_passed", "filter hook prerouting", RAW + 10, &passed));
     lines
@@ -89,7 +90,13 @@ mod tests {
         let known = "meta nfproto ipv4 ip saddr . udp sport . ip daddr . udp dport @datagrams4 update";
         assert!(text.contains(known), "{text}");
         assert!(text.contains("priority -310") && text.contains("priority -290"), "{text}");
-        assert!(text.contains("mark & 0xfffffeff"), "{text}");
+        assert!(text.contains("mark & 0xffffbeff"), "{text}");
+        // Never by what only the rules before the queue say: what overflows it has that too.
+        let noted: Vec<_> = text.lines().filter(|line| line.contains("udp length >= 8 update")).collect();
+        assert!(
+            noted.len() == 2 && noted.iter().all(|line| line.contains("mark & 0x4000 == 0x4000 meta")),
+            "{text}"
+        );
         assert!(nft(&plan).iter().all(|rule| rule.contains("udp")) && nft(&plan).len() == 2);
         assert_eq!(
             xtables(&plan),

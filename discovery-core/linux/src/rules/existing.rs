@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  from a client of such a rule, no SYN, RST or FIN ──known?──> on
-//!     │                                             ──a socket of ours?──> on
+//!     │                                             ──a socket of ours, or for this machine?──> on
 //!     └──at most so many a second──marked EXISTING──> queue ──SETTLED──> known
 //!                                                           └─WATCHED──> watched: each packet of it, both ways
 //! ```
@@ -63,7 +63,7 @@ pub(super) fn chains(plan: &Plan, from: &str) -> Vec<String> {
             pre.push(format!("{fits} {tuple} @known{digit} update @known{digit} {{ {tuple} }} return"));
             pre.push(format!("{fits} socket transparent 1 return"));
             pre.push(format!(
-                "{fits} {MIDDLE} limit rate {RATE} meta mark set meta mark | {EXISTING:#x} return"
+                "{fits} {MIDDLE} {AWAY} limit rate {RATE} meta mark set meta mark | {EXISTING:#x} return"
             ));
         }
         let both = |name: &str, mark: u32| {
@@ -156,6 +156,8 @@ fn union(values: &[String]) -> String {
 const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// Neither a beginning nor an end.
 const MIDDLE: &str = "tcp flags & (fin | syn | rst | ack) == ack";
+/// This machine's own connections, its links among them, are never in its way.
+const AWAY: &str = "fib daddr type != local";
 const BEFORE_QUEUE: i32 = -320;
 const BEHIND_QUEUE: i32 = -290;
 /// A connection that says nothing for so long is asked about again.
@@ -197,6 +199,20 @@ mod tests {
         let text = chains(&routed().with_existing(vec![filter]), "iifname \"lan0\"").join("\n");
         assert!(text.contains("iifname \"lan0\" meta nfproto ipv6 ip6 saddr . tcp sport . ip6 daddr . tcp dport @watched6 goto watched"), "{text}");
         assert!(text.find("@known4 return").unwrap() < text.find("meta mark | 0x2800").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn what_is_for_this_machine_is_never_asked_about() {
+        use super::super::plan::tests_support::bridge;
+        for (plan, from) in [(routed(), "iifname \"lan0\""), (bridge(), "iifname \"br0\"")] {
+            let filter = ExistingFilter { watches: true, ..ExistingFilter::default() };
+            let lines = chains(&plan.with_existing(vec![filter]), from);
+            let asked: Vec<_> = lines.iter().filter(|line| line.contains("meta mark | 0x800 ")).collect();
+            assert_eq!(asked.len(), 2, "one for each family: {lines:?}");
+            for line in asked {
+                assert!(line.contains("== ack fib daddr type != local limit rate"), "{line}");
+            }
+        }
     }
 
     #[test]

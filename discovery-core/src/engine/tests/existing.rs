@@ -145,3 +145,14 @@ fn the_connection_after_a_reset_asks_on_its_syn_and_the_next_does_not() {
         "a refresh takes nothing back"
     );
 }
+
+#[test]
+fn what_the_table_has_no_room_for_is_not_adopted() {
+    for (flows_max, course) in
+        [(0, (Course::Open, Reason::ExistingLater)), (1, (Course::Observe, Reason::ExistingObserved))]
+    {
+        let mut rig = Rig::with(Config { flows_max, ..Config::default() });
+        rig.action = Action::InterceptSingle;
+        assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), course, "{flows_max}");
+    }
+}
