@@ -112,7 +112,7 @@ pub(crate) fn three(case: &Case) -> anyhow::Result<()> {
         Ok(nodes.sent_to("m", "o")?.is_some_and(|sent| sent >= 100_000))
     })?;
     drop(chain);
-    // The control: without its rule the first node asks for nothing, and nothing of the row carries.
+    // The control: without its rule the first node asks for nothing; the second is the first then.
     nodes.node("a")?.kill()?;
     nodes.start(&[("a", Standing::routed().passing())])?;
     let on_wan = Capture::begin(&ground, "a", "right")?;
@@ -120,7 +120,12 @@ pub(crate) fn three(case: &Case) -> anyhow::Result<()> {
     Client::whole(&ground, "c", server)?;
     let syns: Vec<Packet> = on_wan.take().into_iter().filter(Packet::is_syn).collect();
     ensure!(syns.len() == 1 && syns.iter().all(|syn| !syn.probe), "without the rule: {syns:?}");
-    case.note("control", format!("{before:?}"));
+    let after = nodes.sent_to("m", "o")?;
+    ensure!(nodes.count("a", "carried")? == 0, "the first node carries without its rule");
+    ensure!(
+        after.unwrap_or(0) >= before.unwrap_or(0) + 100_000,
+        "the second does not: {before:?}, {after:?}"
+    );
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What stood before a node did: what it knew, and connections.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,6 +105,40 @@ pub(crate) fn reset(case: &Case) -> anyhow::Result<()> {
         nodes.at_rest(&[Place::Branch])?;
         stop(&mut nodes, Place::Branch)?;
     }
+    own(&lab, &mut nodes, &ended)
+}
+
+/// A rule without ports, which says the same of every connection: those of the node's own machine are in nobody's way,
+/// its link among them, even those that its rules have never seen the SYN of.
+fn own(lab: &Lab, nodes: &mut Nodes<'_>, ended: &Receiver<std::io::ErrorKind>) -> anyhow::Result<()> {
+    let ip = Place::Server.v4();
+    let mut before = Client::connect(lab, ip)?;
+    let mut own = lab.inside(Place::Branch, move || TcpStream::connect((ip, ECHO)))??;
+    own.set_read_timeout(Some(STALL))?;
+    let mut greeting = [0];
+    while greeting != *b"\n" {
+        own.read_exact(&mut greeting).context("the server's greeting")?;
+    }
+    let mut whole = || {
+        let mut back = [0; 5];
+        own.write_all(b"to me")
+            .and_then(|()| own.read_exact(&mut back))
+            .context("the machine's own connection")?;
+        ensure!(&back == b"to me", "{back:?}");
+        Ok(())
+    };
+    whole()?;
+    nodes.start_ruled(Place::Branch, "action = \"intercept-single\"\nexisting = \"reset\"")?;
+    // The control: what runs through the node is reset.
+    told(&mut before)?;
+    ended.recv_timeout(STALL).context("the server is not told")?;
+    let resets = nodes.count(Place::Branch, "existing-reset")?;
+    for _ in 0..20 {
+        whole()?;
+        thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(nodes.count(Place::Branch, "existing-reset")? == resets, "it resets its own connections");
+    ensure!(ended.try_recv().is_err(), "the server is told of one more end");
     Ok(())
 }
 
