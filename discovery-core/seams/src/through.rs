@@ -41,3 +41,23 @@ macro_rules! write_through {
         }
     };
 }
+
+/// Makes a `$outer<Io>` with a field `io` hand down to it what only the bottom of a stream can do.
+#[macro_export]
+macro_rules! hand_down {
+    ($outer:ident) => {
+        impl<Io: $crate::AsyncIo> $crate::AsyncIo for $outer<Io> {
+            fn set_receive_window(&self, octets: u32) -> ::std::io::Result<()> {
+                self.io.set_receive_window(octets)
+            }
+
+            fn slim(&mut self) {
+                self.io.slim();
+            }
+
+            fn reset_on_close(&mut self) {
+                self.io.reset_on_close();
+            }
+        }
+    };
+}

@@ -261,25 +261,24 @@ impl Links {
     /// Whether a stream to `peer` could be opened without waiting for a link.
     #[must_use]
     pub fn is_up(&self, peer: &Peer) -> bool {
-        let link = match peer {
-            Peer::Node(node) => self.inner.lock().get(node).cloned(),
-            Peer::At(address, key) => self.inner.at(*address, *key),
-        };
-        link.is_some_and(|link| link.is_ready(Lane::Interactive))
+        self.ready(peer).is_some()
     }
 
     /// Whether a stream that this peer offers can be counted on before it has said so: there is a link, and nothing says
     /// that it may serve some servers only.
     #[must_use]
     pub fn is_sure(&self, peer: &Peer) -> bool {
+        let authority = self.ready(peer).and_then(|link| link.authority());
+        authority.is_some_and(|authority| authority.prefixes.is_none())
+    }
+
+    /// The link to `peer`, if it takes streams at once.
+    fn ready(&self, peer: &Peer) -> Option<Arc<Link>> {
         let link = match peer {
             Peer::Node(node) => self.inner.lock().get(node).cloned(),
             Peer::At(address, key) => self.inner.at(*address, *key),
         };
-        link.is_some_and(|link| {
-            link.is_ready(Lane::Interactive)
-                && link.authority().is_some_and(|authority| authority.prefixes.is_none())
-        })
+        link.filter(|link| link.is_ready(Lane::Interactive))
     }
 
     /// All peers that there is a link with, or that are configured.

@@ -4,7 +4,6 @@
 //! a record again after AUTHENTICATE. Between two nodes there are no records, so the one that does the TLS makes them
 //! again, at the ends of lines, for as long as a login may last.
 
-use seams::AsyncIo;
 use std::{
     io,
     pin::Pin,
@@ -68,19 +67,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for LineRecords<Io> {
     }
 }
 
-impl<Io: AsyncIo> AsyncIo for LineRecords<Io> {
-    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
-        self.io.set_receive_window(octets)
-    }
-
-    fn slim(&mut self) {
-        self.io.slim();
-    }
-
-    fn reset_on_close(&mut self) {
-        self.io.reset_on_close();
-    }
-}
+seams::hand_down!(LineRecords);
 
 #[cfg(test)]
 mod tests {

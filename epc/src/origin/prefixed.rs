@@ -1,7 +1,6 @@
 //! A stream with octets in front that were read too early.
 
 use bytes::{Buf, Bytes};
-use seams::AsyncIo;
 use std::{
     io,
     pin::Pin,
@@ -23,19 +22,7 @@ impl<Io> Prefixed<Io> {
     }
 }
 
-impl<Io: AsyncIo> AsyncIo for Prefixed<Io> {
-    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
-        self.io.set_receive_window(octets)
-    }
-
-    fn slim(&mut self) {
-        self.io.slim();
-    }
-
-    fn reset_on_close(&mut self) {
-        self.io.reset_on_close();
-    }
-}
+seams::hand_down!(Prefixed);
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Prefixed<Io> {
     fn poll_read(

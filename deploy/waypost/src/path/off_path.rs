@@ -208,19 +208,7 @@ impl<Io: AsyncIo> AsyncRead for Placed<Io> {
 
 seams::write_through!(Placed);
 
-impl<Io: AsyncIo> AsyncIo for Placed<Io> {
-    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
-        self.io.set_receive_window(octets)
-    }
-
-    fn slim(&mut self) {
-        self.io.slim();
-    }
-
-    fn reset_on_close(&mut self) {
-        self.io.reset_on_close();
-    }
-}
+seams::hand_down!(Placed);
 
 /// In percent of what counts as full.
 fn load(places: &Semaphore) -> u8 {

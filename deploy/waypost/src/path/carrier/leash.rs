@@ -93,19 +93,7 @@ impl<Io: AsyncIo> AsyncRead for Leashed<Io> {
 
 seams::write_through!(Leashed);
 
-impl<Io: AsyncIo> AsyncIo for Leashed<Io> {
-    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
-        self.io.set_receive_window(octets)
-    }
-
-    fn slim(&mut self) {
-        self.io.slim();
-    }
-
-    fn reset_on_close(&mut self) {
-        self.io.reset_on_close();
-    }
-}
+seams::hand_down!(Leashed);
 
 #[cfg(test)]
 mod tests {

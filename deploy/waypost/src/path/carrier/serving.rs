@@ -98,16 +98,4 @@ impl<Io: AsyncIo> AsyncRead for ServedIo<Io> {
 
 seams::write_through!(ServedIo);
 
-impl<Io: AsyncIo> AsyncIo for ServedIo<Io> {
-    fn set_receive_window(&self, octets: u32) -> io::Result<()> {
-        self.io.set_receive_window(octets)
-    }
-
-    fn slim(&mut self) {
-        self.io.slim();
-    }
-
-    fn reset_on_close(&mut self) {
-        self.io.reset_on_close();
-    }
-}
+seams::hand_down!(ServedIo);
