@@ -42,11 +42,12 @@ macro_rules! write_through {
     };
 }
 
-/// Makes a `$outer<Io>` with a field `io` hand down to it what only the bottom of a stream can do.
+/// Makes a `$outer<Io>`, or one with more parameters, with a field `io` hand down to it what only the bottom of a stream
+/// can do.
 #[macro_export]
 macro_rules! hand_down {
-    ($outer:ident) => {
-        impl<Io: $crate::AsyncIo> $crate::AsyncIo for $outer<Io> {
+    ($outer:ident $(, $more:ident)*) => {
+        impl<Io: $crate::AsyncIo $(, $more: Send + Unpin)*> $crate::AsyncIo for $outer<Io $(, $more)*> {
             fn set_receive_window(&self, octets: u32) -> ::std::io::Result<()> {
                 self.io.set_receive_window(octets)
             }

@@ -2,6 +2,7 @@
 //! listener accepted, and the stream to its peer or the connection to its server, in whichever order they come.
 
 mod attempts;
+mod cut;
 mod leash;
 mod mail;
 mod outcome;

@@ -1,20 +1,12 @@
 //! Ways to mail servers that outlive their clients. One that stands with a client's own address and port is in the way
 //! of that client's next connection from there, and is cut when it comes.
 
-use super::Carrier;
+use super::{
+    Carrier,
+    cut::{Cut, Cuttable, cut},
+};
 use discovery_core::flow::Flow;
-use seams::AsyncIo;
-use std::{
-    collections::HashMap,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    sync::oneshot,
-};
+use std::{collections::HashMap, sync::Arc};
 
 /// Those that stand.
 #[derive(Default)]
@@ -26,7 +18,7 @@ pub(super) struct Leashes {
 /// Cuts it, when dropped.
 pub(super) struct Leash {
     id: u64,
-    _cut: oneshot::Sender<()>,
+    _cut: Cut,
 }
 
 impl Leashes {
@@ -37,31 +29,25 @@ impl Leashes {
 }
 
 /// A way that can be cut.
-pub(super) struct Leashed<Io> {
-    // Closed before it is no longer in the way.
-    io: Io,
-    /// None when it has been cut.
-    uncut: Option<oneshot::Receiver<()>>,
-    _end: End,
-}
+pub(super) type Leashed<Io> = Cuttable<Io, End>;
 
-struct End {
+/// A way that ends is no longer in the way.
+pub(in super::super) struct End {
     carrier: Arc<Carrier>,
     flow: Flow,
     id: u64,
 }
 
-impl<Io> Leashed<Io> {
-    pub(super) fn new(carrier: &Arc<Carrier>, flow: Flow, io: Io) -> Self {
-        let (cut, uncut) = oneshot::channel();
-        let mut state = carrier.lock();
-        state.leashes.made += 1;
-        let id = state.leashes.made;
-        let older = state.leashes.of.insert(flow, Leash { id, _cut: cut });
-        drop(state);
-        drop(older);
-        Self { io, uncut: Some(uncut), _end: End { carrier: Arc::clone(carrier), flow, id } }
-    }
+/// Puts `io` on a leash; an older one of the same client is cut.
+pub(super) fn leashed<Io>(carrier: &Arc<Carrier>, flow: Flow, io: Io) -> Leashed<Io> {
+    let (cut, uncut) = cut();
+    let mut state = carrier.lock();
+    state.leashes.made += 1;
+    let id = state.leashes.made;
+    let older = state.leashes.of.insert(flow, Leash { id, _cut: cut });
+    drop(state);
+    drop(older);
+    uncut.around(io, End { carrier: Arc::clone(carrier), flow, id })
 }
 
 impl Drop for End {
@@ -74,30 +60,10 @@ impl Drop for End {
     }
 }
 
-impl<Io: AsyncIo> AsyncRead for Leashed<Io> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.uncut.as_mut().is_some_and(|uncut| Pin::new(uncut).poll(cx).is_ready()) {
-            self.uncut = None;
-        }
-        if self.uncut.is_none() {
-            self.io.reset_on_close();
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-seams::write_through!(Leashed);
-
-seams::hand_down!(Leashed);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
     use tokio::io::AsyncReadExt;
 
     #[tokio::test]
@@ -106,13 +72,13 @@ mod tests {
         let carrier = Arc::new(Carrier::default());
         let leashes = || carrier.lock().leashes.of.len();
         let (io, _far) = tokio::io::duplex(64);
-        let mut kept = Leashed::new(&carrier, flow, io);
+        let mut kept = leashed(&carrier, flow, io);
         let waits = tokio::time::timeout(std::time::Duration::from_millis(10), kept.read(&mut [0; 8])).await;
         assert!(waits.is_err(), "cut before its time");
         let _attempt = carrier.begin(flow);
         assert_eq!(kept.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         let (io, _far) = tokio::io::duplex(64);
-        let next = Leashed::new(&carrier, flow, io);
+        let next = leashed(&carrier, flow, io);
         drop(kept);
         assert_eq!(leashes(), 1, "an older one's end is not the newer one's");
         drop(next);

@@ -6,7 +6,7 @@
 //! Until the server has been greeted the client is told nothing, so that the last is still possible. Each attempt has a
 //! connection of its own, with the client's address and port: the one before is closed first.
 
-use super::{Attempt, Carrier, Far, asks, connect, copy, leash::Leashed, splice};
+use super::{Attempt, Carrier, Far, asks, connect, copy, leash::leashed, splice};
 use crate::{
     config::{
         self, Trust,
@@ -178,7 +178,7 @@ impl Carrier {
         let verified_by = VerifiedBy::Peer(stream.peer().clone());
         Ok(OriginStream {
             // With the node's own address it is in nobody's way.
-            io: if spoof { Box::new(Leashed::new(self, flow, stream)) } else { Box::new(stream) },
+            io: if spoof { Box::new(leashed(self, flow, stream)) } else { Box::new(stream) },
             greeting: told.greeting,
             peer: OriginIdentity { spki_sha256: told.spki_sha256, verified_by },
             caps: StreamCaps { half_close: true, parked_age: told.parked.then_some(Duration::ZERO) },
@@ -249,8 +249,8 @@ impl Carrier {
         octets: Octets,
     ) -> Result<OriginStream, OpenError> {
         let io: Box<dyn AsyncIo> = match octets {
-            Octets::Stream(stream) => Box::new(Leashed::new(self, flow, stream)),
-            Octets::Tcp(tcp) => Box::new(Leashed::new(self, flow, tcp)),
+            Octets::Stream(stream) => Box::new(leashed(self, flow, stream)),
+            Octets::Tcp(tcp) => Box::new(leashed(self, flow, tcp)),
         };
         let name = &server.config.name;
         let Some(mail) = self.mail.get() else { return Err(OpenError::UnknownServer(name.clone())) };
