@@ -13,6 +13,7 @@ use discovery_core::{
     packet::Protocol,
     rule::{Action, Existing, Ports, Prefix, Rule, RuleError, RuleSet, VlanId},
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -339,11 +340,26 @@ fn authority(mut t: TableReader<'_, '_>, around: &Around<'_>, others: &[Authorit
         t.object("name", format!("{} is the name of another one; names must differ", quoted(name)));
     }
     let certificate: Option<PathBuf> = t.need("certificate");
+    let certificate = certificate.map(|certificate| around.path(certificate));
+    if around.files == super::FileUse::Look
+        && let Some(certificate) = &certificate
+        && let Err(why) = holds_certificate(certificate)
+    {
+        t.object("certificate", format!("{} {why}", certificate.display()));
+    }
     let servers: Option<Vec<Prefix>> = t.need("servers");
     if servers.as_ref().is_some_and(Vec::is_empty) {
         t.object("servers", "it is empty; allowed: at least one; for example: servers = [\"10.9.0.0/16\"]");
     }
-    Some(Authority { name: name?, certificate: around.path(certificate?), servers: servers? })
+    Some(Authority { name: name?, certificate: certificate?, servers: servers? })
+}
+
+fn holds_certificate(file: &Path) -> Result<(), String> {
+    let pem = std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
+    let mut all = CertificateDer::pem_slice_iter(&pem);
+    let none =
+        || "holds no certificate in PEM: it is the other organisation's ca.pem, of `waypost ca init --node`";
+    all.next().and_then(Result::ok).map(drop).ok_or_else(|| none().to_owned())
 }
 
 /// What the authority of this node's own certificate is called.
@@ -381,5 +397,21 @@ pub(super) fn across(
                 found.problems.push(Problem::error(place, what));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partners_certificate_is_one() {
+        let at = tempfile::tempdir().unwrap();
+        let file = at.path().join("partner.pem");
+        assert!(holds_certificate(&file).unwrap_err().starts_with("cannot be read"));
+        std::fs::write(&file, "version = 1\n").unwrap();
+        assert!(holds_certificate(&file).unwrap_err().starts_with("holds no certificate"));
+        crate::identity::authority::NodeAuthority::create(at.path()).unwrap();
+        assert_eq!(holds_certificate(&at.path().join("ca.pem")), Ok(()));
     }
 }
