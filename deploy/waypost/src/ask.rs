@@ -153,6 +153,10 @@ pub(crate) fn supervisor<T: DeserializeOwned>(
     stream.write_all(format!("{}\n", question.line()).as_bytes()).map_err(failed)?;
     let mut answer = Vec::new();
     stream.take(SUPERVISOR_OCTETS_MAX).read_to_end(&mut answer).map_err(failed)?;
+    if answer.is_empty() {
+        let what = format_args!("the supervisor at {} was gone before it answered", socket.display());
+        return Err(Failure::say(Exit::Unavailable, what));
+    }
     if let Ok(trouble) = serde_json::from_slice::<Trouble>(&answer) {
         return Err(Failure::say(Exit::Unavailable, trouble.error));
     }
@@ -252,6 +256,25 @@ mod tests {
                 Some(_) => assert_eq!(asked.unwrap().map(|(_, value)| value), answer),
                 None => assert!(asked.unwrap_err().to_string().contains("of another version")),
             }
+        }
+    }
+
+    #[test]
+    fn a_supervisor_that_dies_while_it_is_asked_is_not_of_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = RunningNode { socket: Some(dir.path().join("admin.sock")), config: None, json: false };
+        for (said, why) in [("", "gone before it answered"), ("{", "of another version")] {
+            let socket = desk::beside(&dir.path().join("admin.sock"));
+            let _none = std::fs::remove_file(&socket);
+            let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let dies = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _asked = stream.read(&mut [0; 64]).unwrap();
+                write!(stream, "{said}").unwrap();
+            });
+            let failure = supervisor::<u8>(&node, Question::Upgrade).unwrap_err().to_string();
+            dies.join().unwrap();
+            assert!(failure.contains(why), "{failure}");
         }
     }
 
