@@ -192,6 +192,23 @@ fn wait_ready(nodes: &Nodes<'_>, ready: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A deflector of this kind, and both proxies at work.
+fn stand<'l>(case: &'l Case, lab: &'l Lab, mode: &str) -> anyhow::Result<(Nodes<'l>, Yard<'l>)> {
+    let mut nodes = Nodes::of(case, lab)?;
+    let mut yard = Yard::build(case, lab, &nodes)?;
+    start_deflector(&mut nodes, lab, mode, "intercept")?;
+    for n in [0, 1] {
+        yard.start_proxy(n)?;
+    }
+    wait_ready(&nodes, 2)?;
+    Ok((nodes, yard))
+}
+
+/// How many SYNs were seen.
+fn syns(lines: &[String]) -> usize {
+    lines.iter().filter(|line| line.contains("Flags [S]")).count()
+}
+
 /// One connection to a server, through it and back; both ends see the truth.
 fn served(lab: &Lab, server: IpAddr) -> anyhow::Result<()> {
     let mut client = Client::connect(lab, server)?;
@@ -217,12 +234,7 @@ fn at_server(lab: &Lab) -> anyhow::Result<Capture> {
 pub(crate) fn by_turning(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     let servers = servers(&lab)?;
-    let mut nodes = Nodes::of(case, &lab)?;
-    let mut yard = Yard::build(case, &lab, &nodes)?;
-    start_deflector(&mut nodes, &lab, "static", "intercept")?;
-    yard.start_proxy(0)?;
-    yard.start_proxy(1)?;
-    wait_ready(&nodes, 2)?;
+    let (mut nodes, yard) = stand(case, &lab, "static")?;
     let (first, second, wire) = (yard.watch(0)?, yard.watch(1)?, at_server(&lab)?);
     for server in servers {
         served(&lab, server)?;
@@ -237,10 +249,10 @@ pub(crate) fn by_turning(case: &Case) -> anyhow::Result<()> {
     }
     live.ends()?;
     let (first, second, wire) = (first.lines()?, second.lines()?, wire.lines()?);
-    let syns = first.iter().filter(|line| line.contains("Flags [S]")).count();
+    let seen = syns(&first);
     // One in, one out, for each of three connections.
-    ensure!(syns == 6, "the primary has seen {syns} SYNs: {first:?}");
-    ensure!(second.iter().all(|line| !line.contains("Flags [S]")), "the other proxy: {second:?}");
+    ensure!(seen == 6, "the primary has seen {seen} SYNs: {first:?}");
+    ensure!(syns(&second) == 0, "the other proxy: {second:?}");
     ensure!(strangers(&wire) == 0 && wire.len() > 4, "the server's wire: {} strangers", strangers(&wire));
     ensure!(
         figure(&nodes, "deflected")? == 3 && figure(&nodes, "past")? == 0,
@@ -257,12 +269,7 @@ pub(crate) fn by_turning(case: &Case) -> anyhow::Result<()> {
 pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     let servers = servers(&lab)?;
-    let mut nodes = Nodes::of(case, &lab)?;
-    let mut yard = Yard::build(case, &lab, &nodes)?;
-    start_deflector(&mut nodes, &lab, "discovering", "intercept")?;
-    yard.start_proxy(0)?;
-    yard.start_proxy(1)?;
-    wait_ready(&nodes, 2)?;
+    let (mut nodes, mut yard) = stand(case, &lab, "discovering")?;
     nodes.start_for(Place::Branch, "intercept", &ECHO.to_string())?;
     let (first, wire) = (yard.watch(0)?, at_server(&lab)?);
     for server in servers {
@@ -271,7 +278,7 @@ pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
         served(&lab, server)?;
     }
     let (first, wire) = (first.lines()?, wire.lines()?);
-    let out = first.iter().filter(|line| line.contains("Flags [S]")).count();
+    let out = syns(&first);
     ensure!(out == 4, "the proxy has dialled {out} times: {first:?}");
     ensure!(strangers(&wire) == 0 && wire.len() > 4, "the server's wire: {} strangers", strangers(&wire));
     let carried = nodes.count(Place::Branch, "carried")?;
@@ -287,7 +294,7 @@ pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
     }
     case.note("after-the-primary-died-ms", u64::try_from(start.elapsed().as_millis())?);
     let second = second.lines()?;
-    let out = second.iter().filter(|line| line.contains("Flags [S]")).count();
+    let out = syns(&second);
     ensure!(out >= 1, "the second proxy has dialled nobody");
     case.note("taken-by-the-second", out);
     let now = nodes.count(Place::Branch, "carried")?;
@@ -304,12 +311,7 @@ pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
 pub(crate) fn fails_over(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     let servers = servers(&lab)?;
-    let mut nodes = Nodes::of(case, &lab)?;
-    let mut yard = Yard::build(case, &lab, &nodes)?;
-    start_deflector(&mut nodes, &lab, "static", "intercept")?;
-    yard.start_proxy(0)?;
-    yard.start_proxy(1)?;
-    wait_ready(&nodes, 2)?;
+    let (nodes, mut yard) = stand(case, &lab, "static")?;
     served(&lab, servers[0])?;
     yard.proxies[0].as_mut().context("the primary")?.kill()?;
     wait_ready(&nodes, 1)?;
@@ -317,8 +319,8 @@ pub(crate) fn fails_over(case: &Case) -> anyhow::Result<()> {
     for server in servers {
         served(&lab, server)?;
     }
-    let syns = second.lines()?.iter().filter(|line| line.contains("Flags [S]")).count();
-    ensure!(syns == 4, "the second proxy has seen {syns} SYNs");
+    let seen = syns(&second.lines()?);
+    ensure!(seen == 4, "the second proxy has seen {seen} SYNs");
     yard.proxies[1].as_mut().context("the second")?.kill()?;
     wait_ready(&nodes, 0)?;
     for server in servers {

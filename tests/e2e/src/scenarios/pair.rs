@@ -15,6 +15,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::case::Case;
+pub(crate) use crate::path::ends::noise;
 use crate::waypost::{Waypost, tail};
 
 pub(crate) const ECHO: u16 = 8000;
@@ -294,19 +295,6 @@ impl Client {
         ensure!(self.stream.read(&mut [0; 16])? == 0, "something after the end");
         Ok(())
     }
-}
-
-pub(crate) fn noise(octets: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut out = Vec::with_capacity(octets + 8);
-    while out.len() < octets {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend(state.to_le_bytes());
-    }
-    out.truncate(octets);
-    out
 }
 
 /// SYNs to the echo port, seen on a device.
