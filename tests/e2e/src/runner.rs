@@ -86,6 +86,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
     println!("ignored when two sessions are compared: {}", crate::arm::IGNORED.join("; "));
     println!("{seconds:.0} s; the executable's logs: {}", logs.display());
+    // Once more, where the end of a long report is all that somebody reads.
+    results.iter().filter(|result| result.word() == "failed").for_each(Finished::print);
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if options.only.is_empty() && !options.quick {
         let ran: BTreeSet<&str> = results.iter().map(|result| result.scenario.name).collect();

@@ -47,7 +47,13 @@ fn asks(socket: &UdpSocket, patience: Duration) -> std::io::Result<String> {
     socket.set_read_timeout(Some(patience))?;
     socket.send(b"who am I?")?;
     let mut room = [0; 128];
-    let octets = socket.recv(&mut room)?;
+    let octets = loop {
+        match socket.recv(&mut room) {
+            // As a receive with a limit in time may be, whatever the signal.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            received => break received?,
+        }
+    };
     Ok(String::from_utf8_lossy(room.get(..octets).unwrap_or_default()).into_owned())
 }
 
