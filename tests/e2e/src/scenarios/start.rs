@@ -13,7 +13,7 @@ use crate::scenarios::commands::get;
 use crate::site::{STALL, Server, Site, Way};
 
 /// Round trip of the line, in milliseconds: large beside what the machine itself takes.
-const ROUND_TRIP_MS: f64 = 100.0;
+const ROUND_TRIP_MS: f64 = 200.0;
 
 /// A start, step by step, in round trips of the line from the TCP connection to the flags of INBOX.
 struct Start {
