@@ -124,7 +124,12 @@ impl Drop for Yard<'_> {
     }
 }
 
-fn run_node(case: &Case, mut command: Command, directory: &Path, config: &str) -> anyhow::Result<Waypost> {
+pub(super) fn run_node(
+    case: &Case,
+    mut command: Command,
+    directory: &Path,
+    config: &str,
+) -> anyhow::Result<Waypost> {
     let file = directory.join("waypost.toml");
     std::fs::write(&file, config)?;
     command.arg("run").arg("-c").arg(file);
@@ -307,18 +312,19 @@ pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
     control(&mut nodes, &lab, &yard, "discovering", servers)
 }
 
-/// The primary dies: new connections go to the other one, and without any to the servers themselves.
+/// The primary dies: new connections go to the other one, from the first on, before it is known that the primary is gone; and
+/// without any to the servers themselves.
 pub(crate) fn fails_over(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     let servers = servers(&lab)?;
     let (nodes, mut yard) = stand(case, &lab, "static")?;
     served(&lab, servers[0])?;
-    yard.proxies[0].as_mut().context("the primary")?.kill()?;
-    wait_ready(&nodes, 1)?;
     let second = yard.watch(1)?;
+    yard.proxies[0].as_mut().context("the primary")?.kill()?;
     for server in servers {
         served(&lab, server)?;
     }
+    wait_ready(&nodes, 1)?;
     let seen = syns(&second.lines()?);
     ensure!(seen == 4, "the second proxy has seen {seen} SYNs");
     yard.proxies[1].as_mut().context("the second")?.kill()?;
