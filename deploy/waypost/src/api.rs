@@ -333,7 +333,7 @@ pub(crate) struct LaneStatus {
 }
 
 /// An entry of the proxy mapping table.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct TableStatus {
     pub(crate) server: String,
     /// `peer`, `static`, `no-proxy`, `option-dropped`, `asymmetric`.

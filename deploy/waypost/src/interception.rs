@@ -141,7 +141,7 @@ pub(crate) fn describe(path: &PathStatus) -> String {
     }
     if !path.table.is_empty() {
         let mut rows = vec![["SERVER", "KNOWN", "THROUGH", "LIVES"].map(str::to_owned)];
-        for entry in &path.table {
+        for entry in path.table.iter().take(SHOWN_MAX) {
             rows.push([
                 entry.server.clone(),
                 entry.known.clone(),
@@ -150,10 +150,11 @@ pub(crate) fn describe(path: &PathStatus) -> String {
             ]);
         }
         out.push_str(&columns(&rows));
+        more(&mut out, path.table.len());
     }
     if !path.flows.is_empty() {
         let mut rows = vec![["CLIENT", "SERVER", "PEER", "WHY"].map(str::to_owned)];
-        for flow in path.flows.iter().take(FLOWS_SHOWN) {
+        for flow in path.flows.iter().take(SHOWN_MAX) {
             rows.push([
                 flow.client.clone(),
                 flow.server.clone(),
@@ -162,12 +163,33 @@ pub(crate) fn describe(path: &PathStatus) -> String {
             ]);
         }
         out.push_str(&columns(&rows));
-        if path.flows.len() > FLOWS_SHOWN {
-            let _ = writeln!(out, "...        {} more; --json has them", path.flows.len() - FLOWS_SHOWN);
-        }
+        more(&mut out, path.flows.len());
     }
     out
 }
 
-/// A screen is not filled by connections.
-const FLOWS_SHOWN: usize = 20;
+/// What of a table is not shown.
+fn more(out: &mut String, rows: usize) {
+    if let Some(more) = rows.checked_sub(SHOWN_MAX).filter(|more| *more > 0) {
+        let _ = writeln!(out, "...        {more} more; --json has them");
+    }
+}
+
+/// A screen is not filled by servers, nor by connections.
+const SHOWN_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::TableStatus;
+
+    #[test]
+    fn a_long_table_is_cut_and_says_so() {
+        let entry = |n: usize| TableStatus { server: format!("10.2.0.{n}:143"), ..TableStatus::default() };
+        let table = |n| PathStatus { table: (0..n).map(entry).collect(), ..PathStatus::default() };
+        let rows = |n| describe(&table(n)).lines().filter(|line| line.starts_with("10.2.0.")).count();
+        assert_eq!((rows(20), rows(21)), (20, 20));
+        assert!(!describe(&table(20)).contains("more;"));
+        assert!(describe(&table(25)).contains("5 more; --json has them"));
+    }
+}

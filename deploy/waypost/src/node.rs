@@ -457,6 +457,7 @@ fn needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[[authority]], for links that stand", Config::authority_stays(old, new)),
         ("[deflector]", old.deflector != new.deflector),
         ("[off_path]", old.off_path != new.off_path),
+        ("[[carry]]", old.carries != new.carries),
     ];
     parts.into_iter().filter(|(_, changed)| *changed).map(|(part, _)| part).collect()
 }
@@ -548,7 +549,7 @@ mod tests {
         assert_eq!(needs_a_restart(&old, &more), Vec::<&str>::new(), "a new one is met at once");
         assert_eq!(needs_a_restart(&more, &old), ["[[authority]], for links that stand"]);
         let mut off = old.clone();
-        off.off_path = Some(OffPath { deflector: old.node.id.clone(), at, port: 1 });
+        off.off_path = Some(OffPath { deflector: old.node.id.clone(), at, port: 1, option_kind: 253 });
         assert_eq!(needs_a_restart(&old, &off), ["[off_path]"]);
     }
 }

@@ -10,6 +10,7 @@
 
 mod agent;
 mod carrier;
+mod carry;
 mod deflecting;
 mod facts;
 mod identity;
@@ -32,6 +33,7 @@ use crate::{
 };
 use agent::PathAgent;
 use carrier::Carrier;
+use carry::Carrying;
 use deflecting::Deflecting;
 use discovery_core::{
     deflector::control::Control,
@@ -84,6 +86,8 @@ pub(crate) struct Path {
     /// Whether packets have stopped coming, as far as the engine was told.
     bypassed: AtomicBool,
     deflecting: Option<Arc<Deflecting>>,
+    /// For clients that come to an address of this node.
+    carrying: Carrying,
     /// As they are in force, for `explain`.
     ruled: RuleSet,
     first_interface: Option<Ingress>,
@@ -138,6 +142,7 @@ impl Path {
                 tracing::error!(%error, "the link takes no more connections; restart the node");
             }
         });
+        let carrying = Carrying::start(&config.carries, &links).await?;
         let mut path = Self {
             handle: None,
             links,
@@ -145,6 +150,7 @@ impl Path {
             stands: None,
             bypassed: AtomicBool::new(false),
             deflecting: None,
+            carrying,
             ruled: RuleSet::default(),
             first_interface: None,
             instance: None,
@@ -286,6 +292,7 @@ impl Path {
 
     /// Takes no new connections of peers; those that are carried go on. The rules have gone by then.
     pub(crate) fn leave(&self) {
+        self.carrying.leave();
         self.links.leave();
     }
 
@@ -333,7 +340,7 @@ impl Path {
 
     /// How many connections are carried.
     pub(crate) fn carried(&self) -> usize {
-        self.carrier.carried()
+        self.carrier.carried() + self.carrying.carried()
     }
 }
 

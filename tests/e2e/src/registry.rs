@@ -2,8 +2,8 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, bridge, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures,
-    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start, supervised,
+    ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflector, durability, existing,
+    failures, front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start, supervised,
 };
 
 /// One row.
@@ -117,6 +117,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "hybrid",
         "a node off the path that was named for servers: they see it, clients do not",
         deflector::hybrid,
+    ),
+    row(
+        "non-transparent",
+        "a client speaks to its node by address, the node's peer to the server",
+        carry::non_transparent,
     ),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),

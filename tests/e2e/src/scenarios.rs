@@ -2,6 +2,7 @@
 
 pub(crate) mod ahead;
 pub(crate) mod bridge;
+pub(crate) mod carry;
 pub(crate) mod chain;
 pub(crate) mod changes;
 pub(crate) mod commands;

@@ -16,6 +16,7 @@ pub mod capability;
 pub mod capture;
 pub mod cbpf;
 pub mod command;
+pub mod control;
 pub mod engine;
 pub mod fetch_response;
 pub mod framer;
@@ -50,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     ("capture", capture::run),
     ("cbpf", cbpf::run),
     ("command", command::run),
+    ("control", control::run),
     ("engine", engine::run),
     ("fetch_response", fetch_response::run),
     ("framer_client", framer::run_client),

@@ -154,20 +154,6 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
             t.warn(key, format!("has no effect, because mode is not {}", quoted(of.word())));
         }
     }
-    let option_kind = t.get("option_kind", 253_u32);
-    let kind = match option_kind {
-        253 => 253,
-        254 => 254,
-        other => {
-            t.object(
-                "option_kind",
-                format!(
-                    "{other} belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"
-                ),
-            );
-            253
-        }
-    };
     Interception {
         mode,
         interfaces: interfaces.unwrap_or_default(),
@@ -178,7 +164,7 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
         probe: t.get("probe", ProbeManner::OnSyn),
         ack: t.get("ack", Ack::Isn),
         answer: t.get("answer", Answer::Auto),
-        option_kind: kind,
+        option_kind: option_kind(&mut t),
         watchdog_device: None,
         bypass_command: t.get("bypass_command", Vec::new()),
         rules,
@@ -330,6 +316,21 @@ fn peer(mut t: TableReader<'_, '_>, others: &[Peer]) -> Option<Peer> {
     let pin = t.maybe("pin");
     let may_open = t.get("may_open", Vec::new());
     Some(Peer { id: id?, address, pin, servers, may_open })
+}
+
+/// The TCP option in which probes travel.
+pub(super) fn option_kind(t: &mut TableReader<'_, '_>) -> u8 {
+    match t.get("option_kind", 253_u32) {
+        254 => 254,
+        253 => 253,
+        other => {
+            let what = format!(
+                "{other} belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"
+            );
+            t.object("option_kind", what);
+            253
+        }
+    }
 }
 
 fn authority(mut t: TableReader<'_, '_>, around: &Around<'_>, others: &[Authority]) -> Option<Authority> {

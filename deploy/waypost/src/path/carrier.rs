@@ -466,8 +466,12 @@ fn born(ready: Ready) -> Ready {
 }
 
 fn asks(flow: Flow) -> OpenFrame {
-    let class = if INTERACTIVE.contains(&flow.server.port()) { Class::Interactive } else { Class::Bulk };
-    OpenFrame { flow, class, kind: Kind::Carry, spoof: true, server: None }
+    OpenFrame { flow, class: class(flow), kind: Kind::Carry, spoof: true, server: None }
+}
+
+/// How urgent its octets are, by its port.
+pub(super) fn class(flow: Flow) -> Class {
+    if INTERACTIVE.contains(&flow.server.port()) { Class::Interactive } else { Class::Bulk }
 }
 
 async fn connect(flow: Flow) -> Result<Tcp, ConnectFailure> {

@@ -67,7 +67,7 @@ impl Opener {
         let flow = open.flow;
         let named = self.granted(peer, open);
         let granted = open.kind != Kind::Claim && (named || self.shown().covers(peer, flow, Instant::now()));
-        match by(self.off_path.is_some(), self.stands, named) {
+        match by(self.off_path.is_some(), self.stands, named, open.spoof) {
             By::Nothing => return Err(Why::NotGranted),
             By::Dial => return dial(open).await,
             By::Deflector => {
@@ -149,7 +149,7 @@ impl Opener {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Nothing,
-    /// With this node's own address.
+    /// With this node's own address, which is what was asked for, or all it has.
     Dial,
     Deflector,
     /// What the engine has, or makes; it asks for a grant itself.
@@ -157,13 +157,14 @@ enum By {
 }
 
 /// Without a place on the path there is no SYN to be seen: the operator's word is all there is, `named`. The rules of a
-/// deflector say what its proxies may reach, and not for whom.
-fn by(off_path: bool, stands: bool, named: bool) -> By {
-    match (off_path, stands, named) {
-        (true, _, true) => By::Deflector,
-        (false, true, _) => By::Claim,
-        (false, false, true) => By::Dial,
-        (true, _, false) | (false, false, false) => By::Nothing,
+/// deflector say what its proxies may reach, and not for whom. A client that came to the peer's own address has no SYN
+/// anywhere: it is not to be seen by the server (`spoof`).
+fn by(off_path: bool, stands: bool, named: bool, spoof: bool) -> By {
+    match (off_path, stands, named, spoof) {
+        (_, _, true, false) | (false, false, true, true) => By::Dial,
+        (true, _, true, true) => By::Deflector,
+        (false, true, _, true) => By::Claim,
+        (true, _, false, _) | (false, false, false, _) | (false, true, false, false) => By::Nothing,
     }
 }
 
@@ -244,7 +245,13 @@ mod tests {
             (true, true, true, By::Deflector),
             (true, true, false, By::Nothing),
         ] {
-            assert_eq!(by(off_path, stands, named), reached, "{off_path} {stands} {named}");
+            assert_eq!(by(off_path, stands, named, true), reached, "{off_path} {stands} {named}");
+            let own = if named { By::Dial } else { By::Nothing };
+            assert_eq!(
+                by(off_path, stands, named, false),
+                own,
+                "its own address: {off_path} {stands} {named}"
+            );
         }
     }
 }

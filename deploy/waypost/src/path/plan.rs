@@ -121,7 +121,12 @@ pub(super) fn saved(config: &Config, queue: u16) -> PathBuf {
 }
 
 pub(super) fn codec(interception: &Interception) -> Codec {
-    Codec::new(interception.option_kind, EXPERIMENT).unwrap_or_default()
+    codec_of(interception.option_kind)
+}
+
+/// In this TCP option.
+pub(super) fn codec_of(option_kind: u8) -> Codec {
+    Codec::new(option_kind, EXPERIMENT).unwrap_or_default()
 }
 
 /// Waypost's experiment identifier (RFC 6994): 'WP'.
