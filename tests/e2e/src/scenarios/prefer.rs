@@ -2,7 +2,7 @@
 //! and a peer that is away for a moment only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -105,8 +105,8 @@ pub(crate) fn preferred(case: &Case) -> anyhow::Result<()> {
     ensure!(nodes.count("a", "static-hit")? == 2, "not by what was named");
     nodes.at_rest(&["a", "b1", "b2"])?;
     // Killed: the very next one, before anybody can have noticed.
-    nodes.node("b2")?.kill()?;
     line.forget();
+    nodes.node("b2")?.kill()?;
     let mut slowest = Duration::ZERO;
     for server in line.servers {
         slowest = slowest.max(Client::whole(&ground, "c", server)?);
@@ -233,13 +233,17 @@ pub(crate) fn told(case: &Case) -> anyhow::Result<()> {
     nodes.wait_link("b1", "b2")?;
     nodes.wait_link("a", "b1")?;
     carriers_of_the_path(&ground, &nodes, &servers)?;
-    until("it is told of the other one", || {
+    // And the one that tells has been back for long enough.
+    until("both are ready", || {
         let status = nodes.status("a")?;
         let all = status.get("candidates").and_then(Value::as_array).context("no candidates")?;
-        Ok(all.iter().any(|row| {
-            let word = |key| row.get(key).and_then(Value::as_str);
-            word("by") == Some("told") && word("node") == Some("b2") && word("standing") == Some("ready")
-        }))
+        let ready = |node, by| {
+            all.iter().any(|row| {
+                let word = |key| row.get(key).and_then(Value::as_str);
+                [word("node"), word("by"), word("standing")] == [Some(node), Some(by), Some("ready")]
+            })
+        };
+        Ok(ready("b1", "learnt") && ready("b2", "told"))
     })?;
     let first = carriers(&ground, &nodes, &servers)?;
     let second = carriers(&ground, &nodes, &servers)?;
@@ -288,7 +292,7 @@ pub(crate) fn upgraded_peer(case: &Case) -> anyhow::Result<()> {
         let mut command = what.to_vec();
         command.extend(["--socket", &socket]);
         // Connections all the while, to a server that is known and to one that is not.
-        let mut asked = Command::new(&case.executable).args(&command).spawn()?;
+        let mut asked = Command::new(&case.executable).args(&command).stdout(Stdio::null()).spawn()?;
         let mut doubted = 0;
         loop {
             let over = asked.try_wait()?;
