@@ -21,13 +21,16 @@ fn static_peer(n: u8, preference: u8) -> StaticPeer {
     StaticPeer { network: Prefix::new([10, 2, 0, 0].into(), 24), port: None, peer: peer(n), preference }
 }
 
+/// Whom the engine has asked since.
+fn opened(rig: &mut Rig) -> Vec<Peer> {
+    let opens = |output| if let Output::Open { peer, .. } = output { Some(peer) } else { None };
+    rig.outputs().into_iter().filter_map(opens).collect()
+}
+
 /// Whom a new connection asks; none when it goes past.
 fn asks(rig: &mut Rig, flow: Flow) -> (Option<u8>, Reason) {
     let (verdict, why) = rig.see(&syn(flow, 7));
-    let asked = rig.outputs().into_iter().find_map(|output| match output {
-        Output::Open { peer, .. } => Some(peer.key.0[0]),
-        _ => None,
-    });
+    let asked = opened(rig).first().map(|peer| peer.key.0[0]);
     assert_eq!(verdict == Drop, asked.is_some(), "{why}");
     rig.tell(Event::Refused { flow, why: Refusal::ServerRefused });
     rig.outputs();
@@ -212,15 +215,7 @@ fn who_carries_in_the_place_of_another_is_not_learnt_and_the_teller_is_asked_nex
     assert_eq!(rig.known(), Lookup::Known(Known::Peer(peer(1))), "the path leads to the same as before");
     rig.see(&syn(flow_of(5), ISN));
     rig.tell(Event::Refused { flow: flow_of(5), why: Refusal::Unseen });
-    let asked: Vec<_> = rig
-        .outputs()
-        .into_iter()
-        .filter_map(|output| match output {
-            Output::Open { peer, .. } => Some(peer),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(asked, [peer(2), peer(1)]);
+    assert_eq!(opened(&mut rig), [peer(2), peer(1)]);
 }
 
 #[test]
@@ -297,13 +292,11 @@ proptest! {
         let (mut asked, mut current, mut past) = (BTreeSet::new(), None, false);
         for (what, who, later) in script {
             for output in rig.outputs() {
-                match output {
-                    Output::Open { peer, .. } => {
-                        prop_assert!(asked.insert(peer), "asked twice");
-                        current = Some(peer);
-                    }
-                    Output::ReleaseSyn { .. } | Output::ProbeSyn { .. } => past = true,
-                    _ => {}
+                if let Output::Open { peer, .. } = output {
+                    prop_assert!(asked.insert(peer), "asked twice");
+                    current = Some(peer);
+                } else if matches!(output, Output::ReleaseSyn { .. } | Output::ProbeSyn { .. }) {
+                    past = true;
                 }
             }
             if past {

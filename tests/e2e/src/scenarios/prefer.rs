@@ -1,7 +1,7 @@
 //! Two nodes on the servers' side: one that is preferred and one that stands in, two that share, one that tells of the other;
 //! and a peer that is away for a moment only.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -62,11 +62,10 @@ impl Shares {
     /// Which of the two has carried since then; a link that was made anew counts from nothing.
     fn carried_since(&mut self, nodes: &Nodes<'_>) -> anyhow::Result<[bool; 2]> {
         let now = Self::of(nodes)?;
-        let more = |n: usize| {
-            let (before, now) = (self.before[n], now.before[n]);
-            now.saturating_sub(if now < before { 0 } else { before }) >= CARRIED_MIN
-        };
-        let carried = [more(0), more(1)];
+        let ([first, second], [first_now, second_now]) = (self.before, now.before);
+        let more =
+            |before: u64, now: u64| now.saturating_sub(if now < before { 0 } else { before }) >= CARRIED_MIN;
+        let carried = [more(first, first_now), more(second, second_now)];
         *self = now;
         Ok(carried)
     }
@@ -85,6 +84,13 @@ fn standing(nodes: &Nodes<'_>, server: SocketAddr, node: &str) -> anyhow::Result
     standing.map(str::to_owned).with_context(|| format!("{node} is no candidate: {said}"))
 }
 
+fn both_ready(nodes: &Nodes<'_>, server: SocketAddr) -> anyhow::Result<()> {
+    until("both are ready", || {
+        Ok(standing(nodes, server, "b1")? == "ready" && standing(nodes, server, "b2")? == "ready")
+    })?;
+    Ok(())
+}
+
 /// The one that is preferred carries; when it is killed the other one does, and the first again when it is well.
 pub(crate) fn preferred(case: &Case) -> anyhow::Result<()> {
     let ground = Ground::row(case.prefix(), PLACES)?;
@@ -95,9 +101,7 @@ pub(crate) fn preferred(case: &Case) -> anyhow::Result<()> {
     nodes.start(&[("b1", granting("b2")), ("b2", granting("b1")), ("a", asking)])?;
     nodes.wait_link("a", "b1")?;
     nodes.wait_link("a", "b2")?;
-    until("both are ready", || {
-        Ok(standing(&nodes, server, "b1")? == "ready" && standing(&nodes, server, "b2")? == "ready")
-    })?;
+    both_ready(&nodes, server)?;
     let mut shares = Shares::of(&nodes)?;
     line.connections()?;
     ensure!(line.seen_at_the_ends()? == (0, 0), "a SYN has left the client's side");
@@ -147,7 +151,7 @@ fn many(ground: &Ground) -> anyhow::Result<Vec<SocketAddr>> {
     for host in hosts.clone() {
         ground.run("s", &format!("ip addr add {}/24 dev left", v4(3, host)))?;
     }
-    let at = |host| SocketAddr::new(IpAddr::V4(Ipv4Addr::from(v4(3, host))), ECHO);
+    let at = |host| SocketAddr::new(IpAddr::V4(v4(3, host)), ECHO);
     let servers: Vec<SocketAddr> = hosts.map(at).collect();
     serve(ground, "s", &servers)?;
     ground.warm_up("c", &servers.iter().map(SocketAddr::ip).collect::<Vec<_>>())?;
@@ -173,15 +177,13 @@ fn carriers(ground: &Ground, nodes: &Nodes<'_>, servers: &[SocketAddr]) -> anyho
 pub(crate) fn shared(case: &Case) -> anyhow::Result<()> {
     let ground = Ground::row(case.prefix(), PLACES)?;
     let line = Line::row(&ground, 3, "a")?;
-    let servers = many(&ground)?;
+    let ([first_server, _], servers) = (line.servers, many(&ground)?);
     let mut nodes = Nodes::of(case, &ground, &["a", "b1", "b2"])?;
     let asking = |first, second| Standing::routed().and(&named("b1", first)).and(&named("b2", second));
     nodes.start(&[("b1", granting("b2")), ("b2", granting("b1")), ("a", asking(5, 5))])?;
     nodes.wait_link("a", "b1")?;
     nodes.wait_link("a", "b2")?;
-    until("both are ready", || {
-        Ok(standing(&nodes, servers[0], "b1")? == "ready" && standing(&nodes, servers[0], "b2")? == "ready")
-    })?;
+    both_ready(&nodes, first_server)?;
     let first = carriers(&ground, &nodes, &servers)?;
     let second = carriers(&ground, &nodes, &servers)?;
     ensure!(first == second, "the same two ends have met elsewhere: {first:?}, then {second:?}");
@@ -201,9 +203,7 @@ pub(crate) fn shared(case: &Case) -> anyhow::Result<()> {
     nodes.start(&[("a", asking(0, 1))])?;
     nodes.wait_link("a", "b1")?;
     nodes.wait_link("a", "b2")?;
-    until("both are ready", || {
-        Ok(standing(&nodes, servers[0], "b1")? == "ready" && standing(&nodes, servers[0], "b2")? == "ready")
-    })?;
+    both_ready(&nodes, first_server)?;
     let preferred = carriers(&ground, &nodes, &servers)?;
     ensure!(preferred.iter().all(|carrier| *carrier == 0), "control: {preferred:?}");
     Ok(())
@@ -288,7 +288,7 @@ pub(crate) fn upgraded_peer(case: &Case) -> anyhow::Result<()> {
     let socket = nodes.directory("b").join("admin.sock");
     let socket = socket.to_str().context("a path that is no text")?.to_owned();
     nodes.node("b")?.watch.announce("bypass");
-    for what in [&["upgrade"][..], &["bypass", "on"]] {
+    for (of, what) in [("upgrade", &["upgrade"][..]), ("bypass", &["bypass", "on"])] {
         let mut command = what.to_vec();
         command.extend(["--socket", &socket]);
         // Connections all the while, to a server that is known and to one that is not.
@@ -305,7 +305,7 @@ pub(crate) fn upgraded_peer(case: &Case) -> anyhow::Result<()> {
                 break;
             }
         }
-        let (of, back) = (what[0], Instant::now());
+        let back = Instant::now();
         if of == "bypass" {
             nodes.waypost(&["bypass", "off", "--socket", &socket])?;
         }
