@@ -62,8 +62,14 @@ reasons! {
     TableHit = "table-hit",
     /// The operator named the peer.
     StaticHit = "static-hit",
-    /// The named peer's link is down.
+    /// None of the named peers can be asked now.
     StaticPeerDown = "static-peer-down",
+    /// The peer that is preferred cannot be asked now: another one is.
+    StandIn = "stand-in",
+    /// The known peer has told of others, and one of them is asked.
+    ToldHit = "told-hit",
+    /// The peer did not take the connection: the next one is asked.
+    NextPeer = "next-peer",
     // Probing.
     /// The query went out on the client's SYN.
     Probing = "probing",

@@ -1,7 +1,7 @@
 //! `waypost bypass` and `waypost explain`, and interception in `waypost status`.
 
 use crate::{
-    api::{DeflectorStatus, Done, Explained, PathStatus, SupervisorStatus},
+    api::{CandidateStatus, DeflectorStatus, Done, Explained, PathStatus, SupervisorStatus},
     ask,
     cli::RunningNode,
     config::units::{human_size, human_time},
@@ -91,6 +91,14 @@ pub(crate) fn explain(node: &RunningNode, client: &str, server: SocketAddr) -> R
         say::line(format_args!("  rules    {}", explained.rule));
         say::line(format_args!("  SYN      {}", explained.verdict));
         say::line(format_args!("  because  {}", explained.reason));
+        for (nth, candidate) in explained.candidates.iter().enumerate() {
+            let CandidateStatus { peer, by, preference, standing, load_percent, .. } = candidate;
+            let whom = candidate.node.as_deref().unwrap_or(peer);
+            say::line(format_args!(
+                "  peer {}   {whom} ({by}, preference {preference}): {standing}, load {load_percent} %",
+                nth + 1
+            ));
+        }
     }
     Ok(Exit::Fine)
 }
@@ -151,6 +159,21 @@ pub(crate) fn describe(path: &PathStatus) -> String {
         }
         out.push_str(&columns(&rows));
         more(&mut out, path.table.len());
+    }
+    if !path.candidates.is_empty() {
+        let mut rows =
+            vec![["SERVER", "CANDIDATE", "BY", "PREFERENCE", "STANDING", "LOAD"].map(str::to_owned)];
+        for candidate in &path.candidates {
+            rows.push([
+                candidate.server.clone(),
+                candidate.node.clone().unwrap_or_else(|| candidate.peer.clone()),
+                candidate.by.clone(),
+                candidate.preference.to_string(),
+                candidate.standing.clone(),
+                format!("{} %", candidate.load_percent),
+            ]);
+        }
+        out.push_str(&columns(&rows));
     }
     if !path.flows.is_empty() {
         let mut rows = vec![["CLIENT", "SERVER", "PEER", "WHY"].map(str::to_owned)];

@@ -22,6 +22,7 @@ mod plan;
 mod pulse;
 mod shown;
 mod tcp;
+mod telling;
 mod view;
 
 use crate::{
@@ -44,7 +45,7 @@ use discovery_core::{
     id::NodeId,
     probe::KeyHint,
     rule::RuleSet,
-    seam::sink::Nowhere,
+    seam::sink::Sink,
 };
 use discovery_linux::{
     broker::Early,
@@ -72,9 +73,10 @@ use std::{
     thread,
     time::Duration,
 };
+use telling::Telling;
 use tokio::net::TcpListener;
 use wan::{AllGranted, Links};
-use wan_core::Notice;
+use wan_core::{Candidates, Notice};
 
 /// See the module's documentation.
 pub(crate) struct Path {
@@ -88,6 +90,7 @@ pub(crate) struct Path {
     deflecting: Option<Arc<Deflecting>>,
     /// For clients that come to an address of this node.
     carrying: Carrying,
+    telling: Arc<Telling>,
     /// As they are in force, for `explain`.
     ruled: RuleSet,
     first_interface: Option<Ingress>,
@@ -117,12 +120,14 @@ impl Path {
         let stands = config.interception.is_some();
         let opener =
             Arc::new(Opener::new(Arc::clone(&carrier), link, stands, Arc::clone(mail), off_path.clone()));
+        let deflector = config.off_path.as_ref().map(|off_path| off_path.deflector.clone());
+        let telling = Arc::new(Telling::new(Arc::clone(&carrier), link, known.key, deflector));
         let links = Links::new(
             &known.settings,
             opener,
             Arc::new(AllGranted),
             Arc::new(Asked(Arc::clone(&carrier), Arc::clone(&roles))),
-            Arc::new(Nowhere),
+            Arc::clone(&telling) as Arc<dyn Sink<(NodeId, Candidates)>>,
             Some(Arc::new(facts::Kernel)),
         )
         .map_err(|error| Failure::new(Exit::Usage, error))?;
@@ -130,6 +135,7 @@ impl Path {
         carrier.named(plan::names(link));
         carrier.mail(Arc::clone(mail));
         roles.links(links.clone());
+        telling.start(links.clone());
         if let Some(off_path) = off_path {
             let _once = roles.off_path.set(Arc::clone(&off_path));
             off_path.start(links.clone(), known.key, link.listen.port()).await?;
@@ -151,6 +157,7 @@ impl Path {
             bypassed: AtomicBool::new(false),
             deflecting: None,
             carrying,
+            telling,
             ruled: RuleSet::default(),
             first_interface: None,
             instance: None,
@@ -204,6 +211,7 @@ impl Path {
             netd.deflect(deflecting.deflect.clone());
             let _once = roles.deflecting.set(Arc::clone(&deflecting));
             self.deflecting = Some(Arc::clone(&deflecting));
+            self.telling.deflecting(Arc::clone(&deflecting));
             tokio::spawn(deflecting::watch(deflecting));
         }
         let pulse = Pulse::start();
@@ -263,7 +271,7 @@ impl Path {
     pub(crate) async fn explain(&self, flow: Flow) -> Option<Explained> {
         let handle = self.handle.as_ref()?;
         let ingress = self.first_interface.unwrap_or(Ingress(0));
-        view::explain(handle, self.ruled.clone(), flow, ingress).await
+        view::explain(handle, self.ruled.clone(), &self.carrier, flow, ingress).await
     }
 
     /// Packets stop coming, or come again. Waits until the loop has heard it, if it turns: it then orders nothing more that
@@ -271,6 +279,7 @@ impl Path {
     pub(crate) fn bypass(&self, on: bool) {
         let Some(handle) = &self.handle else { return };
         self.bypassed.store(on, Ordering::Relaxed);
+        self.telling.aside(on);
         handle.tell(engine::Event::Bypass { on });
         let (heard, hears) = mpsc::channel();
         handle.with(move |_, _, _| {
@@ -293,6 +302,7 @@ impl Path {
     /// Takes no new connections of peers; those that are carried go on. The rules have gone by then.
     pub(crate) fn leave(&self) {
         self.carrying.leave();
+        self.telling.leave();
         self.links.leave();
     }
 
@@ -446,6 +456,10 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
         }
     }
 }
+
+/// The notice by which a node says that connections are to go past it (one octet, 1), or no longer (0). Beside
+/// [`CONTROL`].
+const ASIDE: u64 = 2;
 
 /// A loop that hangs hears nothing, and orders nothing either.
 const HEARS_WITHIN: Duration = Duration::from_millis(150);

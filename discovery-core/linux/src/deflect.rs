@@ -139,7 +139,7 @@ impl Deflect {
             deflected: state.deflected,
             past: state.past,
             rules: state.legs.len(),
-            ready: state.candidates.iter().filter(|candidate| candidate.available).count(),
+            ready: state.candidates.iter().filter(|candidate| candidate.standing.is_able()).count(),
         }
     }
 

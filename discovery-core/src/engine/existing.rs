@@ -162,7 +162,7 @@ impl Engine {
         let (mut unknown, mut waits) = (None, None);
         for flow in [upwards, downwards].into_iter().take(if either { 2 } else { 1 }) {
             match self.pmt.lookup(now.mono, flow.server) {
-                Lookup::Known(Known::Peer(peer) | Known::Static(peer)) if self.up.contains(&peer.key) => {
+                Lookup::Known(Known::Peer(_) | Known::Static(_)) if self.best(now, &flow).is_some() => {
                     return Ok(flow);
                 }
                 // A link may come.

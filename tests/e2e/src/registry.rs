@@ -3,7 +3,8 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflector, durability, existing,
-    failures, front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start, supervised,
+    failures, front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, prefer, sites, start,
+    supervised,
 };
 
 /// One row.
@@ -75,6 +76,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
     row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
+    row(
+        "pair-upgraded-peer",
+        "a peer that was away for a moment is used again at once",
+        prefer::upgraded_peer,
+    ),
+    row(
+        "servers-preferred",
+        "of two nodes at the servers the preferred one carries, while it is well",
+        prefer::preferred,
+    ),
+    row("servers-shared", "equal nodes share by client and server", prefer::shared),
+    row("servers-told", "a node tells of another one, and the client's node chooses", prefer::told),
     quick(row(
         "chain-two",
         "one and two in the middle: each link carries, the ends see the truth",

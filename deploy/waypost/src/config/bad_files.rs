@@ -327,7 +327,17 @@ id = "branch-1"
 id = "centre-1"
 [[peer]]
 id = "branch-1"
-servers = ["10.2.0.0/16"]"#,
+servers = ["10.2.0.0/16"]
+[[peer]]
+id = "centre-2"
+preference = 256
+[[peer]]
+id = "centre-3"
+serves = ["10.2.0.0/16"]
+[[peer]]
+id = "centre-4"
+address = "192.0.2.4:7782"
+serves = ["10.3.0.0/16"]"#,
         &[
             r#"w.toml:3:11: error: [link]: revoked: "centre-1" is a [[peer]] of this file too"#,
             r#"w.toml:4:13: error: [link]: advertise: 0.0.0.0:7782 is no address that another node could reach"#,

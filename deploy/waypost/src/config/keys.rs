@@ -353,6 +353,16 @@ pub(crate) const PEER: Section = Section {
             r#"["10.2.0.0/16"]"#,
         ),
         key(
+            "preference",
+            "0 to 255: of several peers for one server the lowest is asked; equal ones share by client and server",
+            "1",
+        ),
+        key(
+            "serves",
+            "a list of networks that it serves as this node does: clients' nodes are told of it",
+            r#"["10.2.0.0/16"]"#,
+        ),
+        key(
             "may_open",
             "a list of networks that it may ask for without a SYN that was seen here",
             r#"["10.2.0.0/16"]"#,

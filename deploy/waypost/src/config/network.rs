@@ -83,6 +83,10 @@ pub(crate) struct Peer {
     pub(crate) pin: Option<Pin>,
     /// Servers that stand behind it, whatever the path says.
     pub(crate) servers: Vec<Prefix>,
+    /// Its place among those for the same servers: lower first.
+    pub(crate) preference: u8,
+    /// Servers for which it does as well as this node.
+    pub(crate) serves: Vec<Prefix>,
     /// Servers that it may ask for without a SYN that was seen here.
     pub(crate) may_open: Vec<Prefix>,
 }
@@ -313,9 +317,28 @@ fn peer(mut t: TableReader<'_, '_>, others: &[Peer]) -> Option<Peer> {
             "they are reached through this peer without asking the path, so its address must be known; add: address = \"192.0.2.1:7782\"",
         );
     }
+    let given = t.get("preference", 0_u32);
+    let preference = u8::try_from(given).unwrap_or_else(|_| {
+        t.object(
+            "preference",
+            format!("{given} is too much; allowed: 0 to 255; for example: preference = 1"),
+        );
+        u8::MAX
+    });
+    let serves: Vec<Prefix> = t.get("serves", Vec::new());
+    if !serves.is_empty() && address.is_none() && !t.says("address") {
+        t.object("serves", "clients' nodes are told where it is; add: address = \"192.0.2.1:7782\"");
+    }
+    let others = others.iter().map(|other| &other.serves).find(|other| !other.is_empty());
+    if !serves.is_empty() && others.is_some_and(|other| *other != serves) {
+        t.object("serves", "another [[peer]] has others; a node tells of one list, so they must be the same");
+    }
+    if t.says("preference") && servers.is_empty() && serves.is_empty() {
+        t.warn("preference", "has no effect, because there are neither servers nor serves");
+    }
     let pin = t.maybe("pin");
     let may_open = t.get("may_open", Vec::new());
-    Some(Peer { id: id?, address, pin, servers, may_open })
+    Some(Peer { id: id?, address, pin, servers, preference, serves, may_open })
 }
 
 /// The TCP option in which probes travel.

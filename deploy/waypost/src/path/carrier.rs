@@ -6,6 +6,7 @@ mod cut;
 mod leash;
 mod mail;
 mod outcome;
+mod peers;
 mod serving;
 
 use super::tcp::{self, Tcp};
@@ -23,6 +24,8 @@ use discovery_linux::{
     socket::{Connecting, Target},
 };
 use outcome::{failed, refusal};
+use peers::Met;
+pub(super) use peers::watch_peers;
 use seams::AsyncIo;
 use serving::{Served, Serving};
 use std::{
@@ -31,12 +34,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
-use tokio::{
-    io::copy_bidirectional,
-    net::TcpStream,
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::{io::copy_bidirectional, net::TcpStream, sync::oneshot, time::timeout};
 use wan::{LinkStream, Links, Peer};
 use wan_core::{Kind, Notice, OpenFrame};
 
@@ -65,12 +63,6 @@ struct State {
     /// Whether there is a link whose peer may serve whatever it offers, as the engine was told: clients are answered on
     /// its account. What a peer of a bound authority offers has to be asked for first.
     peers: HashMap<engine::Peer, Met>,
-}
-
-#[derive(Default)]
-struct Met {
-    up: bool,
-    node: Option<NodeId>,
 }
 
 /// What a client's octets go to.
@@ -394,50 +386,6 @@ impl Carrier {
     }
 }
 
-/// Peers.
-impl Carrier {
-    /// Makes the link to a peer that was learnt, so that the next connection finds it warm.
-    pub(super) async fn meet(self: Arc<Self>, peer: engine::Peer) {
-        let Some(links) = self.links.get() else { return };
-        match links.connect(&self.at(peer)).await {
-            Ok(node) => self.met(peer, node),
-            Err(why) => {
-                tracing::info!(link = %peer.link, %why, "a peer on the path has no link; connections go direct");
-                self.set_up(peer, false);
-            }
-        }
-    }
-
-    /// There is a link to `peer`, and now it is known who that is.
-    fn met(&self, peer: engine::Peer, node: NodeId) {
-        self.lock().peers.entry(peer).or_default().node = Some(node);
-        let sure = self.links.get().is_some_and(|links| links.is_sure(&self.at(peer)));
-        self.set_up(peer, sure);
-    }
-
-    fn set_up(&self, peer: engine::Peer, up: bool) {
-        let mut state = self.lock();
-        let met = state.peers.entry(peer).or_default();
-        let changed = std::mem::replace(&mut met.up, up) != up;
-        drop(state);
-        if changed {
-            self.tell(if up { Event::PeerUp { peer } } else { Event::PeerDown { peer } });
-        }
-    }
-}
-
-/// Tells the engine which links stand.
-pub(super) async fn watch_peers(carrier: Arc<Carrier>) {
-    loop {
-        sleep(LOOK_EVERY).await;
-        let Some(links) = carrier.links.get() else { continue };
-        let peers: Vec<engine::Peer> = carrier.lock().peers.keys().copied().collect();
-        for peer in peers {
-            carrier.set_up(peer, links.is_sure(&carrier.at(peer)));
-        }
-    }
-}
-
 /// Why it ended before its time.
 async fn splice(stream: LinkStream, mut client: impl AsyncIo) -> Option<wan_core::Reason> {
     let wan::Spliced { sent, received, cut } = wan::splice(stream, &mut client).await;
@@ -497,4 +445,3 @@ const CONNECT_MAX: Duration = Duration::from_secs(30);
 const ALONE_MAX: Duration = Duration::from_secs(30);
 /// Longer than the engine waits for a server.
 const CLAIM_MAX: Duration = Duration::from_secs(35);
-const LOOK_EVERY: Duration = Duration::from_millis(200);

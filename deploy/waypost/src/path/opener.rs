@@ -1,7 +1,7 @@
 //! What peers ask of this node.
 
 use super::{
-    Roles,
+    ASIDE, Roles,
     carrier::Carrier,
     off_path::{CONTROL, OffPath},
     origin::{OriginRoad, Origins},
@@ -223,6 +223,11 @@ impl Sink<(NodeId, Notice)> for Asked {
                     self.1.hear(&from, control);
                 }
             }
+            Notice::Other { kind: ASIDE, octets } => match octets.as_ref() {
+                [0] => self.0.aside(&from, false),
+                [1] => self.0.aside(&from, true),
+                _ => {}
+            },
             Notice::Other { .. } => {}
         }
         Put::Taken

@@ -158,6 +158,7 @@ pub(super) fn engine(interception: &Interception, link: &Link) -> engine::Config
                 network: pmt::Prefix::new(servers.network(), servers.length()),
                 port: None,
                 peer: address,
+                preference: peer.preference,
             })
         })
         .collect();

@@ -2,10 +2,11 @@
 
 use super::carrier::Carrier;
 use crate::api::{
-    DatagramStatus, Explained, FlowStatus, LaneStatus, Named, PathStatus, PeerStatus, TableStatus,
+    CandidateStatus, DatagramStatus, Explained, FlowStatus, LaneStatus, Named, PathStatus, PeerStatus,
+    TableStatus,
 };
 use discovery_core::{
-    engine::{Engine, FlowRow, Hook, Kind, Reason, Room, Seen, Verdict},
+    engine::{Engine, FlowRow, Hook, Kind, Ranked, Reason, Room, Seen, Verdict},
     flow::{Flow, Ingress},
     now::Now,
     packet::Protocol,
@@ -16,7 +17,7 @@ use discovery_linux::{
     netd::Handle,
     rules::{Instance, Rules},
 };
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 use wan::{LinkStatus, Links};
 
@@ -37,6 +38,7 @@ pub(super) async fn look(
             Reason::ALL.iter().map(|reason| Named { word: reason.to_string(), n: engine.count(*reason) });
         (
             engine.pmt_rows(now).into_iter().map(entry).collect(),
+            candidates(engine, now),
             engine.flows().take(FLOWS_MAX).map(flow).collect(),
             counts.filter(|count| count.n > 0).collect(),
             engine.datagram_flows(),
@@ -49,8 +51,10 @@ pub(super) async fn look(
         (Some(_), false) => "taking",
     };
     status.state = state.to_owned();
-    if let Some((table, flows, reasons, udp)) = told {
+    if let Some((table, candidates, flows, reasons, udp)) = told {
         (status.table, status.flows, status.reasons) = (table, flows, reasons);
+        let named = |(server, ranked): (String, Ranked)| candidate(server, ranked, carrier);
+        status.candidates = candidates.into_iter().map(named).collect();
         status.datagrams = datagrams(instance, udp).await;
     }
     status
@@ -68,6 +72,7 @@ async fn datagrams(instance: Option<Instance>, flows: u64) -> Option<DatagramSta
 pub(super) async fn explain(
     handle: &Handle,
     rules: RuleSet,
+    carrier: &Carrier,
     flow: Flow,
     ingress: Ingress,
 ) -> Option<Explained> {
@@ -83,13 +88,59 @@ pub(super) async fn explain(
         probe: None,
         room: Room::Fits,
     };
-    let (verdict, reason) = ask(handle, move |engine, now| engine.explain(now, &seen, ruled)).await?;
+    let ((verdict, reason), candidates) =
+        ask(handle, move |engine, now| (engine.explain(now, &seen, ruled), engine.candidates(now, &flow)))
+            .await?;
     let verdict = match verdict {
         Verdict::Pass => "pass",
         Verdict::PassWithQuery => "pass-with-query",
         Verdict::Drop => "taken",
     };
-    Some(Explained { rule: ruled.to_string(), verdict: verdict.to_owned(), reason: reason.to_string() })
+    let named = |ranked: Ranked| candidate(flow.server.to_string(), ranked, carrier);
+    Some(Explained {
+        rule: ruled.to_string(),
+        verdict: verdict.to_owned(),
+        reason: reason.to_string(),
+        candidates: candidates.into_iter().map(named).collect(),
+    })
+}
+
+/// Where there is more than one, for the server or the first of its network. Which of equal ones it is depends on the client.
+fn candidates(engine: &Engine, now: Now) -> Vec<(String, Ranked)> {
+    let mut places: Vec<Place> = Vec::new();
+    for row in engine.pmt_rows(now) {
+        if matches!(row.known, Known::Peer(_) | Known::Static(_)) && !places.contains(&row.place) {
+            places.push(row.place);
+        }
+        if places.len() == PLACES_MAX {
+            break;
+        }
+    }
+    let mut all = Vec::new();
+    for place in places {
+        let server = match place {
+            Place::Server(server) => server,
+            Place::Network(network, port) => SocketAddr::new(network.address(), port.unwrap_or(0)),
+        };
+        let found = engine.candidates(now, &Flow { client: server, server });
+        if found.len() > 1 {
+            all.extend(found.into_iter().map(|ranked| (shown(place), ranked)));
+        }
+    }
+    all
+}
+
+fn candidate(server: String, ranked: Ranked, carrier: &Carrier) -> CandidateStatus {
+    let Ranked { candidate, known } = ranked;
+    CandidateStatus {
+        server,
+        peer: candidate.peer.link.to_string(),
+        node: carrier.name(candidate.peer).map(|node| node.to_string()),
+        by: known.word().to_owned(),
+        preference: candidate.rank,
+        standing: candidate.standing.word().to_owned(),
+        load_percent: candidate.load,
+    }
 }
 
 /// Runs a closure in the loop's thread; none when the loop hangs or is gone.
@@ -128,13 +179,17 @@ fn entry(row: PmtRow) -> TableStatus {
         Known::OptionDropped => ("option-dropped", None),
         Known::Asymmetric => ("asymmetric", None),
     };
-    let server = match row.place {
+    let server = shown(row.place);
+    let peer = peer.map(|peer| peer.link.to_string());
+    TableStatus { server, known: known.to_owned(), peer, ttl_s: row.ttl.as_secs(), flaps: row.flaps }
+}
+
+fn shown(place: Place) -> String {
+    match place {
         Place::Server(server) => server.to_string(),
         Place::Network(network, Some(port)) => format!("{network} port {port}"),
         Place::Network(network, None) => network.to_string(),
-    };
-    let peer = peer.map(|peer| peer.link.to_string());
-    TableStatus { server, known: known.to_owned(), peer, ttl_s: row.ttl.as_secs(), flaps: row.flaps }
+    }
 }
 
 fn flow(row: FlowRow) -> FlowStatus {
@@ -148,5 +203,7 @@ fn flow(row: FlowRow) -> FlowStatus {
 
 /// A loop that hangs must not hang `status`.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// For eyes: servers with several candidates.
+const PLACES_MAX: usize = 256;
 /// For eyes; the reasons count all.
 const FLOWS_MAX: usize = 1000;
