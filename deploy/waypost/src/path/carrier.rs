@@ -7,6 +7,7 @@ mod leash;
 mod mail;
 mod outcome;
 mod serving;
+mod together;
 
 use super::tcp::{self, Tcp};
 use crate::node::mail::Mail;
@@ -19,18 +20,20 @@ use discovery_core::{
     value::Class,
 };
 use discovery_linux::{
-    netd::{Claimed, Handle, Ready},
+    netd::{Claimed, Handle, Ready, Tell},
     socket::{Connecting, Target},
 };
 use outcome::{failed, refusal};
 use seams::AsyncIo;
-use serving::{Served, Serving};
+use serving::Served;
+pub(super) use serving::Serving;
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
+pub(super) use together::steps;
 use tokio::{
     io::copy_bidirectional,
     net::TcpStream,
@@ -367,6 +370,11 @@ impl Carrier {
     pub(super) fn abandon(&self, flow: Flow) {
         let served = self.lock().served.remove(&flow);
         drop(served);
+    }
+
+    /// Asks for the server's end of a connection that stood before; none where nobody stands on the path.
+    pub(super) fn adopt_for_peer(&self, flow: Flow, tell: Tell) -> Option<()> {
+        self.handle.get().map(|handle| handle.adopt_for_peer(flow, tell))
     }
 
     /// A stream that goes on to the next node.
