@@ -59,7 +59,7 @@ mod words;
 pub use crate::reason::Reason;
 pub use choice::{KnownBy, Offer, Ranked, Told};
 pub use config::{AckVariant, Answering, Config, Embodiment};
-pub use existing::{Course, Existing, Midstream};
+pub use existing::{Adopter, Course, Existing, Midstream};
 pub use journal::Decided;
 pub use table::FlowRow;
 pub use words::{

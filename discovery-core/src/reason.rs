@@ -183,7 +183,7 @@ reasons! {
     ExistingObserved = "existing-observed",
     /// A connection from before this node is terminated here, in its middle.
     ExistingAdopted = "existing-adopted",
-    /// Not adopted: with a peer it cannot be, in this build.
+    /// Not adopted: the peer does not adopt it. It is older, has no such rule, or does not see the connection.
     AdoptUnpaired = "adopt-unpaired",
     /// Not adopted: nobody knows by how much its windows are scaled.
     AdoptUnscaled = "adopt-unscaled",

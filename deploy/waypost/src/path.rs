@@ -8,6 +8,7 @@
 //! ```
 //! Sessions with the mail servers of the configuration end here (`carrier::mail`); anything else is carried as octets.
 
+mod adopting;
 mod agent;
 mod carrier;
 mod carry;

@@ -242,7 +242,7 @@ impl Deflect {
 
 impl State {
     fn takes(&self, proxy: IpAddr, now: Instant) -> bool {
-        let there = |candidate: &Candidate| candidate.available && candidate.peer.link.ip() == proxy;
+        let there = |candidate: &Candidate| candidate.standing.is_able() && candidate.peer.link.ip() == proxy;
         self.candidates.iter().any(there) && !self.has_refused(proxy, now)
     }
 

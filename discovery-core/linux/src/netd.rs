@@ -19,6 +19,7 @@ mod look;
 mod orders;
 mod ports;
 mod probes;
+mod split;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +38,7 @@ use crate::broker::Early;
 use crate::marks::{BEGINS, EXISTING, PASSED};
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
 pub use handle::Handle;
+pub use split::{Step, Tell, Ticket, Word};
 
 use adoptions::Adoptions;
 use connects::Connects;
@@ -93,6 +95,12 @@ pub trait Agent {
     fn adopted(&mut self, flow: Flow, client: OwnedFd, server: OwnedFd) {
         tracing::error!(%flow, "nobody carries what was adopted");
         drop((client, server));
+    }
+    /// Ask `peer` to adopt the server's end of a connection, and answer through [`Handle::adoption`]. What is returned
+    /// hears what is to be told, and gets the socket to the client. Whoever never wants rules that adopt need not.
+    fn adopt(&mut self, ticket: Ticket, peer: Peer) -> Tell {
+        tracing::error!(flow = %ticket.flow, link = %peer.link, "nobody asks a peer to adopt");
+        Box::new(|_| false)
     }
 }
 
@@ -275,7 +283,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 }
             }
             // First: packets that waited while the loop stood still came under rules that may no longer hold.
-            if commanded && !self.command() {
+            if commanded && !self.command()? {
                 return self.queue.close();
             }
             if packets && stood_still {
@@ -292,6 +300,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             }
             if !self.adoptions.is_empty() {
                 self.adoptions_due(mono);
+                self.queue.flush()?;
             }
             let now = now();
             if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -434,6 +443,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         if self.lifeline.take().is_some() {
             tracing::warn!("whoever carries connections is gone: new ones flow untouched");
             self.engine.handle_event(now(), Event::AgentDown);
+            self.adoptions_blind(now());
             self.obey();
         }
     }
@@ -446,7 +456,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     }
 
     /// Whether to go on.
-    fn command(&mut self) -> bool {
+    fn command(&mut self) -> io::Result<bool> {
         for command in self.commands.take() {
             match command {
                 Command::Event(event) => self.engine.handle_event(now(), event),
@@ -460,11 +470,18 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     self.counters.queue = self.queue.counters();
                     ask(&mut self.engine, now(), self.counters);
                 }
-                Command::Stop => return false,
+                Command::AdoptForPeer { flow, tell } => self.adopt_for_peer(now(), flow, tell),
+                Command::Adoption(ticket, word) => self.adoption_word(now(), ticket, word)?,
+                Command::Stop => {
+                    // What waits for them goes on.
+                    self.adoptions_blind(now());
+                    self.queue.flush()?;
+                    return Ok(false);
+                }
             }
             self.obey();
         }
-        true
+        Ok(true)
     }
 
     fn claim(&mut self, flow: Flow, granted: bool) -> Claimed {

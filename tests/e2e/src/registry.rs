@@ -3,8 +3,8 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflector, durability, existing,
-    failures, front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, prefer, sites, start,
-    supervised,
+    existing_split, failures, front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, prefer,
+    sites, start, supervised,
 };
 
 /// One row.
@@ -158,6 +158,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("existing-adopted-many", "twenty bulk transfers are adopted at once", existing::adopted_many),
     row("existing-left", "what stood before goes on where nobody could carry it", existing::left),
     row("existing-adopted", "bulk transfers are adopted in their middle, whole", existing::adopted),
+    row("existing-split", "two nodes adopt bulk transfers, one socket each", existing_split::adopted),
+    row(
+        "existing-split-refused",
+        "a peer that cannot adopt leaves a connection alive",
+        existing_split::refused,
+    ),
+    row("existing-split-killed", "a node dies before the cut, and after it", existing_split::killed),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),

@@ -11,6 +11,7 @@ pub(crate) mod datagrams;
 pub(crate) mod deflector;
 pub(crate) mod durability;
 pub(crate) mod existing;
+pub(crate) mod existing_split;
 pub(crate) mod failures;
 pub(crate) mod front;
 pub(crate) mod garbage;

@@ -34,6 +34,7 @@ pub mod sequence_set;
 pub mod session;
 pub mod slicer;
 pub mod splice;
+pub mod together;
 mod tokens;
 pub mod tracked;
 pub mod views;
@@ -71,6 +72,7 @@ pub const TARGETS: &[Target] = &[
     ("session", session::run),
     ("slicer", slicer::run),
     ("splice", splice::run),
+    ("together", together::run),
     ("tracked", tracked::run),
     ("views", views::run),
 ];

@@ -272,7 +272,6 @@ existing = "adopt""#,
         &[
             r#"w.toml:6:12: error: [[rule]]: existing: "rest" is not known; did you mean "reset"? allowed: leave, reset, adopt: what becomes of connections that stood before the node, or come by another way; for example: existing = "reset""#,
             r#"w.toml:9:12: warning: [[rule]]: existing: has no effect, because action takes no connections"#,
-            r#"w.toml:12:12: warning: [[rule]]: existing: this build adopts connections without a peer only, with action = "intercept-single"; these are left alone"#,
         ],
     ),
     (

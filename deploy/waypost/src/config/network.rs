@@ -194,12 +194,6 @@ fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
             Some(Action::Pass | Action::Drop | Action::Deny) => {
                 t.warn("existing", "has no effect, because action takes no connections");
             }
-            Some(Action::Intercept | Action::DropIfNoPeer) if rule.existing == Existing::Adopt => {
-                t.warn(
-                    "existing",
-                    "this build adopts connections without a peer only, with action = \"intercept-single\"; these are left alone",
-                );
-            }
             Some(Action::Intercept | Action::InterceptSingle | Action::DropIfNoPeer) | None => {}
         }
     }

@@ -8,6 +8,7 @@ mod mail;
 mod outcome;
 mod peers;
 mod serving;
+mod together;
 
 use super::tcp::{self, Tcp};
 use crate::node::mail::Mail;
@@ -20,20 +21,22 @@ use discovery_core::{
     value::Class,
 };
 use discovery_linux::{
-    netd::{Claimed, Handle, Ready},
+    netd::{Claimed, Handle, Ready, Tell},
     socket::{Connecting, Target},
 };
 use outcome::{failed, refusal};
 use peers::Met;
 pub(super) use peers::watch_peers;
 use seams::AsyncIo;
-use serving::{Served, Serving};
+use serving::Served;
+pub(super) use serving::Serving;
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
+pub(super) use together::steps;
 use tokio::{io::copy_bidirectional, net::TcpStream, sync::oneshot, time::timeout};
 use wan::{LinkStream, Links, Peer};
 use wan_core::{Kind, Notice, OpenFrame};
@@ -359,6 +362,11 @@ impl Carrier {
     pub(super) fn abandon(&self, flow: Flow) {
         let served = self.lock().served.remove(&flow);
         drop(served);
+    }
+
+    /// Asks for the server's end of a connection that stood before; none where nobody stands on the path.
+    pub(super) fn adopt_for_peer(&self, flow: Flow, tell: Tell) -> Option<()> {
+        self.handle.get().map(|handle| handle.adopt_for_peer(flow, tell))
     }
 
     /// A stream that goes on to the next node.

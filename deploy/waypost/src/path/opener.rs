@@ -1,7 +1,7 @@
 //! What peers ask of this node.
 
 use super::{
-    ASIDE, Roles,
+    ASIDE, Roles, adopting,
     carrier::Carrier,
     off_path::{CONTROL, OffPath},
     origin::{OriginRoad, Origins},
@@ -174,6 +174,8 @@ impl StreamOpener for Opener {
             match open.kind {
                 Kind::Carry | Kind::Claim => self.carry(peer, open).await,
                 Kind::Origin => self.origin(peer, open).await,
+                // That the peer sees the connection, the number shows that it has to say: no SYN does.
+                Kind::Adopt if self.stands => adopting::adopt(&self.carrier, open.flow).await,
                 Kind::Adopt => Err(Why::Unsupported),
             }
         })

@@ -182,7 +182,7 @@ pub(in super::super) async fn watch_peers(carrier: Arc<Carrier>) {
     }
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// As long as a node takes that is started anew.
 const AGAIN_MIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
