@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lab::pki::Identity;
 use lab::{Lab, Place, sys};
 
@@ -228,12 +228,18 @@ impl Waypost {
         if !nodes.is_empty() {
             self.signal(libc::SIGSTOP)?;
         }
-        for node in nodes {
+        for node in &nodes {
             // It may be ending by itself.
-            drop(sys::kill(node, libc::SIGKILL));
+            drop(sys::kill(*node, libc::SIGKILL));
         }
         self.child.kill()?;
         self.child.wait()?;
+        // Nobody here is its parent. Whoever starts the next one wants its queue.
+        let start = Instant::now();
+        while nodes.iter().any(|node| holds_files(*node)) {
+            ensure!(start.elapsed() < Duration::from_secs(20), "a killed node does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -278,6 +284,12 @@ impl Waypost {
     pub(crate) fn scan_memory(&self, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<Found>>> {
         scan_memory(self.pid(), needles)
     }
+}
+
+/// Whether a process is there, and is more than a name for its parent to read.
+fn holds_files(process: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 impl Drop for Waypost {
