@@ -228,7 +228,7 @@ pub(crate) fn rerouted(case: &Case) -> anyhow::Result<()> {
 }
 
 /// Speaks on, as clients do, until the connection is reset: the path may have to be asked first.
-pub(super) fn told(client: &mut Client) -> anyhow::Result<()> {
+fn told(client: &mut Client) -> anyhow::Result<()> {
     let start = Instant::now();
     let error = loop {
         match client.exchange(b"after") {
