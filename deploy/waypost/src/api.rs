@@ -358,4 +358,8 @@ pub(crate) struct Explained {
     pub(crate) rule: String,
     pub(crate) verdict: String,
     pub(crate) reason: String,
+    /// The mail servers with which it would be a session here; of several the name that the client asks for decides. None:
+    /// its octets are carried, or it passes.
+    #[serde(default)]
+    pub(crate) mail: Vec<String>,
 }

@@ -91,8 +91,21 @@ pub(crate) fn explain(node: &RunningNode, client: &str, server: SocketAddr) -> R
         say::line(format_args!("  rules    {}", explained.rule));
         say::line(format_args!("  SYN      {}", explained.verdict));
         say::line(format_args!("  because  {}", explained.reason));
+        if !explained.mail.is_empty() {
+            say::line(format_args!("  session  {}", mail(&explained.mail)));
+        }
     }
     Ok(Exit::Fine)
+}
+
+/// What a client that is taken gets here.
+fn mail(servers: &[String]) -> String {
+    match servers {
+        [server] => format!("mail of {server}, served here when it is taken"),
+        several => {
+            format!("mail of {}, by the name that the client asks for", several.join(" or "))
+        }
+    }
 }
 
 const ANY_PORT: u16 = 50_000;
@@ -171,3 +184,15 @@ pub(crate) fn describe(path: &PathStatus) -> String {
 
 /// A screen is not filled by connections.
 const FLOWS_SHOWN: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_of_mail_is_told_with_whom() {
+        let told = |names: &[&str]| mail(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(told(&["a"]), "mail of a, served here when it is taken");
+        assert_eq!(told(&["a", "b"]), "mail of a or b, by the name that the client asks for");
+    }
+}

@@ -257,7 +257,7 @@ impl Path {
     pub(crate) async fn explain(&self, flow: Flow) -> Option<Explained> {
         let handle = self.handle.as_ref()?;
         let ingress = self.first_interface.unwrap_or(Ingress(0));
-        view::explain(handle, self.ruled.clone(), flow, ingress).await
+        view::explain(handle, self.ruled.clone(), flow, ingress, self.carrier.mail_names(flow)).await
     }
 
     /// Packets stop coming, or come again. Waits until the loop has heard it, if it turns: it then orders nothing more that

@@ -10,7 +10,7 @@ use discovery_core::{
     now::Now,
     packet::Protocol,
     pmt::{Known, Place, PmtRow},
-    rule::{Facts, RuleSet},
+    rule::{Action, Facts, RuleSet},
 };
 use discovery_linux::{
     netd::Handle,
@@ -64,12 +64,14 @@ async fn datagrams(instance: Option<Instance>, flows: u64) -> Option<DatagramSta
     Some(DatagramStatus { flows, datagrams, octets })
 }
 
-/// What would become of a SYN that came in through the interface of this number.
+/// What would become of a SYN that came in through the interface of this number. `mail`: the servers that are meant by its
+/// address.
 pub(super) async fn explain(
     handle: &Handle,
     rules: RuleSet,
     flow: Flow,
     ingress: Ingress,
+    mail: Vec<String>,
 ) -> Option<Explained> {
     let facts = Facts { flow, protocol: Protocol::Tcp, ingress: Some(ingress), vlan: None };
     let ruled = rules.decide(&facts, &[]);
@@ -89,7 +91,20 @@ pub(super) async fn explain(
         Verdict::PassWithQuery => "pass-with-query",
         Verdict::Drop => "taken",
     };
-    Some(Explained { rule: ruled.to_string(), verdict: verdict.to_owned(), reason: reason.to_string() })
+    Some(Explained {
+        rule: ruled.to_string(),
+        verdict: verdict.to_owned(),
+        reason: reason.to_string(),
+        mail: if ends_here(ruled.action) { mail } else { Vec::new() },
+    })
+}
+
+/// Whether a session of a mail server may end here, where a rule says this.
+fn ends_here(action: Action) -> bool {
+    match action {
+        Action::Intercept | Action::InterceptSingle | Action::DropIfNoPeer => true,
+        Action::Pass | Action::Drop | Action::Deny => false,
+    }
 }
 
 /// Runs a closure in the loop's thread; none when the loop hangs or is gone.
