@@ -228,12 +228,17 @@ impl Waypost {
         if !nodes.is_empty() {
             self.signal(libc::SIGSTOP)?;
         }
-        for node in nodes {
+        for node in &nodes {
             // It may be ending by itself.
-            drop(sys::kill(node, libc::SIGKILL));
+            drop(sys::kill(*node, libc::SIGKILL));
         }
         self.child.kill()?;
         self.child.wait()?;
+        // They are nobody's children now; until they are gone they have what their successor needs.
+        let start = Instant::now();
+        while nodes.iter().any(|node| stands(*node)) && start.elapsed() < START_MAX {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Ok(())
     }
 
@@ -286,6 +291,12 @@ impl Drop for Waypost {
             drop(self.kill());
         }
     }
+}
+
+/// Whether a process has not let go of what it had yet.
+fn stands(process: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
 }
 
 /// A debug build on a busy machine, with a store to open.

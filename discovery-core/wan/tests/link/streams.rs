@@ -170,7 +170,10 @@ impl tokio::io::AsyncRead for Abrupt {
     ) -> Poll<std::io::Result<()>> {
         match std::mem::take(&mut self.0) {
             [] => Poll::Ready(Err(std::io::ErrorKind::UnexpectedEof.into())),
-            said => Poll::Ready(Ok(buf.put_slice(said))),
+            said => {
+                buf.put_slice(said);
+                Poll::Ready(Ok(()))
+            }
         }
     }
 }
