@@ -380,4 +380,8 @@ pub(crate) struct Explained {
     /// Who could carry it, in the order in which they would be asked.
     #[serde(default)]
     pub(crate) candidates: Vec<CandidateStatus>,
+    /// The mail servers with which it would be a session here; of several the name that the client asks for decides. None:
+    /// its octets are carried, or it passes.
+    #[serde(default)]
+    pub(crate) mail: Vec<String>,
 }

@@ -99,8 +99,21 @@ pub(crate) fn explain(node: &RunningNode, client: &str, server: SocketAddr) -> R
                 nth + 1
             ));
         }
+        if !explained.mail.is_empty() {
+            say::line(format_args!("  session  {}", mail(&explained.mail)));
+        }
     }
     Ok(Exit::Fine)
+}
+
+/// What a client that is taken gets here.
+fn mail(servers: &[String]) -> String {
+    match servers {
+        [server] => format!("mail of {server}, served here when it is taken"),
+        several => {
+            format!("mail of {}, by the name that the client asks for", several.join(" or "))
+        }
+    }
 }
 
 const ANY_PORT: u16 = 50_000;
@@ -214,5 +227,12 @@ mod tests {
         assert_eq!((rows(20), rows(21)), (20, 20));
         assert!(!describe(&table(20)).contains("more;"));
         assert!(describe(&table(25)).contains("5 more; --json has them"));
+    }
+
+    #[test]
+    fn a_session_of_mail_is_told_with_whom() {
+        let told = |names: &[&str]| mail(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(told(&["a"]), "mail of a, served here when it is taken");
+        assert_eq!(told(&["a", "b"]), "mail of a or b, by the name that the client asks for");
     }
 }

@@ -420,14 +420,19 @@ fn parking(config: &Config) -> Result<DirectOrigins, Failure> {
     DirectOrigins::new(config.servers.iter().map(parking)).map_err(|error| Failure::new(Exit::Usage, error))
 }
 
-fn origin(server: &config::Server) -> OriginServer {
-    let mut origin = OriginServer::new(server.name.clone(), &server.host.0, server.port.0);
-    origin.addresses = server.addresses.iter().map(|ip| SocketAddr::new(*ip, server.port.0)).collect();
-    origin.tls = match server.tls {
+/// As the way to servers calls it.
+pub(crate) fn origin_tls(tls: Encryption) -> OriginTls {
+    match tls {
         Encryption::Implicit => OriginTls::Implicit,
         Encryption::StartTls => OriginTls::StartTls,
         Encryption::Plain => OriginTls::Plain,
-    };
+    }
+}
+
+fn origin(server: &config::Server) -> OriginServer {
+    let mut origin = OriginServer::new(server.name.clone(), &server.host.0, server.port.0);
+    origin.addresses = server.addresses.iter().map(|ip| SocketAddr::new(*ip, server.port.0)).collect();
+    origin.tls = origin_tls(server.tls);
     origin.trust = match &server.trust {
         config::Trust::System => Trust::System,
         config::Trust::Ca(path) => Trust::CaFile(path.clone()),

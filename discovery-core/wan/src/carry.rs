@@ -15,7 +15,7 @@ use wan_core::{Lane, LaneSet, Reason, pace};
 
 /// Until the end of the connection; why it ended.
 pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
-    let Met { link, taken, tls, mut arrived, lanes } = met;
+    let Met { link, taken, tls, mut arrived, lanes, place } = met;
     socket::bound_unsent(tls.get_ref().0, lanes);
     let mut pacer = Pacer::new(&inner, lanes, &link);
     let (mut reader, mut writer) = split(tls);
@@ -57,6 +57,9 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
             (reader, writer) = split(tls);
         }
     };
+    if let (Some(place), Reason::Silent) = (place, reason) {
+        inner.fell_silent(place);
+    }
     link.detach(taken.conn, reason);
     if reason != Reason::Closed {
         part(&mut reader.unsplit(writer), reason).await;

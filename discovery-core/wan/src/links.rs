@@ -8,6 +8,7 @@ use crate::{
     handshake,
     identity::{Authority, BadIdentity, Identity, Presented, key_hint},
     link::{Link, Owner},
+    narrow::Narrow,
     opener::{Grants, StreamOpener, covers, within},
     reachable::reachable,
     roster::Roster,
@@ -105,6 +106,7 @@ pub(crate) struct Inner {
     roster: Mutex<Roster>,
     /// One attempt at a time for each node that a probe told of.
     dialling: Mutex<HashMap<(SocketAddr, KeyHint), Dial>>,
+    narrow: Mutex<Narrow>,
     opener: Arc<dyn StreamOpener>,
     grants: Arc<dyn Grants>,
     notices: Arc<dyn Sink<(NodeId, Notice)>>,
@@ -137,6 +139,7 @@ impl Links {
             links: Mutex::default(),
             roster: Mutex::default(),
             dialling: Mutex::default(),
+            narrow: Mutex::default(),
             opener,
             grants,
             notices,
@@ -357,6 +360,20 @@ impl Inner {
 
     pub(crate) fn setup(&self) -> Setup {
         self.setup.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A connection that stood where we dialled met silence.
+    pub(crate) fn fell_silent(&self, place: SocketAddr) {
+        tracing::debug!(%place, "silence; the next connection there keeps its packets small");
+        self.narrow.lock().unwrap_or_else(PoisonError::into_inner).note(place, Instant::now().into_std());
+    }
+
+    /// The largest segment of a connection to `place`, where the line's word is not enough.
+    pub(crate) fn segment_max(&self, place: SocketAddr) -> Option<u32> {
+        self.narrow
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .segment_max(place, Instant::now().into_std())
     }
 
     pub(crate) fn mark(&self) -> Option<u32> {

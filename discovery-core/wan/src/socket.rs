@@ -13,12 +13,19 @@ use tokio::{
 };
 use wan_core::{Lane, LaneSet, Reason};
 
-/// Connects.
-pub(crate) async fn dial(to: SocketAddr, mark: Option<u32>) -> Result<TcpStream, Reason> {
+/// Connects. `segment_max`: no larger ones are sent, nor asked for.
+pub(crate) async fn dial(
+    to: SocketAddr,
+    mark: Option<u32>,
+    segment_max: Option<u32>,
+) -> Result<TcpStream, Reason> {
     let unreachable = |_: io::Error| Reason::PeerUnreachable;
     let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(unreachable)?;
     if let Some(mark) = mark {
         SockRef::from(&socket).set_mark(mark).map_err(unreachable)?;
+    }
+    if let Some(octets) = segment_max {
+        SockRef::from(&socket).set_tcp_mss(octets).map_err(unreachable)?;
     }
     match timeout(CONNECT_MAX, socket.connect(to)).await {
         Ok(Ok(stream)) => Ok(stream),

@@ -11,7 +11,7 @@ use discovery_core::{
     now::Now,
     packet::Protocol,
     pmt::{Known, Place, PmtRow},
-    rule::{Facts, RuleSet},
+    rule::{Action, Facts, RuleSet},
 };
 use discovery_linux::{
     netd::Handle,
@@ -68,7 +68,8 @@ async fn datagrams(instance: Option<Instance>, flows: u64) -> Option<DatagramSta
     Some(DatagramStatus { flows, datagrams, octets })
 }
 
-/// What would become of a SYN that came in through the interface of this number.
+/// What would become of a SYN that came in through the interface of this number. `mail`: the servers that are meant by its
+/// address.
 pub(super) async fn explain(
     handle: &Handle,
     rules: RuleSet,
@@ -76,6 +77,7 @@ pub(super) async fn explain(
     flow: Flow,
     ingress: Ingress,
 ) -> Option<Explained> {
+    let mail = carrier.mail_names(flow);
     let facts = Facts { flow, protocol: Protocol::Tcp, ingress: Some(ingress), vlan: None };
     let ruled = rules.decide(&facts, &[]);
     let seen = Seen {
@@ -102,6 +104,7 @@ pub(super) async fn explain(
         verdict: verdict.to_owned(),
         reason: reason.to_string(),
         candidates: candidates.into_iter().map(named).collect(),
+        mail: if ends_here(ruled.action) { mail } else { Vec::new() },
     })
 }
 
@@ -140,6 +143,14 @@ fn candidate(server: String, ranked: Ranked, carrier: &Carrier) -> CandidateStat
         preference: candidate.rank,
         standing: candidate.standing.word().to_owned(),
         load_percent: candidate.load,
+    }
+}
+
+/// Whether a session of a mail server may end here, where a rule says this.
+fn ends_here(action: Action) -> bool {
+    match action {
+        Action::Intercept | Action::InterceptSingle | Action::DropIfNoPeer => true,
+        Action::Pass | Action::Drop | Action::Deny => false,
     }
 }
 
