@@ -428,8 +428,9 @@ pub(crate) fn could_stand(interception: &network::Interception) -> Result<(), Fa
 }
 
 fn open_queue(interception: &network::Interception, deflects: bool) -> Result<NfQueue, Failure> {
-    NfQueue::open(plan::queue(interception, deflects))
-        .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))
+    // The kernel says the same to who has no right and to who comes second.
+    let what = format!("the packet queue {}, which one process can have at a time", interception.queue);
+    NfQueue::open(plan::queue(interception, deflects)).map_err(|error| plan::needs_rights(what, error))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {

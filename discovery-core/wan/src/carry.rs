@@ -41,10 +41,11 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
             pushed = push(&mut writer, &pending), if unflushed => match pushed {
                 Ok(Pushed::Written(n)) => advance(&mut pending, n),
                 Ok(Pushed::Flushed) => unflushed = false,
-                Err(_) => break Reason::Closed,
+                Err(_) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
             },
             read = reader.read_buf(&mut arrived) => match read {
-                Ok(0) | Err(_) => break Reason::Closed,
+                // The peer may have said why just before.
+                Ok(0) | Err(_) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
                 Ok(_) => {}
             },
             () = taken.wake.notified() => {}

@@ -219,6 +219,11 @@ impl Link {
         }
     }
 
+    /// Why a connection is to end, where that is known already.
+    pub(crate) fn dropped(&self, conn: ConnId) -> Option<Reason> {
+        self.lock().conns.get(&conn).and_then(|conn| conn.drop)
+    }
+
     pub(crate) fn tick(self: &Arc<Self>) {
         self.with(|state, now| {
             if state.endpoint.poll_timeout().is_some_and(|at| at <= now.mono) {
