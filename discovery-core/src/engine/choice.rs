@@ -99,13 +99,17 @@ impl Engine {
                 let full = found.len() >= self.config.candidates_max;
                 let known = found.iter_mut().find(|ranked| ranked.candidate.peer.key == offer.peer.key);
                 match known {
-                    Some(Ranked { candidate, .. }) => {
-                        candidate.load = candidate.load.max(offer.load);
+                    // Nobody displaces another one by what he tells of him.
+                    Some(Ranked { candidate, .. })
+                        if teller == offer.peer.key || crate::mutants::on("engine-load-told-by-another") =>
+                    {
+                        candidate.load = offer.load;
                         // The operator's word about its place counts more than its own.
                         if !named {
                             candidate.rank = offer.rank;
                         }
                     }
+                    Some(_) => {}
                     None if full => {}
                     None => {
                         let rank = teller_rank.saturating_add(offer.rank);

@@ -204,6 +204,22 @@ fn a_peer_that_is_asked_may_tell_of_others_and_the_node_chooses_itself() {
     }
 }
 
+/// Of its place and its load everybody speaks for himself.
+#[test]
+fn nobody_displaces_another_by_what_he_tells_of_him() {
+    for (teller, asked, why) in [(2, 1, Reason::StaticHit), (1, 2, Reason::StandIn)] {
+        let mut rig = named(&[0, 1]);
+        let list = told(&rig, &[(1, 9, 95, true), (2, 0, 0, true)]);
+        rig.engine.told(peer(teller).key, list);
+        assert_eq!(asks(&mut rig, flow()), (Some(asked), why), "told by {teller}");
+    }
+    // Nor is one that was told of moved by a second word.
+    let mut rig = learnt();
+    let list = told(&rig, &[(1, 1, 0, true), (2, 0, 0, true), (2, 9, 99, true)]);
+    rig.engine.told(peer(1).key, list);
+    assert_eq!(asks(&mut rig, flow()), (Some(2), Reason::ToldHit));
+}
+
 #[test]
 fn who_carries_in_the_place_of_another_is_not_learnt_and_the_teller_is_asked_next() {
     let mut rig = learnt();
