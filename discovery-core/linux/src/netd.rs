@@ -443,7 +443,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         if self.lifeline.take().is_some() {
             tracing::warn!("whoever carries connections is gone: new ones flow untouched");
             self.engine.handle_event(now(), Event::AgentDown);
-            self.adoptions_blind(now());
+            self.adoptions_end(now());
             self.obey();
         }
     }
@@ -459,12 +459,23 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     fn command(&mut self) -> io::Result<bool> {
         for command in self.commands.take() {
             match command {
-                Command::Event(event) => self.engine.handle_event(now(), event),
+                Command::Event(event) => {
+                    // From now on packets go by unseen.
+                    if let Event::Bypass { on: true } = event {
+                        self.adoptions_until_later(now(), Reason::Bypass);
+                        self.queue.flush()?;
+                    }
+                    self.engine.handle_event(now(), event);
+                }
                 Command::Claim { flow, granted, answer } => {
                     let claimed = self.claim(flow, granted);
                     answer(claimed);
                 }
-                Command::Rules(rules) => self.rules = rules,
+                Command::Rules(rules) => {
+                    self.adoptions_until_later(now(), Reason::ExistingLater);
+                    self.queue.flush()?;
+                    self.rules = rules;
+                }
                 Command::Passed(ask) => ask(&mut self.adoptions.passed, now()),
                 Command::With(ask) => {
                     self.counters.queue = self.queue.counters();
@@ -474,7 +485,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 Command::Adoption(ticket, word) => self.adoption_word(now(), ticket, word)?,
                 Command::Stop => {
                     // What waits for them goes on.
-                    self.adoptions_blind(now());
+                    self.adoptions_end(now());
                     self.queue.flush()?;
                     return Ok(false);
                 }
