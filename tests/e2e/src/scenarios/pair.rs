@@ -342,7 +342,8 @@ impl Capture {
 
     /// Of what fits, by a command that is to be tcpdump.
     pub(crate) fn of(mut command: Command, device: &str, filter: &str) -> anyhow::Result<Self> {
-        command.args(["-i", device, "-l", "-n", "-v", "--immediate-mode", filter]);
+        // Headers only, and room for a burst: what a full buffer drops would look like what was never sent.
+        command.args(["-i", device, "-l", "-n", "-v", "-s", "192", "-B", "8192", "--immediate-mode", filter]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("tcpdump")?;
         let (tell, lines) = channel();
         let stdout = child.stdout.take().context("tcpdump's output")?;
@@ -364,6 +365,17 @@ impl Capture {
         });
         begun.recv_timeout(STALL).context("tcpdump does not begin")?;
         Ok(Self { child, lines })
+    }
+
+    /// Waits until it has seen a line with `what`; whether it has.
+    pub(crate) fn sees(&self, what: &str, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while let Ok(line) = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            if line.contains(what) {
+                return true;
+            }
+        }
+        false
     }
 
     /// How many SYNs, and how many of them with the probe.
