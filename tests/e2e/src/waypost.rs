@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use lab::pki::Identity;
 use lab::{Lab, Place, sys};
 
 use crate::case::{Case, Watch};
+use crate::pair::all_gone;
 
 /// A configuration, as the README has it.
 #[derive(Debug, Clone)]
@@ -235,12 +236,7 @@ impl Waypost {
         self.child.kill()?;
         self.child.wait()?;
         // Nobody here is its parent. Whoever starts the next one wants its queue.
-        let start = Instant::now();
-        while nodes.iter().any(|node| holds_files(*node)) {
-            ensure!(start.elapsed() < Duration::from_secs(20), "a killed node does not end");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        all_gone(&nodes.iter().filter_map(|pid| u32::try_from(*pid).ok()).collect::<Vec<u32>>())
     }
 
     /// SIGKILL for this process alone: where it is a supervisor, its node learns of it.
@@ -284,12 +280,6 @@ impl Waypost {
     pub(crate) fn scan_memory(&self, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<Found>>> {
         scan_memory(self.pid(), needles)
     }
-}
-
-/// Whether a process is there, and is more than a name for its parent to read.
-fn holds_files(process: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 impl Drop for Waypost {

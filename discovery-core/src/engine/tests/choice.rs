@@ -240,6 +240,11 @@ fn a_strangers_list_leads_nobody_astray() {
     // It has a link, and is asked for nothing.
     let list = told(&rig, &[(3, 0, 0, true), (1, 0, 99, false)]);
     rig.engine.told(peer(3).key, list.clone());
+    let known = |rig: &Rig| {
+        let candidates = rig.engine.candidates(rig.now(), &flow());
+        candidates.iter().map(|ranked| ranked.candidate.peer).collect::<Vec<_>>()
+    };
+    assert_eq!(known(&rig), [peer(1)]);
     for port in 0..64 {
         assert_eq!(asks(&mut rig, flow_of(port)), (Some(1), Reason::TableHit));
     }
