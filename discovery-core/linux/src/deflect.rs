@@ -15,6 +15,7 @@ use discovery_core::deflector::control::By;
 use discovery_core::deflector::legs::{Again, Legs};
 use discovery_core::engine::Peer;
 use discovery_core::flow::Flow;
+use discovery_core::packet::flags::{ACK, FIN, RST, SYN};
 use discovery_core::packet::forge::reset;
 use discovery_core::packet::{Tcp, View, readdress, splice};
 use discovery_core::probe::{Codec, Response};
@@ -258,9 +259,5 @@ impl State {
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 /// Nobody has so many clients at a proxy that died a moment ago; what is forgotten is refused once more.
 const REFUSALS_MAX: usize = 1024;
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
 /// At one time: enough for all within some seconds, and little beside the packets themselves.
 const REMINDED_MAX: usize = 512;

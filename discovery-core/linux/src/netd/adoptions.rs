@@ -8,6 +8,7 @@ use discovery_core::adopt::split::{Far, FarCut, Fate, Near, Ye};
 use discovery_core::adopt::{Observation, Passed, Segment, Terms};
 use discovery_core::engine::{Adopter, Peer, Reason};
 use discovery_core::flow::Flow;
+use discovery_core::packet::flags::{RST, SYN};
 
 use super::split::{Step, Tell, Ticket, Word};
 use crate::queue::PacketId;
@@ -263,8 +264,6 @@ impl Adoptions {
     }
 
     fn was_observed(&mut self, flow: Flow, segment: &Segment<'_>) -> Seen {
-        const SYN: u8 = 2;
-        const RST: u8 = 4;
         match self.over.get(&flow) {
             // It begins anew.
             Some((Over::Adopted { .. } | Over::Torn, _)) if segment.flags & SYN != 0 => {
@@ -517,9 +516,8 @@ mod tests {
     use discovery_core::adopt::split::{CutWord, Ready};
     use discovery_core::now::UnixMillis;
     use discovery_core::packet::SynFacts;
+    use discovery_core::packet::flags::ACK;
     use std::time::Duration;
-
-    const ACK: u8 = 16;
 
     fn flow() -> Flow {
         Flow { client: "10.1.0.2:40000".parse().unwrap(), server: "10.2.0.2:143".parse().unwrap() }

@@ -1,6 +1,7 @@
 //! The loop of a deflector: packets of connections that were given to a proxy are turned, and new ones are given to one.
 
 use discovery_core::engine::{Hook, Kind};
+use discovery_core::packet::flags::{ACK, SYN};
 use discovery_core::packet::forge::syn_ack;
 use discovery_core::packet::{Acknowledged, Tcp, View};
 use discovery_core::probe::Probe;
@@ -106,9 +107,6 @@ fn without_proxy(action: Action, mark: u32) -> Option<Done> {
 fn with_tcp(view: View<'_>) -> Option<(View<'_>, Tcp<'_>)> {
     view.tcp().map(|tcp| (view, tcp))
 }
-
-const SYN: u8 = 2;
-const ACK: u8 = 16;
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,11 @@
 use super::*;
-use crate::packet::Timestamps;
+use crate::packet::{Timestamps, flags::ACK};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Instant,
 };
 
-const ACK: u8 = 16;
 const TERMS: Terms = Terms { mss: 1460, scale: Some((7, 10)), sack: true };
 const CLIENT: u32 = u32::MAX - 20_000;
 const SERVER: u32 = 7_000;

@@ -9,13 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use lab::{Lab, Place};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::case::Case;
 pub(crate) use crate::path::ends::noise;
+use crate::path::ends::told_dead;
 use crate::waypost::{Waypost, tail};
 
 pub(crate) const ECHO: u16 = 8000;
@@ -307,18 +308,6 @@ impl Client {
         Ok(back.len() as u64)
     }
 
-    /// How long it takes until it learns that its connection is dead. Whoever writes learns it; a client that only waits
-    /// learns it when the link has given up.
-    fn told_dead(&mut self, since: Instant) -> anyhow::Result<Duration> {
-        loop {
-            match self.stream.write_all(b"after").and_then(|()| self.stream.read(&mut [0; 5])) {
-                Err(_) => return Ok(since.elapsed()),
-                Ok(0) => bail!("a cut connection looks like one that ended"),
-                Ok(_) => ensure!(since.elapsed() < STALL, "a connection lives on without its node"),
-            }
-        }
-    }
-
     /// Half-close, and the server's own end.
     pub(crate) fn ends(mut self) -> anyhow::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
@@ -526,7 +515,7 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
         let start = Instant::now();
         nodes.node(killed)?.kill()?;
         // Beside the new connection: a SYN that the dying queue still had is repeated after a second.
-        let told = thread::spawn(move || live.told_dead(start));
+        let told = thread::spawn(move || told_dead(&mut live.stream, start));
         let next = Client::connect(&lab, ip)?;
         ensure!(next.connected < Duration::from_secs(3), "a new connection took {:?}", next.connected);
         next.sees_the_truth(ip)?;
