@@ -388,6 +388,14 @@ impl Capture {
     }
 }
 
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It may have ended in order.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 /// Two nodes find each other, over IPv4 and IPv6; neither end sees them; the next connection needs no probe.
 pub(crate) fn carries(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
