@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use lab::{Lab, Place};
 
 use super::deflector::run_node;
 use super::pair::{Capture, Client, ECHO, Nodes, STALL, echo_server, noise, wan_device};
 use crate::case::Case;
+use crate::path::ends::told_dead;
 use crate::waypost::{Waypost, tail};
 
 /// Each end sees the node that it speaks to, and the WAN the link alone; a server that nobody granted is reached by nobody,
@@ -43,6 +44,42 @@ pub(crate) fn non_transparent(case: &Case) -> anyhow::Result<()> {
     stop(&mut nodes)?;
     let _without = start_centre(case, &lab, &nodes, "")?;
     refused(&lab, &branch)
+}
+
+/// The branch's node is replaced while it carries: what stands goes on, and its successor has the addresses. Killed, it takes
+/// what it carries with it, and is back.
+pub(crate) fn replaced(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let mut nodes = Nodes::of(case, &lab)?;
+    let _centre = start_centre(case, &lab, &nodes, "may_open = [\"10.81.2.0/24\"]")?;
+    let rule = format!("[[rule]]\naction = \"intercept\"\nports = [{ECHO}]\n");
+    nodes.start_with(
+        Place::Branch,
+        "",
+        &format!("{rule}{}", carries(&[(Place::Branch.v4(), Place::Server.v4())])),
+    )?;
+    nodes.node(Place::Branch)?.watch.announce("not carried");
+    let mut live = vec![until_connected(&lab, Place::Branch.v4())?];
+    for nth in 0..3 {
+        let before = nodes.node(Place::Branch)?.node();
+        nodes.upgrade(Place::Branch)?;
+        live.push(until_connected(&lab, Place::Branch.v4())?);
+        ensure!(nodes.node(Place::Branch)?.node() != before, "the {nth}th time: it was not replaced");
+        for client in &mut live {
+            client.echoes(&noise(100_000)).with_context(|| format!("after the {nth}th time"))?;
+        }
+    }
+    nodes.node(Place::Branch)?.watch.announce("the node has ended");
+    let newest = nodes.node(Place::Branch)?.node().context("no node")?;
+    let mut last = live.pop().context("a client")?;
+    let start = Instant::now();
+    lab::sys::kill(newest, libc::SIGKILL)?;
+    let told = told_dead(&mut last.stream, start)?;
+    ensure!(told < Duration::from_secs(1), "a dead connection was told after {told:?}");
+    until_connected(&lab, Place::Branch.v4())?.echoes(&noise(100_000))?;
+    // Those of its predecessors never noticed.
+    live.into_iter().try_for_each(Client::ends)
 }
 
 /// In both families, and because the peer says so.
@@ -123,17 +160,21 @@ fn until_connected(lab: &Lab, near: IpAddr) -> anyhow::Result<Client> {
 }
 
 fn start_branch(case: &Case, lab: &Lab, nodes: &Nodes<'_>) -> anyhow::Result<Waypost> {
-    let mut text = format!("[[peer]]\nid = \"dc\"\naddress = \"{}:7782\"\n", Place::Centre.v4());
-    for (listen, server) in
-        [(Place::Branch.v4(), Place::Server.v4()), (Place::Branch.v6(), Place::Server.v6())]
-    {
-        let (listen, server) = (SocketAddr::new(listen, ECHO), SocketAddr::new(server, ECHO));
-        text.push_str(&format!("[[carry]]\nlisten = \"{listen}\"\nserver = \"{server}\"\npeer = \"dc\"\n"));
-    }
+    let text = carries(&[(Place::Branch.v4(), Place::Server.v4()), (Place::Branch.v6(), Place::Server.v6())]);
     let branch = start(case, lab, nodes, Place::Branch, &text)?;
     // Until the peer is there.
     branch.watch.announce("not carried");
     Ok(branch)
+}
+
+/// The branch's peer, and where clients reach which server through it.
+fn carries(ends: &[(IpAddr, IpAddr)]) -> String {
+    let mut text = format!("[[peer]]\nid = \"dc\"\naddress = \"{}:7782\"\n", Place::Centre.v4());
+    for (listen, server) in ends {
+        let (listen, server) = (SocketAddr::new(*listen, ECHO), SocketAddr::new(*server, ECHO));
+        text += &format!("[[carry]]\nlisten = \"{listen}\"\nserver = \"{server}\"\npeer = \"dc\"\n");
+    }
+    text
 }
 
 fn start_centre(case: &Case, lab: &Lab, nodes: &Nodes<'_>, grants: &str) -> anyhow::Result<Waypost> {
