@@ -216,6 +216,17 @@ impl Pair {
         crate::waypost::tail(&String::from_utf8_lossy(&log.unwrap_or_default())).to_owned()
     }
 
+    /// For whoever looks for an error: what nodes say of the path, and the ends of their logs.
+    #[must_use]
+    pub fn account(&self, places: &[Place]) -> String {
+        let of = |place: &Place| {
+            let said =
+                self.status(*place).map_or_else(|error| error.to_string(), |status| status.to_string());
+            format!("{} says {said}\n{}", place.name(), self.log(*place))
+        };
+        places.iter().map(of).collect::<Vec<_>>().join("\n")
+    }
+
     fn state(&self, place: Place) -> Option<String> {
         self.status(place).ok()?.get("state")?.as_str().map(str::to_owned)
     }
