@@ -127,6 +127,8 @@ fn an_injected_syn_is_accepted_as_the_server() {
                     let mut asked = [0; 3];
                     stream.read_exact(&mut asked).unwrap();
                     stream.write_all(b"over").unwrap();
+                    // An end in order is asked for.
+                    socket2::SockRef::from(&stream).set_linger(None).unwrap();
                     accepted.push((intercepted.flow, asked));
                 }
             }
