@@ -33,9 +33,9 @@ use discovery_core::probe::{Codec, KeyHint, Probe};
 use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
-use crate::broker::Early;
 use crate::marks::{BEGINS, EXISTING, PASSED};
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
+use crate::worker::{Heard, Word};
 pub use handle::Handle;
 
 use adoptions::Adoptions;
@@ -93,6 +93,29 @@ pub trait Agent {
     fn adopted(&mut self, flow: Flow, client: OwnedFd, server: OwnedFd) {
         tracing::error!(%flow, "nobody carries what was adopted");
         drop((client, server));
+    }
+    /// The answer to [`Word::Claim`]. Whoever claims by [`Handle`] is answered there.
+    fn claimed(&mut self, id: u32, claimed: Claimed) {
+        drop((id, claimed));
+    }
+    /// A client's SYN on its way to the own stack: given back, it goes there now; kept, when [`Word::Inject`] is said.
+    fn inject(&mut self, flow: Flow, packet: Vec<u8>) -> Option<Vec<u8>> {
+        let _nobody_has_to_be_asked = flow;
+        Some(packet)
+    }
+    /// Called when what [`Netd::watch_agent`] was given is readable. An agent of this process says nothing there.
+    fn hear(&mut self) -> Heard {
+        Heard::Gone
+    }
+    /// Called in each turn of the loop; `all`: whatever waits for the agent is given up.
+    fn turn(&mut self, now: Instant, all: bool) -> Vec<Word> {
+        let (_, _) = (now, all);
+        Vec::new()
+    }
+    /// Whether it has been silent for longer than one that turns. New packets wait for it, until they are let go.
+    fn is_quiet(&self, now: Instant) -> bool {
+        let _always_here = now;
+        false
     }
 }
 
@@ -172,6 +195,9 @@ pub struct Netd<Q, A> {
     beat: Option<Box<dyn FnMut() + Send>>,
     deflecting: Option<Deflecting>,
     lifeline: Option<OwnedFd>,
+    bypassed: bool,
+    /// Since when packets wait for an agent that is silent.
+    held: Option<Instant>,
 }
 
 const QUEUE: u64 = 0;
@@ -184,20 +210,15 @@ const BEAT_EVERY: Duration = Duration::from_millis(100);
 /// Without a turn for so long, it stood still. Less than what its supervisor calls silence: packets flow past it from then
 /// on, and what is older must be let go.
 const STOOD_STILL: Duration = Duration::from_millis(400);
+/// What has waited for so long behind a silent agent, after it had been silent for a while, is let go as well.
+const WAITED_LONG: Duration = Duration::from_millis(150);
 
 impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
-    /// Makes the loop ready in the thread's network namespace. Early connections are kept in `early`, where a broker
-    /// may find them.
+    /// Makes the loop ready in the thread's network namespace.
     ///
     /// # Errors
     /// Without CAP_NET_RAW and CAP_NET_ADMIN, or descriptors.
-    pub fn new(
-        engine: Engine,
-        queue: Q,
-        agent: A,
-        early: Early,
-        settings: NetdSettings,
-    ) -> io::Result<(Self, Handle)> {
+    pub fn new(engine: Engine, queue: Q, agent: A, settings: NetdSettings) -> io::Result<(Self, Handle)> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let (handle, commands) = handle::pair()?;
         epoll::add(&poll, &queue, epoll::EventData::new_u64(QUEUE), epoll::EventFlags::IN)?;
@@ -210,7 +231,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             looker: Looker::new(settings.codec, settings.octets_max),
             ports: Ports::open(settings.ports.clone())?,
             senders: Senders::open(&settings)?,
-            connects: Connects::new(early, CONNECTS, settings.here.clone()),
+            connects: Connects::new(CONNECTS, settings.here.clone()),
             adoptions: Adoptions::default(),
             last: 0,
             probes: Probes::default(),
@@ -221,6 +242,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             beat: None,
             deflecting: None,
             lifeline: None,
+            bypassed: false,
+            held: None,
         };
         Ok((netd, handle))
     }
@@ -230,8 +253,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         self.beat = Some(Box::new(beat));
     }
 
-    /// Watches over whoever carries connections: `lifeline` becomes readable, or is hung up, when it is gone (its
-    /// pidfd, or a channel on which it never writes). The engine then stands aside at once.
+    /// Watches over whoever carries connections: `lifeline` becomes readable when it speaks, or is gone (a channel to it, or
+    /// its pidfd); [`Agent::hear`] tells which. When it is gone, the engine stands aside at once.
     ///
     /// # Errors
     /// When the descriptor cannot be waited for.
@@ -265,12 +288,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             self.wait(&mut events, mono)?;
             let stood_still = turned.elapsed() >= STOOD_STILL;
             turned = Instant::now();
-            let (mut packets, mut commanded, mut ready) = (false, false, Vec::new());
+            let (mut packets, mut commanded, mut heard, mut ready) = (false, false, false, Vec::new());
             for event in events.drain(..) {
                 match event.data.u64() {
                     QUEUE => packets = true,
                     COMMANDS => commanded = true,
-                    AGENT => self.agent_gone(),
+                    AGENT => heard = true,
                     connect => ready.push(connect),
                 }
             }
@@ -278,7 +301,13 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             if commanded && !self.command() {
                 return self.queue.close();
             }
-            if packets && stood_still {
+            if heard {
+                self.hear();
+            }
+            let words = self.agent.turn(Instant::now(), self.bypassed);
+            self.understand(words);
+            let waited = self.hold()?;
+            if stood_still || waited {
                 self.let_stale_go(&mut batch)?;
             }
             let mut pause = None;
@@ -430,9 +459,56 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         }
     }
 
+    /// Packets wait in the queue while whoever would carry them is silent: whether they have waited for long.
+    fn hold(&mut self) -> io::Result<bool> {
+        let now = Instant::now();
+        let hold = !self.bypassed && self.lifeline.is_some() && self.agent.is_quiet(now);
+        let data = epoll::EventData::new_u64(QUEUE);
+        match (hold, self.held) {
+            (true, None) => {
+                tracing::debug!("whoever carries connections is silent: packets wait");
+                self.held = Some(now);
+                epoll::delete(&self.poll, &self.queue)?;
+            }
+            (false, Some(since)) => {
+                self.held = None;
+                epoll::add(&self.poll, &self.queue, data, epoll::EventFlags::IN)?;
+                return Ok(now.saturating_duration_since(since) >= WAITED_LONG);
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+        Ok(false)
+    }
+
+    fn hear(&mut self) {
+        match self.agent.hear() {
+            Heard::Words(words) => self.understand(words),
+            Heard::Gone => self.agent_gone(),
+        }
+    }
+
+    fn understand(&mut self, words: Vec<Word>) {
+        for word in words {
+            match word {
+                Word::Event(event) => self.engine.handle_event(now(), event),
+                Word::Claim { id, flow, granted } => {
+                    let claimed = self.claim(flow, granted);
+                    self.agent.claimed(id, claimed);
+                }
+                Word::Inject(flow, packet) => {
+                    let sent = self.senders.inject(flow, &packet);
+                    self.counters.unsent += u64::from(sent.is_err());
+                }
+            }
+            self.obey();
+        }
+    }
+
     fn agent_gone(&mut self) {
-        if self.lifeline.take().is_some() {
-            tracing::warn!("whoever carries connections is gone: new ones flow untouched");
+        if let Some(lifeline) = self.lifeline.take() {
+            // Other descriptors of it may live on: it would wake the loop for ever.
+            let _not_there = epoll::delete(&self.poll, &lifeline);
+            tracing::info!("whoever carries connections is gone: new ones flow untouched");
             self.engine.handle_event(now(), Event::AgentDown);
             self.obey();
         }
@@ -449,7 +525,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     fn command(&mut self) -> bool {
         for command in self.commands.take() {
             match command {
-                Command::Event(event) => self.engine.handle_event(now(), event),
+                Command::Event(event) => {
+                    if let Event::Bypass { on } = event {
+                        self.bypassed = on;
+                    }
+                    self.engine.handle_event(now(), event);
+                }
                 Command::Claim { flow, granted, answer } => {
                     let claimed = self.claim(flow, granted);
                     answer(claimed);

@@ -7,27 +7,16 @@ mod meant;
 mod raw;
 
 pub(crate) use connect::unbound;
-pub use connect::{ConnectFailure, Connecting, Target, transparent};
+pub use connect::{ConnectFailure, Connecting, Target};
 pub use listen::{Family, Intercepted, TransparentListener};
 pub use meant::{keep_syns, meant_server};
 pub use raw::{RawSender, destination};
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use socket2::{SockRef, Socket};
-
-use crate::marks;
-
-/// Marks a socket of this node's own, its link's above all: on a machine whose own connections are taken
-/// ([`crate::rules::Mode::Host`]) nothing else keeps it from being intercepted. Before it connects.
-///
-/// # Errors
-/// Without CAP_NET_ADMIN.
-pub fn leave_alone(socket: &impl AsFd) -> io::Result<()> {
-    SockRef::from(socket).set_mark(marks::ALONE)
-}
+use socket2::Socket;
 
 /// Ends a connection with a reset instead of a FIN.
 ///

@@ -39,7 +39,7 @@ pub(crate) async fn dial(
     expected: &Expected,
     lanes: LaneSet,
 ) -> Result<Met, Reason> {
-    let tcp = socket::dial(to, inner.mark()).await?;
+    let tcp = socket::dial(to, inner.sockets()).await?;
     timeout(HANDSHAKE_MAX, meet(inner, tcp, to, expected, lanes)).await.unwrap_or(Err(Reason::PeerTimedOut))
 }
 

@@ -11,6 +11,7 @@ use crate::{
     opener::{Grants, StreamOpener, within},
     reachable::reachable,
     roster::Roster,
+    socket::Sockets,
     splice::splice,
     status::LinkStatus,
     stream::LinkStream,
@@ -61,8 +62,8 @@ pub struct Settings {
     pub authorities: Vec<Authority>,
     /// Who may be a peer.
     pub peers: Peers,
-    /// The mark of connections to peers, so that rules leave them alone.
-    pub mark: Option<u32>,
+    /// Where connections to peers get their sockets, if the system's own would not do: rules may have to leave them alone.
+    pub sockets: Option<Arc<dyn Sockets>>,
     /// Bounds of each link.
     pub link: Config,
     /// How long a stream waits for a link before it is refused.
@@ -89,7 +90,7 @@ pub(crate) struct Setup {
     pub(crate) node: NodeId,
     pub(crate) tls: Tls,
     pub(crate) peers: Arc<Peers>,
-    mark: Option<u32>,
+    sockets: Option<Arc<dyn Sockets>>,
     link: Config,
     patience: Duration,
     loopback: bool,
@@ -318,7 +319,7 @@ fn setup(settings: &Settings) -> Result<Setup, BadIdentity> {
         node: presented.node,
         tls: Tls::new(&settings.identity, &settings.authorities)?,
         peers: Arc::new(settings.peers.clone()),
-        mark: settings.mark,
+        sockets: settings.sockets.clone(),
         link: settings.link,
         patience: settings.patience,
         loopback: settings.loopback,
@@ -347,8 +348,8 @@ impl Inner {
         self.setup.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn mark(&self) -> Option<u32> {
-        self.setup.read().unwrap_or_else(PoisonError::into_inner).mark
+    pub(crate) fn sockets(&self) -> Option<Arc<dyn Sockets>> {
+        self.setup.read().unwrap_or_else(PoisonError::into_inner).sockets.clone()
     }
 
     pub(crate) fn facts(&self) -> Option<Arc<dyn TcpFacts>> {

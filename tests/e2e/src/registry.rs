@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures,
-    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, sites, start, supervised,
+    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, rights, sites, start, supervised,
 };
 
 /// One row.
@@ -54,6 +54,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a killed node: resets at once, new ones go direct, it is back by itself",
         supervised::killed,
     ),
+    row("rights-worker", "the node carries IPv4, IPv6 and mail without any right", rights::worker),
     row("super-orphaned", "a killed supervisor: its node leaves nothing behind", supervised::orphaned),
     row(
         "super-bypass",

@@ -20,6 +20,7 @@ pub(crate) mod logins;
 pub(crate) mod odd;
 pub(crate) mod pair;
 pub(crate) mod pair_mail;
+pub(crate) mod rights;
 pub(crate) mod sites;
 pub(crate) mod start;
 pub(crate) mod supervised;

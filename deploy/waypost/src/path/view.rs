@@ -1,6 +1,5 @@
-//! What a node on the path tells about itself.
+//! What a node on the path tells about itself: netd of the packet loop, the node of its links.
 
-use super::carrier::Carrier;
 use crate::api::{
     DatagramStatus, Explained, FlowStatus, LaneStatus, Named, PathStatus, PeerStatus, TableStatus,
 };
@@ -18,20 +17,11 @@ use discovery_linux::{
 };
 use std::time::Duration;
 use tokio::{sync::oneshot, time::timeout};
-use wan::{LinkStatus, Links};
+use wan::LinkStatus;
 
-/// Everything.
-pub(super) async fn look(
-    handle: Option<&Handle>,
-    instance: Option<Instance>,
-    bypassed: bool,
-    links: &Links,
-    carrier: &Carrier,
-) -> PathStatus {
-    let carried = u64::try_from(carrier.carried()).unwrap_or(u64::MAX);
-    let peers = links.status().into_iter().map(peer).collect();
-    let mut status = PathStatus { carried, peers, ..PathStatus::default() };
-    let Some(handle) = handle else { return PathStatus { state: "link-only".to_owned(), ..status } };
+/// What the packet loop knows.
+pub(super) async fn look(handle: &Handle, instance: Instance, bypassed: bool) -> PathStatus {
+    let mut status = PathStatus::default();
     let told = ask(handle, |engine, now| {
         let counts =
             Reason::ALL.iter().map(|reason| Named { word: reason.to_string(), n: engine.count(*reason) });
@@ -44,7 +34,7 @@ pub(super) async fn look(
     })
     .await;
     let state = match (&told, bypassed) {
-        (None, _) => "hanging",
+        (None, _) => HANGING,
         (Some(_), true) => "bypassed",
         (Some(_), false) => "taking",
     };
@@ -57,8 +47,7 @@ pub(super) async fn look(
 }
 
 /// UDP flows that passed, and what the kernel has counted of them.
-async fn datagrams(instance: Option<Instance>, flows: u64) -> Option<DatagramStatus> {
-    let instance = instance?;
+async fn datagrams(instance: Instance, flows: u64) -> Option<DatagramStatus> {
     let counted = tokio::task::spawn_blocking(move || Rules::datagrams(&instance)).await;
     let (datagrams, octets) = counted.ok()?.ok()??;
     Some(DatagramStatus { flows, datagrams, octets })
@@ -102,7 +91,7 @@ pub(super) async fn ask<T: Send + 'static>(
     timeout(PATIENCE, answered).await.ok()?.ok()
 }
 
-fn peer(link: LinkStatus) -> PeerStatus {
+pub(super) fn peer(link: LinkStatus) -> PeerStatus {
     let lanes = link.lanes.into_iter().map(|lane| LaneStatus {
         lane: format!("{:?}", lane.lane).to_ascii_lowercase(),
         remote: lane.remote.to_string(),
@@ -146,6 +135,8 @@ fn flow(row: FlowRow) -> FlowStatus {
     }
 }
 
+/// The state of a packet loop that does not answer.
+pub(super) const HANGING: &str = "hanging";
 /// A loop that hangs must not hang `status`.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// For eyes; the reasons count all.
