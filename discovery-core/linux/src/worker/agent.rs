@@ -72,6 +72,8 @@ impl RemoteAgent {
             let message = match self.channel.receive() {
                 Received::Message(message) => message,
                 Received::Nothing => break,
+                // Its last words count; that it is gone is heard again.
+                Received::Gone if !words.is_empty() => break,
                 Received::Gone => return Heard::Gone,
             };
             // Nobody has to give netd any descriptors.
