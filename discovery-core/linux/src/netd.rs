@@ -11,6 +11,7 @@
 //! One thread. Nothing in it waits but for all of these at once; an [`Agent`] must not wait either.
 
 mod adoptions;
+mod agent;
 mod connects;
 mod deflecting;
 mod existing;
@@ -25,17 +26,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use discovery_core::engine::{self, Claim, Engine, Event, Existing, Peer, Reason};
+use discovery_core::engine::{self, Claim, Engine, Event, Existing, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::now::{Now, UnixMillis};
-use discovery_core::pmt::PmtRow;
 use discovery_core::probe::{Codec, KeyHint, Probe};
 use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
 use crate::marks::{BEGINS, EXISTING, PASSED};
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
-use crate::worker::{Heard, Word};
+pub use agent::{Agent, Claimed, Ready};
 pub use handle::Handle;
 
 use adoptions::Adoptions;
@@ -46,78 +46,6 @@ use look::{Datagram, Looker};
 use orders::Senders;
 use ports::Ports;
 use probes::Probes;
-
-/// A connection's far side, for whoever claimed it.
-#[derive(Debug)]
-pub enum Ready {
-    /// The connection to the server.
-    Here(OwnedFd),
-    /// The next node, which takes the stream on.
-    Onward(Peer),
-}
-
-/// The answer to a claim.
-#[derive(Debug)]
-pub enum Claimed {
-    /// It can go on at once.
-    Ready(Ready),
-    /// The server is being asked: [`Agent::claim_ready`] or [`Agent::claim_failed`] follows.
-    Wait,
-    /// No.
-    Refused(Reason),
-}
-
-/// Who carries connections: streams on links, and the two ends of what was intercepted. Called in the loop's thread:
-/// a call hands the order on and returns. Outcomes come back through [`Handle`].
-///
-/// It takes intercepted connections from the transparent listeners itself, by their flow.
-pub trait Agent {
-    /// Open a stream for the flow on the link to `peer`: answer with `Event::Opened` or `Event::Refused`.
-    fn open(&mut self, flow: Flow, peer: Peer);
-    /// The flow is terminated here alone: reach its server from the client's address.
-    fn single(&mut self, flow: Flow);
-    /// Give up what [`Agent::open`] began, and reset the client's connection if it stands.
-    fn abort(&mut self, flow: Flow, why: Reason);
-    /// Give up a connection to a server that was handed out, leaving no trace.
-    fn abandon(&mut self, flow: Flow, why: Reason);
-    /// A claim that had to wait can go on.
-    fn claim_ready(&mut self, flow: Flow, ready: Ready);
-    /// A claim that had to wait failed.
-    fn claim_failed(&mut self, flow: Flow, why: Reason);
-    /// Tell the next node that the flow is given up: the attempt whose SYN had this number.
-    fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32);
-    /// The proxy mapping table has changed.
-    fn learnt(&mut self, row: PmtRow);
-    /// A connection that stood before goes on in these two sockets, to its client and to its server: carry between them,
-    /// and say `Event::Closed` at the end. Whoever never wants rules that adopt need not.
-    fn adopted(&mut self, flow: Flow, client: OwnedFd, server: OwnedFd) {
-        tracing::error!(%flow, "nobody carries what was adopted");
-        drop((client, server));
-    }
-    /// The answer to [`Word::Claim`]. Whoever claims by [`Handle`] is answered there.
-    fn claimed(&mut self, id: u32, claimed: Claimed) {
-        drop((id, claimed));
-    }
-    /// A client's SYN on its way to the own stack: given back, it goes there now; kept, when [`Word::Inject`] is said.
-    fn inject(&mut self, flow: Flow, packet: Vec<u8>) -> Option<Vec<u8>> {
-        let _nobody_has_to_be_asked = flow;
-        Some(packet)
-    }
-    /// Called when what [`Netd::watch_agent`] was given is readable. An agent of this process says nothing there.
-    fn hear(&mut self) -> Heard {
-        Heard::Gone
-    }
-    /// Called in each turn of the loop; `all`: whatever waits for the agent is given up.
-    fn turn(&mut self, now: Instant, all: bool) -> Vec<Word> {
-        let (_, _) = (now, all);
-        Vec::new()
-    }
-    /// Whether it has been silent for longer than one that turns. New packets wait for it, until they are let go.
-    fn is_quiet(&self, now: Instant) -> bool {
-        let _always_here = now;
-        false
-    }
-}
 
 /// What the loop is told about this node.
 #[derive(Clone, Debug)]
@@ -210,8 +138,6 @@ const BEAT_EVERY: Duration = Duration::from_millis(100);
 /// Without a turn for so long, it stood still. Less than what its supervisor calls silence: packets flow past it from then
 /// on, and what is older must be let go.
 const STOOD_STILL: Duration = Duration::from_millis(400);
-/// What has waited for so long behind a silent agent, after it had been silent for a while, is let go as well.
-const WAITED_LONG: Duration = Duration::from_millis(150);
 
 impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     /// Makes the loop ready in the thread's network namespace.
@@ -456,61 +382,6 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 Verdict::Mark((packet.mark & !BEGINS) | PASSED)
             }
             engine::Verdict::Pass | engine::Verdict::PassWithQuery => Verdict::Accept,
-        }
-    }
-
-    /// Packets wait in the queue while whoever would carry them is silent: whether they have waited for long.
-    fn hold(&mut self) -> io::Result<bool> {
-        let now = Instant::now();
-        let hold = !self.bypassed && self.lifeline.is_some() && self.agent.is_quiet(now);
-        let data = epoll::EventData::new_u64(QUEUE);
-        match (hold, self.held) {
-            (true, None) => {
-                tracing::debug!("whoever carries connections is silent: packets wait");
-                self.held = Some(now);
-                epoll::delete(&self.poll, &self.queue)?;
-            }
-            (false, Some(since)) => {
-                self.held = None;
-                epoll::add(&self.poll, &self.queue, data, epoll::EventFlags::IN)?;
-                return Ok(now.saturating_duration_since(since) >= WAITED_LONG);
-            }
-            (true, Some(_)) | (false, None) => {}
-        }
-        Ok(false)
-    }
-
-    fn hear(&mut self) {
-        match self.agent.hear() {
-            Heard::Words(words) => self.understand(words),
-            Heard::Gone => self.agent_gone(),
-        }
-    }
-
-    fn understand(&mut self, words: Vec<Word>) {
-        for word in words {
-            match word {
-                Word::Event(event) => self.engine.handle_event(now(), event),
-                Word::Claim { id, flow, granted } => {
-                    let claimed = self.claim(flow, granted);
-                    self.agent.claimed(id, claimed);
-                }
-                Word::Inject(flow, packet) => {
-                    let sent = self.senders.inject(flow, &packet);
-                    self.counters.unsent += u64::from(sent.is_err());
-                }
-            }
-            self.obey();
-        }
-    }
-
-    fn agent_gone(&mut self) {
-        if let Some(lifeline) = self.lifeline.take() {
-            // Other descriptors of it may live on: it would wake the loop for ever.
-            let _not_there = epoll::delete(&self.poll, &lifeline);
-            tracing::info!("whoever carries connections is gone: new ones flow untouched");
-            self.engine.handle_event(now(), Event::AgentDown);
-            self.obey();
         }
     }
 
