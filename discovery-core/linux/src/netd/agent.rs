@@ -34,7 +34,7 @@ pub enum Claimed {
 }
 
 /// Who carries connections: streams on links, and the two ends of what was intercepted. Called in the loop's thread:
-/// a call hands the order on and returns. Outcomes come back through [`Handle`].
+/// a call hands the order on and returns. Outcomes come back through [`super::Handle`].
 ///
 /// It takes intercepted connections from the transparent listeners itself, by their flow.
 pub trait Agent {
@@ -60,7 +60,7 @@ pub trait Agent {
         tracing::error!(%flow, "nobody carries what was adopted");
         drop((client, server));
     }
-    /// The answer to [`Word::Claim`]. Whoever claims by [`Handle`] is answered there.
+    /// The answer to [`Word::Claim`]. Whoever claims by [`super::Handle`] is answered there.
     fn claimed(&mut self, id: u32, claimed: Claimed) {
         drop((id, claimed));
     }
