@@ -8,6 +8,7 @@
 
 mod passed;
 mod shadow;
+pub mod split;
 pub mod tracked;
 
 pub use passed::{Passed, decode, encode};
@@ -108,10 +109,13 @@ fn sacked(tcp: &Tcp<'_>) -> Option<u32> {
 /// What is known of a connection whose packets pass.
 #[derive(Clone, Debug)]
 pub struct Observation {
-    terms: Terms,
+    /// None until somebody says.
+    terms: Option<Terms>,
     up: Way,
     down: Way,
     since: Instant,
+    /// Everything under way was known once, and every packet has been seen since.
+    sure: bool,
 }
 
 /// One direction.
@@ -170,7 +174,12 @@ impl Observation {
     /// Begins; nothing is known yet.
     #[must_use]
     pub fn begin(now: Instant, terms: Terms) -> Self {
-        Self { terms, up: Way::default(), down: Way::default(), since: now }
+        Self { terms: Some(terms), ..Self::without_terms(now) }
+    }
+
+    /// The same, where somebody else is still to say what the SYNs settled. There is no moment before.
+    fn without_terms(now: Instant) -> Self {
+        Self { terms: None, up: Way::default(), down: Way::default(), since: now, sure: false }
     }
 
     /// Takes note of a packet.
@@ -186,7 +195,7 @@ impl Observation {
             return Err(Reason::AdoptUnsteady);
         }
         // A receiver that cannot say so may have octets beyond all that was seen.
-        if !self.terms.sack {
+        if self.terms.is_some_and(|terms| !terms.sack) {
             return Err(Reason::AdoptUnsteady);
         }
         let (own, other) =
@@ -246,19 +255,52 @@ impl Observation {
             && self.down.whole().is_some()
     }
 
+    /// Remembers that this was a moment at which everything under way was known.
+    fn settle(&mut self, now: Instant) {
+        self.sure |= self.is_steady(now);
+    }
+
     /// Two sockets that go on from here, if everything under way is known.
     #[must_use]
     pub fn cut(&self, now: Instant, flow: Flow) -> Option<Cut> {
         if !self.is_steady(now) {
             return None;
         }
-        let (up_first, up_end) = self.up.whole()?;
-        let (down_first, down_end) = self.down.whole()?;
-        let scaled = |window: u16, shift: Option<u8>| u32::from(window) << shift.unwrap_or(0).min(14);
-        let client = scaled(self.up.window, self.terms.scale.map(|(client, _)| client));
-        let server = scaled(self.down.window, self.terms.scale.map(|(_, server)| server));
+        let (up, down) = (self.up.whole()?, self.down.whole()?);
+        Some(Cut {
+            to_client: self.to_client(now, flow, down, up.1)?,
+            to_server: self.to_server(now, flow, up, down.1)?,
+        })
+    }
+
+    /// The socket that speaks to the client, which has everything before `expects` from it.
+    fn to_client(&self, now: Instant, flow: Flow, under_way: (u32, u32), expects: u32) -> Option<Half> {
+        let (scale, back) = (self.terms?.scale, self.terms?.turned().scale);
+        let windows = (scaled(&self.up, scale), scaled(&self.down, back));
+        self.half(now, (flow.server, flow.client), &self.down, under_way, expects, scale, windows)
+    }
+
+    /// The one that speaks to the server.
+    fn to_server(&self, now: Instant, flow: Flow, under_way: (u32, u32), expects: u32) -> Option<Half> {
+        let (scale, back) = (self.terms?.scale, self.terms?.turned().scale);
+        let windows = (scaled(&self.down, back), scaled(&self.up, scale));
+        self.half(now, (flow.client, flow.server), &self.up, under_way, expects, back, windows)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what differs between the two sockets")]
+    fn half(
+        &self,
+        now: Instant,
+        (local, remote): (SocketAddr, SocketAddr),
+        way: &Way,
+        (first, _): (u32, u32),
+        expects: u32,
+        scale: Option<(u8, u8)>,
+        (their_window, our_window): (u32, u32),
+    ) -> Option<Half> {
+        let Terms { mss, sack, .. } = self.terms?;
         let clocks = self.up.clock.is_some() && self.down.clock.is_some();
-        let half = |local, remote, way: &Way, first, expects, scale, their_window, our_window: u32| Half {
+        Some(Half {
             local,
             remote,
             unacknowledged: way.shadow.copy(),
@@ -267,29 +309,20 @@ impl Observation {
             scale,
             their_window,
             our_window: our_window.max(0xffff),
-            mss: self.terms.mss,
-            sack: self.terms.sack,
+            mss,
+            sack,
             clock: way.clock.filter(|_| clocks).map(|(value, at)| {
                 let since = now.saturating_duration_since(at).as_millis();
                 // At least a tick further, and never back: the fastest clock in use counts milliseconds.
                 value.wrapping_add(u32::try_from(since).unwrap_or(0)).wrapping_add(2)
             }),
-        };
-        let back = self.terms.scale.map(|(client, server)| (server, client));
-        Some(Cut {
-            to_client: half(
-                flow.server,
-                flow.client,
-                &self.down,
-                down_first,
-                up_end,
-                self.terms.scale,
-                client,
-                server,
-            ),
-            to_server: half(flow.client, flow.server, &self.up, up_first, down_end, back, server, client),
         })
     }
+}
+
+/// The window that the sender of `way` has announced; it shifts by the first of these.
+fn scaled(way: &Way, scale: Option<(u8, u8)>) -> u32 {
+    u32::from(way.window) << scale.map_or(0, |(own, _)| own).min(14)
 }
 
 impl Way {
@@ -299,11 +332,17 @@ impl Way {
         if self.gap && !mutants::on("adopt-behind-a-gap") {
             return None;
         }
+        self.known(false)
+    }
+
+    /// The same; `sure`: nothing older is under way.
+    fn known(&self, sure: bool) -> Option<(u32, u32)> {
         let (next, acked) = (self.next?, self.acked?);
         match self.shadow.ends() {
             // An acknowledgement of what was kept shows that nothing older is under way.
             Some((first, end)) => {
-                let certain = self.shadow.confirmed() || first == end || mutants::on("adopt-unconfirmed");
+                let certain =
+                    sure || self.shadow.confirmed() || first == end || mutants::on("adopt-unconfirmed");
                 (first == acked && end == next && certain).then_some((first, end))
             }
             None => (acked == next).then_some((acked, next)),

@@ -42,6 +42,7 @@
 //! Two promises shape everything: a fault of this node or of its peers never keeps a client from its server, and
 //! every table is bounded, where 'full' means that what is new goes past untouched.
 
+mod choice;
 mod client;
 mod config;
 mod datagrams;
@@ -50,13 +51,15 @@ mod existing;
 mod journal;
 mod limits;
 mod opening;
+mod peers;
 mod server;
 mod table;
 mod words;
 
 pub use crate::reason::Reason;
+pub use choice::{KnownBy, Offer, Ranked, Told};
 pub use config::{AckVariant, Answering, Config, Embodiment};
-pub use existing::{Course, Existing, Midstream};
+pub use existing::{Adopter, Course, Existing, Midstream};
 pub use journal::Decided;
 pub use table::FlowRow;
 pub use words::{
@@ -74,11 +77,8 @@ use crate::{
 };
 use journal::Journal;
 use limits::Places;
-use std::{
-    collections::{BTreeSet, VecDeque},
-    net::SocketAddr,
-    time::Instant,
-};
+use peers::Peers;
+use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 use table::{State, Table};
 
 /// One node's engine.
@@ -93,8 +93,12 @@ pub struct Engine {
     /// SYNs whose queries nobody answered: their numbers, and how many. A client that doubles its timer repeats its SYN
     /// long after its entry in the table is gone, and must not lose every one to a firewall that drops options.
     tried: Lru<Flow, (u32, u8)>,
-    /// Peers to which an authenticated link stands, by key: one node may be reached at several addresses.
-    up: BTreeSet<KeyHint>,
+    /// Peers to which an authenticated link stands or stood, by key: one node may be reached at several addresses.
+    peers: Peers,
+    /// Until when a peer is passed over for a server that it has refused.
+    refusals: Lru<(KeyHint, SocketAddr), Instant>,
+    /// Of whom each peer has told that they serve as well as itself.
+    told: Lru<KeyHint, Told>,
     /// Connections from before that were reset, and how often.
     resets: Lru<Flow, u8>,
     pace: existing::Pace,
@@ -132,7 +136,9 @@ impl Engine {
             pace: existing::Pace::new(),
             stripped: Lru::new(config.networks_max),
             datagrams: Datagrams::new(config.datagram_flows_max, config.datagram_idle_max),
-            up: BTreeSet::new(),
+            peers: Peers::new(config.peers()),
+            refusals: Lru::new(config.refusals_max),
+            told: Lru::new(config.peers_max),
             journal: Journal::new(config.recent_max),
             outputs: VecDeque::new(),
             agent: false,
@@ -190,19 +196,16 @@ impl Engine {
             Event::Probed { server, answer } => {
                 self.probed(now, server, answer.map(Peer::from), Reason::ProbeNegative);
             }
-            Event::PeerUp { peer } => {
-                if self.up.len() < self.config.peers_max {
-                    self.up.insert(peer.key);
-                }
-            }
+            Event::PeerUp { peer } => self.peers.linked(now.mono, peer.key, true),
+            Event::PeerAside { peer, aside } => self.peers.aside(now.mono, peer.key, aside),
             Event::PeerDown { peer } => {
-                self.up.remove(&peer.key);
+                self.peers.linked(now.mono, peer.key, false);
                 let waiting = self.table.flows(
                     |e| matches!(e.state, State::Opening { peer: asked, .. } if asked.key == peer.key),
                 );
                 for flow in waiting {
                     self.outputs.push_back(Output::Abort { flow, why: Reason::PeerDown });
-                    if !self.ask_after_all(now, flow) {
+                    if !self.ask_next(now, flow) && !self.ask_after_all(now, flow) {
                         self.go_past(now, flow, Reason::PeerDown);
                     }
                 }
@@ -210,7 +213,7 @@ impl Engine {
             Event::AgentUp => self.agent = true,
             Event::AgentDown => {
                 self.agent = false;
-                self.up.clear();
+                self.peers.clear();
                 self.stand_aside(now, Reason::AgentDown);
             }
             Event::Bypass { on } => {

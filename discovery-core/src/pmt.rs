@@ -15,6 +15,7 @@ use crate::{
     engine::Peer,
     lru::Lru,
     now::{Now, UnixMillis},
+    probe::KeyHint,
 };
 use std::{
     collections::BTreeSet,
@@ -70,6 +71,8 @@ pub struct StaticPeer {
     pub port: Option<u16>,
     /// This peer.
     pub peer: Peer,
+    /// Lower first; those of equal preference share connections by client and server.
+    pub preference: u8,
 }
 
 /// How stale entries become fresh.
@@ -87,7 +90,7 @@ pub enum Refresh {
 /// Bounds and times of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PmtConfig {
-    /// What the operator named. First match wins.
+    /// What the operator named: whoever fits a server is a candidate for it.
     pub statics: Vec<StaticPeer>,
     /// Servers known at once.
     pub entries_max: usize,
@@ -99,6 +102,8 @@ pub struct PmtConfig {
     pub ttl_max: Duration,
     /// The most that 'no proxy' is believed: a node may be installed at any time.
     pub no_proxy_ttl_max: Duration,
+    /// The same while a peer is missed that may come back at any moment.
+    pub missed_ttl: Duration,
     /// How long a peer that failed us is left alone.
     pub failed_ttl: Duration,
     /// How long a network stays marked as asymmetric, and a server as one that gets no SYN with options.
@@ -124,6 +129,7 @@ impl Default for PmtConfig {
             ttl_min: Duration::from_secs(60),
             ttl_max: Duration::from_secs(3600),
             no_proxy_ttl_max: Duration::from_secs(600),
+            missed_ttl: Duration::from_secs(2),
             failed_ttl: Duration::from_secs(30),
             obstacle_ttl: Duration::from_secs(600),
             network_v4_bits: 24,
@@ -186,12 +192,7 @@ impl Pmt {
 
     /// What is known about the server.
     pub fn lookup(&mut self, now: Instant, server: SocketAddr) -> Lookup {
-        if let Some(named) = self
-            .config
-            .statics
-            .iter()
-            .find(|s| s.network.contains(server.ip()) && s.port.is_none_or(|p| p == server.port()))
-        {
+        if let Some(named) = self.named(server).min_by_key(|named| named.preference) {
             return Lookup::Known(Known::Static(named.peer));
         }
         let network = self.network(server);
@@ -206,6 +207,39 @@ impl Pmt {
             _ if entry.probing_until.is_some_and(|until| until > now) => Lookup::Probing,
             _ => Lookup::Unknown,
         }
+    }
+
+    /// Whom the operator named for the server.
+    pub fn named(&self, server: SocketAddr) -> impl Iterator<Item = &StaticPeer> {
+        let fits = move |named: &&StaticPeer| {
+            named.network.contains(server.ip()) && named.port.is_none_or(|port| port == server.port())
+        };
+        self.config.statics.iter().filter(fits)
+    }
+
+    /// Who is known to stand before the server, but for the operator's word. Looks without counting as use.
+    #[must_use]
+    pub fn learnt(&self, now: Instant, server: SocketAddr) -> Option<Peer> {
+        match self.servers.peek(&server)? {
+            Entry { known: Some(Known::Peer(peer)), until, .. } if *until > now => Some(*peer),
+            _ => None,
+        }
+    }
+
+    /// Whether anybody of this key stands before a server of these networks, as the operator says or as was learnt.
+    #[must_use]
+    pub fn leads_to(&self, now: Instant, key: KeyHint, networks: &[Prefix]) -> bool {
+        let named = |named: &StaticPeer| {
+            let meets = |network: &Prefix| {
+                network.contains(named.network.address()) || named.network.contains(network.address())
+            };
+            named.peer.key == key && networks.iter().any(meets)
+        };
+        let learnt = |(server, entry): (&SocketAddr, &Entry)| {
+            let here = matches!(entry.known, Some(Known::Peer(peer)) if peer.key == key);
+            here && entry.until > now && networks.iter().any(|network| network.contains(server.ip()))
+        };
+        self.config.statics.iter().any(named) || self.servers.iter().any(learnt)
     }
 
     /// A peer carried a connection to the server, or answered a separate probe.
@@ -231,6 +265,11 @@ impl Pmt {
     /// The server itself answered a query.
     pub fn learn_none(&mut self, now: Now, server: SocketAddr) -> PmtRow {
         self.learn(now, server, Known::NoProxy, self.config.ttl_min, self.config.no_proxy_ttl_max)
+    }
+
+    /// The same, while somebody who may stand there is missed: the next SYN but one asks again.
+    pub fn learn_none_for_now(&mut self, now: Now, server: SocketAddr) -> PmtRow {
+        self.learn(now, server, Known::NoProxy, self.config.missed_ttl, self.config.missed_ttl)
     }
 
     /// The peer on the path to the server does not take connections: past it, for a short time.

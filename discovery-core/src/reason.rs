@@ -62,8 +62,14 @@ reasons! {
     TableHit = "table-hit",
     /// The operator named the peer.
     StaticHit = "static-hit",
-    /// The named peer's link is down.
+    /// None of the named peers can be asked now.
     StaticPeerDown = "static-peer-down",
+    /// The peer that is preferred cannot be asked now: another one is.
+    StandIn = "stand-in",
+    /// The known peer has told of others, and one of them is asked.
+    ToldHit = "told-hit",
+    /// The peer did not take the connection: the next one is asked.
+    NextPeer = "next-peer",
     // Probing.
     /// The query went out on the client's SYN.
     Probing = "probing",
@@ -177,7 +183,7 @@ reasons! {
     ExistingObserved = "existing-observed",
     /// A connection from before this node is terminated here, in its middle.
     ExistingAdopted = "existing-adopted",
-    /// Not adopted: with a peer it cannot be, in this build.
+    /// Not adopted: the peer does not adopt it. It is older, has no such rule, or does not see the connection.
     AdoptUnpaired = "adopt-unpaired",
     /// Not adopted: nobody knows by how much its windows are scaled.
     AdoptUnscaled = "adopt-unscaled",

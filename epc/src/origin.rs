@@ -193,17 +193,19 @@ impl DirectOrigins {
         Ok(Self { roads: HashMap::from([(id, Arc::new(Road::with(server, config)?))]) })
     }
 
-    /// From a stream that is connected to `server` already, by whatever road, to a greeted one.
+    /// From a stream that is connected to `server` already, by whatever road, to a greeted one. `tls`: as the port wants it
+    /// to which the stream goes. None: as the server is known for.
     ///
     /// # Errors
     /// As [`OriginConnector::open`].
     pub async fn greet_over(
         &self,
         server: &ServerId,
+        tls: Option<OriginTls>,
         io: Box<dyn AsyncIo>,
     ) -> Result<OriginStream, OpenError> {
         match self.roads.get(server) {
-            Some(road) => road.greet(io).await,
+            Some(road) => road.greet_as(tls.unwrap_or(road.server.tls), io).await,
             None => Err(OpenError::UnknownServer(server.clone())),
         }
     }
@@ -314,7 +316,11 @@ impl Road {
 
     /// From a connected stream to a greeted one.
     async fn greet(&self, io: Box<dyn AsyncIo>) -> Result<OriginStream, OpenError> {
-        match (self.server.tls, &self.config) {
+        self.greet_as(self.server.tls, io).await
+    }
+
+    async fn greet_as(&self, tls: OriginTls, io: Box<dyn AsyncIo>) -> Result<OriginStream, OpenError> {
+        match (tls, &self.config) {
             (OriginTls::Implicit, Some(config)) => {
                 let (io, peer) = self.secure(io, config).await?;
                 let mut lines = Lines::new(io);

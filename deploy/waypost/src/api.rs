@@ -243,6 +243,9 @@ pub(crate) struct PathStatus {
     pub(crate) peers: Vec<PeerStatus>,
     /// The proxy mapping table.
     pub(crate) table: Vec<TableStatus>,
+    /// Where several peers could carry to a server: those of one server one behind the other, best first.
+    #[serde(default)]
+    pub(crate) candidates: Vec<CandidateStatus>,
     /// Connections that the node has something to do with; at most a thousand.
     pub(crate) flows: Vec<FlowStatus>,
     /// How often each reason was given, where not zero.
@@ -333,7 +336,7 @@ pub(crate) struct LaneStatus {
 }
 
 /// An entry of the proxy mapping table.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct TableStatus {
     pub(crate) server: String,
     /// `peer`, `static`, `no-proxy`, `option-dropped`, `asymmetric`.
@@ -341,6 +344,22 @@ pub(crate) struct TableStatus {
     pub(crate) peer: Option<String>,
     pub(crate) ttl_s: u64,
     pub(crate) flaps: u32,
+}
+
+/// A peer that could carry to a server, or to those of a network.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct CandidateStatus {
+    pub(crate) server: String,
+    pub(crate) peer: String,
+    /// Its id, as far as it is known.
+    pub(crate) node: Option<String>,
+    /// How it comes to be one: `named`, `learnt`, `told`.
+    pub(crate) by: String,
+    /// Lower first.
+    pub(crate) preference: u8,
+    /// `ready`, `held-down`, `refused`, `aside`, `away`.
+    pub(crate) standing: String,
+    pub(crate) load_percent: u8,
 }
 
 /// A connection.
@@ -358,4 +377,11 @@ pub(crate) struct Explained {
     pub(crate) rule: String,
     pub(crate) verdict: String,
     pub(crate) reason: String,
+    /// Who could carry it, in the order in which they would be asked.
+    #[serde(default)]
+    pub(crate) candidates: Vec<CandidateStatus>,
+    /// The mail servers with which it would be a session here; of several the name that the client asks for decides. None:
+    /// its octets are carried, or it passes.
+    #[serde(default)]
+    pub(crate) mail: Vec<String>,
 }

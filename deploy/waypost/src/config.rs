@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 pub(crate) mod bad_files;
+pub(crate) mod carry;
 pub(crate) mod deflection;
 mod keys;
 pub(crate) mod network;
@@ -54,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) deflector: Option<deflection::Deflector>,
     /// Whose proxy it is, if it is one.
     pub(crate) off_path: Option<deflection::OffPath>,
+    /// Servers that clients reach at an address of this node.
+    pub(crate) carries: Vec<carry::Carry>,
 }
 
 /// What is fetched before anybody asks for it.

@@ -1,7 +1,7 @@
 //! `waypost bypass` and `waypost explain`, and interception in `waypost status`.
 
 use crate::{
-    api::{DeflectorStatus, Done, Explained, PathStatus, SupervisorStatus},
+    api::{CandidateStatus, DeflectorStatus, Done, Explained, PathStatus, SupervisorStatus},
     ask,
     cli::RunningNode,
     config::units::{human_size, human_time},
@@ -91,8 +91,29 @@ pub(crate) fn explain(node: &RunningNode, client: &str, server: SocketAddr) -> R
         say::line(format_args!("  rules    {}", explained.rule));
         say::line(format_args!("  SYN      {}", explained.verdict));
         say::line(format_args!("  because  {}", explained.reason));
+        for (nth, candidate) in explained.candidates.iter().enumerate() {
+            let CandidateStatus { peer, by, preference, standing, load_percent, .. } = candidate;
+            let whom = candidate.node.as_deref().unwrap_or(peer);
+            say::line(format_args!(
+                "  peer {}   {whom} ({by}, preference {preference}): {standing}, load {load_percent} %",
+                nth + 1
+            ));
+        }
+        if !explained.mail.is_empty() {
+            say::line(format_args!("  session  {}", mail(&explained.mail)));
+        }
     }
     Ok(Exit::Fine)
+}
+
+/// What a client that is taken gets here.
+fn mail(servers: &[String]) -> String {
+    match servers {
+        [server] => format!("mail of {server}, served here when it is taken"),
+        several => {
+            format!("mail of {}, by the name that the client asks for", several.join(" or "))
+        }
+    }
 }
 
 const ANY_PORT: u16 = 50_000;
@@ -141,7 +162,7 @@ pub(crate) fn describe(path: &PathStatus) -> String {
     }
     if !path.table.is_empty() {
         let mut rows = vec![["SERVER", "KNOWN", "THROUGH", "LIVES"].map(str::to_owned)];
-        for entry in &path.table {
+        for entry in path.table.iter().take(SHOWN_MAX) {
             rows.push([
                 entry.server.clone(),
                 entry.known.clone(),
@@ -150,10 +171,26 @@ pub(crate) fn describe(path: &PathStatus) -> String {
             ]);
         }
         out.push_str(&columns(&rows));
+        more(&mut out, path.table.len());
+    }
+    if !path.candidates.is_empty() {
+        let mut rows =
+            vec![["SERVER", "CANDIDATE", "BY", "PREFERENCE", "STANDING", "LOAD"].map(str::to_owned)];
+        for candidate in &path.candidates {
+            rows.push([
+                candidate.server.clone(),
+                candidate.node.clone().unwrap_or_else(|| candidate.peer.clone()),
+                candidate.by.clone(),
+                candidate.preference.to_string(),
+                candidate.standing.clone(),
+                format!("{} %", candidate.load_percent),
+            ]);
+        }
+        out.push_str(&columns(&rows));
     }
     if !path.flows.is_empty() {
         let mut rows = vec![["CLIENT", "SERVER", "PEER", "WHY"].map(str::to_owned)];
-        for flow in path.flows.iter().take(FLOWS_SHOWN) {
+        for flow in path.flows.iter().take(SHOWN_MAX) {
             rows.push([
                 flow.client.clone(),
                 flow.server.clone(),
@@ -162,12 +199,40 @@ pub(crate) fn describe(path: &PathStatus) -> String {
             ]);
         }
         out.push_str(&columns(&rows));
-        if path.flows.len() > FLOWS_SHOWN {
-            let _ = writeln!(out, "...        {} more; --json has them", path.flows.len() - FLOWS_SHOWN);
-        }
+        more(&mut out, path.flows.len());
     }
     out
 }
 
-/// A screen is not filled by connections.
-const FLOWS_SHOWN: usize = 20;
+/// What of a table is not shown.
+fn more(out: &mut String, rows: usize) {
+    if let Some(more) = rows.checked_sub(SHOWN_MAX).filter(|more| *more > 0) {
+        let _ = writeln!(out, "...        {more} more; --json has them");
+    }
+}
+
+/// A screen is not filled by servers, nor by connections.
+const SHOWN_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::TableStatus;
+
+    #[test]
+    fn a_long_table_is_cut_and_says_so() {
+        let entry = |n: usize| TableStatus { server: format!("10.2.0.{n}:143"), ..TableStatus::default() };
+        let table = |n| PathStatus { table: (0..n).map(entry).collect(), ..PathStatus::default() };
+        let rows = |n| describe(&table(n)).lines().filter(|line| line.starts_with("10.2.0.")).count();
+        assert_eq!((rows(20), rows(21)), (20, 20));
+        assert!(!describe(&table(20)).contains("more;"));
+        assert!(describe(&table(25)).contains("5 more; --json has them"));
+    }
+
+    #[test]
+    fn a_session_of_mail_is_told_with_whom() {
+        let told = |names: &[&str]| mail(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(told(&["a"]), "mail of a, served here when it is taken");
+        assert_eq!(told(&["a", "b"]), "mail of a or b, by the name that the client asks for");
+    }
+}

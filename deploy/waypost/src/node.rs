@@ -426,14 +426,19 @@ fn parking(config: &Config) -> Result<DirectOrigins, Failure> {
     DirectOrigins::new(config.servers.iter().map(parking)).map_err(|error| Failure::new(Exit::Usage, error))
 }
 
-fn origin(server: &config::Server) -> OriginServer {
-    let mut origin = OriginServer::new(server.name.clone(), &server.host.0, server.port.0);
-    origin.addresses = server.addresses.iter().map(|ip| SocketAddr::new(*ip, server.port.0)).collect();
-    origin.tls = match server.tls {
+/// As the way to servers calls it.
+pub(crate) fn origin_tls(tls: Encryption) -> OriginTls {
+    match tls {
         Encryption::Implicit => OriginTls::Implicit,
         Encryption::StartTls => OriginTls::StartTls,
         Encryption::Plain => OriginTls::Plain,
-    };
+    }
+}
+
+fn origin(server: &config::Server) -> OriginServer {
+    let mut origin = OriginServer::new(server.name.clone(), &server.host.0, server.port.0);
+    origin.addresses = server.addresses.iter().map(|ip| SocketAddr::new(*ip, server.port.0)).collect();
+    origin.tls = origin_tls(server.tls);
     origin.trust = match &server.trust {
         config::Trust::System => Trust::System,
         config::Trust::Ca(path) => Trust::CaFile(path.clone()),
@@ -463,6 +468,7 @@ fn needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[[authority]], for links that stand", Config::authority_stays(old, new)),
         ("[deflector]", old.deflector != new.deflector),
         ("[off_path]", old.off_path != new.off_path),
+        ("[[carry]]", old.carries != new.carries),
     ];
     parts.into_iter().filter(|(_, changed)| *changed).map(|(part, _)| part).collect()
 }
@@ -554,7 +560,7 @@ mod tests {
         assert_eq!(needs_a_restart(&old, &more), Vec::<&str>::new(), "a new one is met at once");
         assert_eq!(needs_a_restart(&more, &old), ["[[authority]], for links that stand"]);
         let mut off = old.clone();
-        off.off_path = Some(OffPath { deflector: old.node.id.clone(), at, port: 1 });
+        off.off_path = Some(OffPath { deflector: old.node.id.clone(), at, port: 1, option_kind: 253 });
         assert_eq!(needs_a_restart(&old, &off), ["[off_path]"]);
     }
 }

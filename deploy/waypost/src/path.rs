@@ -10,8 +10,10 @@
 //!
 //! Sessions with the mail servers of the configuration end here (`carrier::mail`); anything else is carried as octets.
 
+mod adopting;
 mod agent;
 mod carrier;
+mod carry;
 mod deflecting;
 mod facts;
 mod identity;
@@ -24,6 +26,7 @@ mod pulse;
 mod questions;
 mod shown;
 mod tcp;
+mod telling;
 pub(crate) mod upward;
 mod view;
 
@@ -35,6 +38,7 @@ use crate::{
 };
 use bytes::Bytes;
 use carrier::Carrier;
+use carry::Carrying;
 use discovery_core::{
     deflector::control::Control,
     dry::Dry,
@@ -43,7 +47,7 @@ use discovery_core::{
     flow::{Flow, Ingress},
     id::NodeId,
     probe::KeyHint,
-    seam::sink::Nowhere,
+    seam::sink::Sink,
 };
 use discovery_linux::{
     broker::SocketBroker,
@@ -55,17 +59,18 @@ use discovery_linux::{
 use off_path::{CONTROL, OffPath};
 use opener::{Asked, Opener};
 use pulse::Pulse;
-use questions::{Answer, Question, Questions};
+use questions::{Answer, LoopExplained, Question, Questions};
 use std::{
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
+use telling::Telling;
 use tokio::net::TcpListener;
 use upward::Upward;
 use wan::{AllGranted, Links};
-use wan_core::Notice;
+use wan_core::{Candidates, Notice};
 
 /// See the module's documentation.
 pub(crate) struct Path {
@@ -74,6 +79,9 @@ pub(crate) struct Path {
     /// None without a place on the path.
     upward: Option<Upward>,
     pulse: OnceLock<Pulse>,
+    /// For clients that come to an address of this node.
+    carrying: Carrying,
+    telling: Arc<Telling>,
     /// How probe responses name this node: it cannot change while it runs.
     key: KeyHint,
 }
@@ -94,12 +102,14 @@ impl Path {
         let stands = config.interception.is_some();
         let opener =
             Arc::new(Opener::new(Arc::clone(&carrier), link, stands, Arc::clone(mail), off_path.clone()));
+        let deflector = config.off_path.as_ref().map(|off_path| off_path.deflector.clone());
+        let telling = Arc::new(Telling::new(Arc::clone(&carrier), link, known.key, deflector));
         let links = Links::new(
             &known.settings,
             opener,
             Arc::new(AllGranted),
             Arc::new(Asked(Arc::clone(&carrier), Arc::clone(&roles))),
-            Arc::new(Nowhere),
+            Arc::clone(&telling) as Arc<dyn Sink<(NodeId, Candidates)>>,
             Some(Arc::new(facts::Kernel)),
         )
         .map_err(|error| Failure::new(Exit::Usage, error))?;
@@ -107,6 +117,7 @@ impl Path {
         carrier.named(plan::names(link));
         carrier.mail(Arc::clone(mail));
         roles.links(links.clone());
+        telling.start(links.clone());
         if let Some(off_path) = off_path {
             let _once = roles.off_path.set(Arc::clone(&off_path));
             off_path.start(links.clone(), known.key, link.listen.port()).await?;
@@ -119,10 +130,20 @@ impl Path {
                 tracing::error!(%error, "the link takes no more connections; restart the node");
             }
         });
-        let path = Self { links, carrier, upward: upward.cloned(), pulse: OnceLock::new(), key: known.key };
+        let carrying = Carrying::start(&config.carries, &links, upward).await?;
+        let path = Self {
+            links,
+            carrier,
+            upward: upward.cloned(),
+            pulse: OnceLock::new(),
+            carrying,
+            telling: Arc::clone(&telling),
+            key: known.key,
+        };
         if let Some(upward) = upward {
             if config.deflector.is_some() {
                 let _once = roles.deflector.set(Arc::clone(&upward.questions));
+                telling.deflecting(Arc::clone(&upward.questions));
             }
             path.stand(upward).await?;
         }
@@ -142,7 +163,7 @@ impl Path {
             tokio::spawn(accept(Arc::clone(&self.carrier), listener));
         }
         self.carrier.upward(upward.clone());
-        upward.obey(&self.carrier).map_err(|error| Failure::io("netd", error))?;
+        upward.obey(&self.carrier, &self.telling).map_err(|error| Failure::io("netd", error))?;
         tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
         Ok(())
     }
@@ -162,13 +183,15 @@ impl Path {
         let mut status = match &self.upward {
             None => PathStatus { state: "link-only".to_owned(), ..PathStatus::default() },
             Some(upward) => match upward.questions.ask(&Question::Status).await {
-                Some(Answer::Status(status)) => *status,
-                Some(Answer::Explained(_) | Answer::Say(_)) | None => {
-                    PathStatus { state: view::HANGING.to_owned(), ..PathStatus::default() }
+                Some(Answer::Status(mut status, peers)) => {
+                    view::named(&mut status.candidates, &peers, &self.carrier);
+                    *status
                 }
+                Some(Answer::Explained(_) | Answer::Say(_) | Answer::Proxies(_) | Answer::Counts(_))
+                | None => PathStatus { state: view::HANGING.to_owned(), ..PathStatus::default() },
             },
         };
-        status.carried = u64::try_from(self.carrier.carried()).unwrap_or(u64::MAX);
+        status.carried = u64::try_from(self.carried()).unwrap_or(u64::MAX);
         status.peers = self.links.status().into_iter().map(view::peer).collect();
         status
     }
@@ -177,8 +200,8 @@ impl Path {
     pub(crate) async fn explain(&self, flow: Flow) -> Option<Explained> {
         let Flow { client, server } = flow;
         match self.upward.as_ref()?.questions.ask(&Question::Explain { client, server }).await? {
-            Answer::Explained(explained) => explained,
-            Answer::Status(_) | Answer::Say(_) => None,
+            Answer::Explained(explained) => Some(named(*explained?, &self.carrier, flow)),
+            Answer::Status(..) | Answer::Say(_) | Answer::Proxies(_) | Answer::Counts(_) => None,
         }
     }
 
@@ -195,6 +218,8 @@ impl Path {
 
     /// Takes no new connections of peers; those that are carried go on. The rules have gone by then.
     pub(crate) fn leave(&self) {
+        self.carrying.leave();
+        self.telling.leave();
         self.links.leave();
     }
 
@@ -212,7 +237,7 @@ impl Path {
 
     /// How many connections are carried.
     pub(crate) fn carried(&self) -> usize {
-        self.carrier.carried()
+        self.carrier.carried() + self.carrying.carried()
     }
 }
 
@@ -231,6 +256,16 @@ pub(crate) async fn dry(config: &Config) -> Result<Dry, Failure> {
     let peers: Vec<engine::Peer> = plan::names(link).into_keys().collect();
     let start = std::time::Instant::now();
     Ok(Dry::new(engine, rules, plan::codec(interception), Ingress(0), &peers, start))
+}
+
+/// With what the node knows of it beside the packet loop.
+fn named(explained: LoopExplained, carrier: &Carrier, flow: Flow) -> Explained {
+    let LoopExplained { mut explained, peers, ends_here } = explained;
+    view::named(&mut explained.candidates, &peers, carrier);
+    if ends_here {
+        explained.mail = carrier.mail_names(flow);
+    }
+    explained
 }
 
 /// What a node is beside a place on the path: a deflector, or the proxy of one.
@@ -295,8 +330,9 @@ pub(crate) fn could_stand(interception: &network::Interception) -> Result<(), Fa
 }
 
 fn open_queue(interception: &network::Interception, deflects: bool) -> Result<NfQueue, Failure> {
-    NfQueue::open(plan::queue(interception, deflects))
-        .map_err(|error| plan::needs_rights(format!("the packet queue {}", interception.queue), error))
+    // The kernel says the same to who has no right and to who comes second.
+    let what = format!("the packet queue {}, which one process can have at a time", interception.queue);
+    NfQueue::open(plan::queue(interception, deflects)).map_err(|error| plan::needs_rights(what, error))
 }
 
 fn sockets(upward: Option<&Upward>) -> Option<Arc<dyn wan::Sockets>> {
@@ -304,11 +340,7 @@ fn sockets(upward: Option<&Upward>) -> Option<Arc<dyn wan::Sockets>> {
 }
 
 async fn listen(address: SocketAddr, upward: Option<&Upward>) -> Result<TcpListener, Failure> {
-    let bound = match upward.and_then(|upward| upward.reserved(address)) {
-        Some(listener) => listener.and_then(TcpListener::from_std),
-        None => TcpListener::bind(address).await,
-    };
-    bound.map_err(|error| {
+    upward::listener(upward, address).await.map_err(|error| {
         Failure::io(
             format!("the link cannot listen on {address}; [link] listen names another address"),
             error,
@@ -332,6 +364,10 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
         }
     }
 }
+
+/// The notice by which a node says that connections are to go past it (one octet, 1), or no longer (0). Beside
+/// [`CONTROL`].
+const ASIDE: u64 = 2;
 
 /// Descriptors may be scarce for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use discovery_core::candidates::{Candidate, Policy, choose};
 use discovery_core::deflector::Mode;
@@ -43,14 +43,27 @@ struct State {
     candidates: Vec<Candidate>,
     deflected: u64,
     past: u64,
+    /// Proxies whose systems refused a client, and when: they say nothing of it themselves.
+    refused: Vec<(IpAddr, Instant)>,
     /// The one that the kernel was told of last.
     told: Option<Flow>,
+}
+
+/// What became of a packet of a connection that has been deflected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turning {
+    /// It goes on, turned.
+    Turned,
+    /// No rule is about it any more; a SYN is as good as a new one.
+    Nobodys,
+    /// It is a proxy's refusal, of which the client learns nothing: it asks again, and is given to another.
+    Refused,
 }
 
 /// How many connections were given to proxies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeflectCounters {
-    /// Given to a proxy.
+    /// Given to a proxy that did not refuse.
     pub deflected: u64,
     /// Sent on to their servers, for want of a proxy.
     pub past: u64,
@@ -66,8 +79,14 @@ impl Deflect {
     /// # Errors
     /// Without CAP_NET_RAW and CAP_NET_ADMIN.
     pub fn new(mode: Mode, policy: Policy, codec: Codec, proxy_port: u16, v6: bool) -> io::Result<Self> {
-        let state =
-            State { legs: Legs::new(proxy_port), candidates: Vec::new(), deflected: 0, past: 0, told: None };
+        let state = State {
+            legs: Legs::new(proxy_port),
+            candidates: Vec::new(),
+            deflected: 0,
+            past: 0,
+            refused: Vec::new(),
+            told: None,
+        };
         let (primer, state) = (RawSender::open(PRIMER | DELIVER, v6)?, Mutex::new(state));
         Ok(Self { inner: Arc::new(Inner { mode, policy, codec, proxy_port, primer, state }) })
     }
@@ -120,7 +139,7 @@ impl Deflect {
             deflected: state.deflected,
             past: state.past,
             rules: state.legs.len(),
-            ready: state.candidates.iter().filter(|candidate| candidate.available).count(),
+            ready: state.candidates.iter().filter(|candidate| candidate.standing.is_able()).count(),
         }
     }
 
@@ -148,8 +167,10 @@ impl Deflect {
         let (now, flow) = (Instant::now(), view.from_client());
         let mut state = self.lock();
         let mut candidates = state.candidates.clone();
+        candidates.retain(|candidate| !state.has_refused(candidate.peer.link.ip(), now));
         let proxy = loop {
             let Some(peer) = choose(&candidates, self.inner.policy, &flow) else {
+                state.legs.release(now, flow);
                 state.past += 1;
                 return false;
             };
@@ -175,10 +196,33 @@ impl Deflect {
         true
     }
 
-    /// A packet of a connection that has been deflected. False: no rule is about it any more.
-    pub(crate) fn turn(&self, view: &View<'_>, closing: bool, out: &mut Vec<u8>) -> bool {
-        let turned = self.lock().legs.turn(Instant::now(), view.src(), view.dst(), closing);
-        turned.is_some_and(|turned| readdress(view, turned.src, turned.dst, out))
+    /// A packet of a connection that has been deflected.
+    pub(crate) fn turn(&self, view: &View<'_>, flags: u8, out: &mut Vec<u8>) -> Turning {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if flags & RST != 0
+            && let Some(proxy) = state.legs.refuses(now, view.src(), view.dst())
+        {
+            state.refused.retain(|(other, at)| *other != proxy && now - *at < REFUSED_FOR);
+            state.refused.push((proxy, now));
+            // It was given to nobody.
+            state.deflected = state.deflected.saturating_sub(1);
+            return Turning::Refused;
+        }
+        // A SYN that comes again asks for a proxy that is there.
+        if flags & (SYN | ACK) == SYN
+            && let Some(proxy) = state.legs.proxy_of(now, view.from_client())
+            && !state.takes(proxy, now)
+        {
+            state.legs.release(now, view.from_client());
+            return Turning::Nobodys;
+        }
+        let turned = state.legs.turn(now, view.src(), view.dst(), flags & (FIN | RST) != 0);
+        drop(state);
+        match turned {
+            Some(turned) if readdress(view, turned.src, turned.dst, out) => Turning::Turned,
+            Some(_) | None => Turning::Nobodys,
+        }
     }
 
     /// From now on the kernel queues what the two ends say. The rules refuse the primer, which is as it should be; while
@@ -196,5 +240,22 @@ impl Deflect {
     }
 }
 
+impl State {
+    fn takes(&self, proxy: IpAddr, now: Instant) -> bool {
+        let there = |candidate: &Candidate| candidate.standing.is_able() && candidate.peer.link.ip() == proxy;
+        self.candidates.iter().any(there) && !self.has_refused(proxy, now)
+    }
+
+    fn has_refused(&self, proxy: IpAddr, now: Instant) -> bool {
+        self.refused.iter().any(|(other, at)| *other == proxy && now - *at < REFUSED_FOR)
+    }
+}
+
+/// Longer than the silence by which a proxy is known to be gone; if it is not gone, it has connections again after that.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
 /// At one time: enough for all within some seconds, and little beside the packets themselves.
 const REMINDED_MAX: usize = 512;

@@ -29,6 +29,9 @@ pub const EXISTING: u32 = 0x800;
 pub const SETTLED: u32 = 0x1000;
 /// The same: from now on every packet of it comes to the queue, in both directions, and with this mark.
 pub const WATCHED: u32 = 0x2000;
+/// A packet by which the kernel is told of such a connection before one of its own comes. It never leaves: where the rules
+/// are out, its mark routes it to this machine itself, which has no use for it.
+pub const ASKED: u32 = WATCHED | DELIVER;
 /// Our own traffic that nobody may touch, the link's connections above all. Without it a node that takes the
 /// machine's own connections would intercept its own link.
 pub const ALONE: u32 = 0x80;

@@ -20,6 +20,7 @@ mod look;
 mod orders;
 mod ports;
 mod probes;
+mod split;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +38,7 @@ use crate::marks::{BEGINS, EXISTING, PASSED};
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
 pub use agent::{Agent, Claimed, Ready};
 pub use handle::Handle;
+pub use split::{Step, Tell, Ticket, Word};
 
 use adoptions::Adoptions;
 use connects::Connects;
@@ -224,14 +226,14 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 }
             }
             // First: packets that waited while the loop stood still came under rules that may no longer hold.
-            if commanded && !self.command() {
+            if commanded && !self.command()? {
                 return self.queue.close();
             }
             if heard {
-                self.hear();
+                self.hear()?;
             }
             let words = self.agent.turn(Instant::now(), self.bypassed);
-            self.understand(words);
+            self.understand(words)?;
             let waited = self.hold()?;
             if stood_still || waited {
                 self.let_stale_go(&mut batch)?;
@@ -247,6 +249,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             }
             if !self.adoptions.is_empty() {
                 self.adoptions_due(mono);
+                self.queue.flush()?;
             }
             let now = now();
             if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -393,7 +396,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     }
 
     /// Whether to go on.
-    fn command(&mut self) -> bool {
+    fn command(&mut self) -> io::Result<bool> {
         for command in self.commands.take() {
             match command {
                 Command::Event(event) => {
@@ -412,11 +415,18 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     self.counters.queue = self.queue.counters();
                     ask(&mut self.engine, now(), self.counters);
                 }
-                Command::Stop => return false,
+                Command::AdoptForPeer { flow, tell } => self.adopt_for_peer(now(), flow, tell),
+                Command::Adoption(ticket, word) => self.adoption_word(now(), ticket, word)?,
+                Command::Stop => {
+                    // What waits for them goes on.
+                    self.adoptions_blind(now());
+                    self.queue.flush()?;
+                    return Ok(false);
+                }
             }
             self.obey();
         }
-        true
+        Ok(true)
     }
 
     fn claim(&mut self, flow: Flow, granted: bool) -> Claimed {

@@ -1,7 +1,7 @@
 //! The packet queue: packets that the rules put aside come in, verdicts go back.
 //!
 //! A verdict is written down and sent with others by [`PacketQueue::flush`]: many fit in one call, and the kernel
-//! resumes the packets inside it. Nothing is held between two calls of [`PacketQueue::receive`].
+//! resumes the packets inside it.
 
 mod coalesce;
 mod nfqueue;
@@ -52,7 +52,8 @@ pub trait PacketQueue: AsFd {
     /// When the queue is lost: its packets then flow untouched, and only a new one helps.
     fn receive(&mut self, batch: &mut Batch) -> io::Result<()>;
 
-    /// Writes a verdict down. Each packet of a batch needs exactly one, before the next batch is taken.
+    /// Writes a verdict down. Each packet needs exactly one, before the next batch is taken; but for the few that wait for
+    /// what becomes of an adoption, which keep their places in the kernel's queue.
     fn verdict(&mut self, packet: PacketId, verdict: Verdict<'_>);
 
     /// Sends the verdicts written down.

@@ -18,15 +18,34 @@ use crate::{socket, sys};
 /// # Errors
 /// What the system says; then the connection is as it was.
 pub fn adopt(cut: &Cut) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (client, server) = (make(&cut.to_client, 0)?, make(&cut.to_server, OWN_CONNECT)?);
-    // Not with the window probe that 0 would mean: the ends speak by themselves.
+    let (client, server) = (make(&cut.to_client, TO_CLIENT)?, make(&cut.to_server, TO_SERVER)?);
     for socket in [&client, &server] {
-        sys::set_tcp(socket.as_fd(), libc::TCP_REPAIR, &REPAIR_OFF_QUIETLY.to_ne_bytes())?;
-        // Leaving the mode has taken it back.
-        socket.set_reuse_address(true)?;
+        begin(socket)?;
     }
     Ok((client.into(), server.into()))
 }
+
+/// One socket, where the other is another node's. `mark`: [`TO_CLIENT`] or [`TO_SERVER`].
+///
+/// # Errors
+/// What the system says; then the connection is as it was.
+pub fn adopt_half(half: &Half, mark: u32) -> io::Result<OwnedFd> {
+    let socket = make(half, mark)?;
+    begin(&socket)?;
+    Ok(socket.into())
+}
+
+/// Leaves the mode, and not with the window probe that 0 would mean: the ends speak by themselves.
+fn begin(socket: &Socket) -> io::Result<()> {
+    sys::set_tcp(socket.as_fd(), libc::TCP_REPAIR, &REPAIR_OFF_QUIETLY.to_ne_bytes())?;
+    // Leaving the mode has taken it back.
+    socket.set_reuse_address(true)
+}
+
+/// The mark of a socket that speaks to a client.
+pub const TO_CLIENT: u32 = 0;
+/// Of one that speaks to a server.
+pub const TO_SERVER: u32 = OWN_CONNECT;
 
 fn make(half: &Half, mark: u32) -> io::Result<Socket> {
     let made = socket::unbound(half.local)?;

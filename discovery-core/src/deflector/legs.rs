@@ -34,6 +34,8 @@ pub struct Legs {
 #[derive(Clone, Copy, Debug)]
 struct Half {
     server: SocketAddr,
+    /// The proxy has said something to the client.
+    answered: bool,
     life: Life,
 }
 
@@ -90,21 +92,50 @@ impl Legs {
             return false;
         }
         // Another proxy had it: its late answers are nobody's.
-        if let Some(former) = self.there.get(&flow).copied().filter(|former| *former != proxy)
-            && let Some(half) = self.clients.touch(&(flow.client, former))
-            && half.server == flow.server
-        {
-            half.life.until = now;
+        if self.there.get(&flow).is_some_and(|former| *former != proxy) {
+            self.release(now, flow);
         }
         if let Some(old) = self.clients.peek(&key).copied() {
             self.forget_client(key, &old);
         }
-        let half = Half { server: flow.server, life: self.life(now) };
+        let half = Half { server: flow.server, answered: false, life: self.life(now) };
         if let Some((key, half)) = self.clients.insert(key, half) {
             self.forget_client(key, &half);
         }
         self.there.insert(flow, proxy);
         true
+    }
+
+    /// Rule 1 ends: the connection is no proxy's any more.
+    pub fn release(&mut self, now: Instant, flow: Flow) {
+        if let Some(proxy) = self.there.get(&flow).copied()
+            && let Some(half) = self.clients.touch(&(flow.client, proxy))
+            && half.server == flow.server
+        {
+            half.life.until = now;
+        }
+    }
+
+    /// The proxy that has a client's connection.
+    #[must_use]
+    pub fn proxy_of(&self, now: Instant, flow: Flow) -> Option<IpAddr> {
+        let proxy = *self.there.get(&flow)?;
+        let half = self.clients.peek(&(flow.client, proxy))?;
+        (half.life.until > now && half.server == flow.server).then_some(proxy)
+    }
+
+    /// Of a reset: whether a proxy refuses a client to whom it has said nothing, as the system of one does whose process is
+    /// gone. The client is nobody's then, and its next SYN may go elsewhere.
+    pub fn refuses(&mut self, now: Instant, src: SocketAddr, dst: SocketAddr) -> Option<IpAddr> {
+        if src.port() != self.proxy_port {
+            return None;
+        }
+        let half = self.clients.touch(&(dst, src.ip()))?;
+        if half.life.until <= now || half.answered {
+            return None;
+        }
+        half.life.until = now;
+        Some(src.ip())
     }
 
     /// Which server a client that comes to `proxy` meant.
@@ -202,6 +233,7 @@ impl Legs {
         }
         let (idle, soon) = (self.idle_max, self.closing_max);
         let half = self.clients.touch(&(dst, src.ip())).filter(|half| half.life.until > now)?;
+        half.answered = true;
         half.life.seen(now, closing, idle, soon);
         Some(Turned { src: half.server, dst })
     }
@@ -376,6 +408,29 @@ mod tests {
         let other = Flow { server: at("10.2.0.3:143"), ..flow() };
         assert!(legs.deflect(now, other, proxy(1)));
         assert_eq!(legs.turn(now, client, flow().server, false).unwrap().dst, accepts(2));
+    }
+
+    #[test]
+    fn a_proxy_that_refuses_has_let_go_and_one_that_has_answered_has_not() {
+        let (mut legs, now) = (legs(), start());
+        let Flow { client, server } = flow();
+        let accepts = |n| SocketAddr::new(proxy(n), 7784);
+        assert!(legs.deflect(now, flow(), proxy(1)));
+        assert_eq!(legs.refuses(now, at("10.3.0.1:80"), client), None, "from another port");
+        assert_eq!(legs.refuses(now, accepts(2), client), None, "from another proxy");
+        assert_eq!(legs.proxy_of(now, flow()), Some(proxy(1)));
+        assert_eq!(legs.refuses(now, accepts(1), client), Some(proxy(1)));
+        assert_eq!(legs.refuses(now, accepts(1), client), None, "once");
+        assert_eq!((legs.proxy_of(now, flow()), legs.turn(now, client, server, false)), (None, None));
+        assert!(legs.deflect(now, flow(), proxy(2)));
+        assert!(legs.turn(now, accepts(2), client, false).is_some());
+        assert_eq!(legs.refuses(now, accepts(2), client), None, "its reset is the client's");
+        assert_eq!(legs.proxy_of(now, flow()), Some(proxy(2)));
+        legs.release(now, flow());
+        assert_eq!(legs.turn(now, client, server, false), None, "it goes past");
+        // The same port again is a new connection.
+        assert!(legs.deflect(now, flow(), proxy(2)));
+        assert_eq!(legs.refuses(now, accepts(2), client), Some(proxy(2)));
     }
 
     #[test]

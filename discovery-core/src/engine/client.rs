@@ -100,18 +100,23 @@ impl Engine {
             Lookup::Probing => (None, true),
             Lookup::Unknown => (None, false),
         };
+        let best = self.best(now, &flow);
         match known {
-            Some(Known::Static(peer)) if self.up.contains(&peer.key) => {
-                return self.hit(now, flow, seen, ingress, peer, strict, packet, Reason::StaticHit);
+            Some(Known::Static(_)) => {
+                return match best {
+                    Some((peer, why)) => self.hit(now, flow, seen, ingress, peer, strict, packet, why),
+                    None => without(Reason::StaticPeerDown),
+                };
             }
-            Some(Known::Static(_)) => return without(Reason::StaticPeerDown),
             // A peer that has seen no connection to this server yet takes none without its SYN, and that costs nothing.
             Some(Known::Peer(_))
                 if !strict
                     && self.config.embodiment == Embodiment::OnSyn
                     && self.pmt.is_beside(flow.server) => {}
-            Some(Known::Peer(peer)) if self.up.contains(&peer.key) => {
-                return self.hit(now, flow, seen, ingress, peer, strict, packet, Reason::TableHit);
+            Some(Known::Peer(_)) if best.is_some() => {
+                if let Some((peer, why)) = best {
+                    return self.hit(now, flow, seen, ingress, peer, strict, packet, why);
+                }
             }
             Some(Known::NoProxy) => return without(Reason::NoProxy),
             Some(Known::Asymmetric) => return without(Reason::Asymmetric),
@@ -178,6 +183,7 @@ impl Engine {
         let state = State::Opening { peer, strict, unasked: askable.then_some(now.mono) };
         let entry = table::Entry::new(state, Some(seen.seq), Some(ingress));
         self.table.insert(flow, entry, Some(now.mono + self.config.open_max), packet);
+        self.table.set_asked(&flow, Some(table::Asked { since: now.mono, keys: vec![peer.key] }));
         self.outputs.push_back(Output::Open { flow, peer });
         (Verdict::Drop, reason)
     }
@@ -264,7 +270,7 @@ impl Engine {
         match state {
             State::Probing { .. } => {
                 if proven {
-                    let row = self.pmt.learn_none(now, flow.server);
+                    let row = self.nobody_there(now, flow.server);
                     self.outputs.push_back(Output::Learnt(row));
                 }
                 self.let_go(now, flow, false);

@@ -1,5 +1,6 @@
 //! What the engine may be told. Every bound stands here with its reason.
 
+use super::peers::Bounds;
 use crate::pmt::PmtConfig;
 use std::time::Duration;
 
@@ -112,6 +113,21 @@ pub struct Config {
     pub existing_tries_max: u8,
     /// Peers remembered at once.
     pub peers_max: usize,
+    /// How long a peer that was away stands behind the others once it is back: long enough for its rules to be in place, and
+    /// twice as long each time.
+    pub hold_down_min: Duration,
+    /// The most of it; one that was well for so long begins anew.
+    pub hold_down_max: Duration,
+    /// How long a peer's word is believed that connections are to go past it: several times its interval.
+    pub aside_max: Duration,
+    /// How long a peer that is away is missed.
+    pub missed_max: Duration,
+    /// How long after its return a peer may not have its packets yet.
+    pub back_max: Duration,
+    /// Refusals remembered, each of one peer for one server.
+    pub refusals_max: usize,
+    /// Peers asked for one connection, one after another.
+    pub candidates_max: usize,
     /// Decisions remembered for `status`.
     pub recent_max: usize,
     /// UDP flows at once.
@@ -158,6 +174,13 @@ impl Default for Config {
             existing_per_second_max: 20,
             existing_tries_max: 3,
             peers_max: 256,
+            hold_down_min: Duration::from_secs(3),
+            hold_down_max: Duration::from_secs(300),
+            aside_max: Duration::from_secs(5),
+            missed_max: Duration::from_secs(600),
+            back_max: Duration::from_secs(5),
+            refusals_max: 4_096,
+            candidates_max: 16,
             recent_max: 1_024,
             datagram_flows_max: 65_536,
             datagram_idle_max: Duration::from_secs(60),
@@ -167,6 +190,17 @@ impl Default for Config {
 }
 
 impl Config {
+    pub(super) fn peers(&self) -> Bounds {
+        Bounds {
+            peers_max: self.peers_max,
+            hold_min: self.hold_down_min.min(self.hold_down_max),
+            hold_max: self.hold_down_max,
+            aside_max: self.aside_max,
+            missed_max: self.missed_max,
+            back_max: self.back_max,
+        }
+    }
+
     /// How long an early connection waits to be claimed.
     #[must_use]
     pub fn orphan_after(&self) -> Duration {

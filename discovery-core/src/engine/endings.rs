@@ -43,8 +43,12 @@ impl Engine {
                 // For all that wait for the same probe.
                 self.probed(now, flow.server, None, Reason::ProbeTimedOut);
             }
-            State::Opening { .. } => {
+            State::Opening { peer, .. } => {
                 self.outputs.push_back(Output::Abort { flow, why: Reason::OpenTimedOut });
+                self.refusals.insert((peer.key, flow.server), now.mono + self.config.pmt.failed_ttl);
+                if self.ask_next(now, flow) {
+                    return;
+                }
                 self.peer_failed(now, flow);
                 self.go_past(now, flow, Reason::OpenTimedOut);
             }

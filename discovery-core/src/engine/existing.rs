@@ -33,7 +33,26 @@ pub enum Course {
     /// It ends here.
     Drop,
     /// It goes on, and from now on every packet of the connection is to be seen, in order to adopt it.
-    Observe,
+    Observe {
+        /// Which end is the client.
+        flow: Flow,
+        /// With whom; none: alone.
+        peer: Option<Peer>,
+    },
+}
+
+/// Who adopts a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Adopter {
+    /// This node, both ends.
+    Alone,
+    /// This node the client's end, and a peer the server's.
+    Client {
+        /// Which.
+        peer: Peer,
+    },
+    /// This node the server's end, for a peer.
+    Server,
 }
 
 /// How fast connections are taken out of their course: their clients all connect at once.
@@ -77,13 +96,41 @@ impl Engine {
     }
 
     /// What became of a connection that was to be adopted, or why nothing did.
-    pub fn note_adoption(&mut self, now: Now, flow: Flow, outcome: Reason) {
+    pub fn note_adoption(&mut self, now: Now, flow: Flow, by: Adopter, outcome: Reason) {
         if outcome == Reason::ExistingAdopted {
-            let state = State::Carried { peer: None, opened: true };
+            let state = match by {
+                Adopter::Alone => State::Carried { peer: None, opened: true },
+                Adopter::Client { peer } => State::Carried { peer: Some(peer), opened: true },
+                Adopter::Server => State::Claimed { own_isn: None, next: None },
+            };
             self.table.insert(flow, table::Entry::new(state, None, None), None, &[]);
         }
         self.last = outcome;
         self.journal.note(now.wall, flow, outcome);
+    }
+
+    /// Whether a peer may ask for the server's half of a connection now. What the rules say of it shows when its packets
+    /// come.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_adopt_for_peer(&self, flow: &Flow) -> Result<(), Reason> {
+        let back = Flow { client: flow.server, server: flow.client };
+        // What went past a moment ago is nobody's.
+        let ours = |flow| {
+            let state = self.table.get(flow).map(|entry| entry.state);
+            !matches!(state, None | Some(State::Probing { .. } | State::Direct { .. }))
+        };
+        if !self.agent {
+            return Err(Reason::AgentDown);
+        }
+        if self.bypass {
+            return Err(Reason::Bypass);
+        }
+        if ours(flow) || ours(&back) {
+            return Err(Reason::TupleInUse);
+        }
+        if self.table.has_room(0) { Ok(()) } else { Err(Reason::TableFull) }
     }
 
     fn midstream(
@@ -114,17 +161,14 @@ impl Engine {
         if !self.agent {
             return open(Reason::AgentDown);
         }
-        let flow = if alone {
-            upwards
+        let (flow, peer) = if alone {
+            (upwards, None)
         } else {
             match self.midstream_peer(now, upwards, downwards, seen.either) {
-                Ok(flow) => flow,
+                Ok((flow, peer)) => (flow, Some(peer)),
                 Err(decision) => return (upwards, decision),
             }
         };
-        if existing == Existing::Adopt && !alone {
-            return (flow, (Course::Settled, Reason::AdoptUnpaired));
-        }
         // Each end takes a reset only at the very number it expects (RFC 5961 §3.2), which data under way may have
         // moved; then the next packet is another chance, but not for ever.
         let tries = self.resets.peek(&flow).map_or(0, |tries| *tries);
@@ -140,7 +184,7 @@ impl Engine {
         }
         self.resets.insert(flow, tries + 1);
         if existing == Existing::Adopt {
-            return (flow, (Course::Observe, Reason::ExistingObserved));
+            return (flow, (Course::Observe { flow, peer }, Reason::ExistingObserved));
         }
         let (to_client, to_server) =
             if flow == upwards { (seen.ack, seen.seq) } else { (seen.seq, seen.ack) };
@@ -150,7 +194,7 @@ impl Engine {
         (flow, (Course::Drop, Reason::ExistingReset))
     }
 
-    /// The flow to whose server a peer with a link is known. Which end is the client cannot be seen where the rules fit
+    /// The flow to whose server a peer with a link is known, and that peer. Which end is the client cannot be seen where the rules fit
     /// either way: the server is then the end to which there is one.
     fn midstream_peer(
         &mut self,
@@ -158,15 +202,15 @@ impl Engine {
         upwards: Flow,
         downwards: Flow,
         either: bool,
-    ) -> Result<Flow, (Course, Reason)> {
+    ) -> Result<(Flow, Peer), (Course, Reason)> {
         let (mut unknown, mut waits) = (None, None);
         for flow in [upwards, downwards].into_iter().take(if either { 2 } else { 1 }) {
             match self.pmt.lookup(now.mono, flow.server) {
-                Lookup::Known(Known::Peer(peer) | Known::Static(peer)) if self.up.contains(&peer.key) => {
-                    return Ok(flow);
-                }
-                // A link may come.
-                Lookup::Known(Known::Peer(_) | Known::Static(_)) => waits = Some(Reason::PeerDown),
+                Lookup::Known(Known::Peer(_) | Known::Static(_)) => match self.best(now, &flow) {
+                    Some((peer, _)) => return Ok((flow, peer)),
+                    // A link may come.
+                    None => waits = Some(Reason::PeerDown),
+                },
                 Lookup::Known(Known::NoProxy | Known::OptionDropped | Known::Asymmetric) => {}
                 Lookup::Probing => waits = Some(Reason::ProbedBeside),
                 Lookup::Unknown => unknown = unknown.or(Some(flow.server)),

@@ -10,7 +10,7 @@ impl Engine {
         let peer = Peer::from(response);
         self.outputs.push_back(Output::Open { flow, peer });
         let deadline = Some(now.mono + self.config.open_max);
-        if response.connected && self.up.contains(&peer.key) {
+        if response.connected && self.peers.is_up(&peer.key) {
             // The server has accepted and the way to the peer is proven: the client need not wait for the peer's word.
             self.inject(flow, Some(peer), false);
         } else {
@@ -41,7 +41,11 @@ impl Engine {
         };
         self.table.set_deadline(&flow, None);
         self.journal.note(now.wall, flow, Reason::Carried);
+        self.refusals.insert((peer.key, flow.server), now.mono);
         // Only now is it known who answers there: an option can be forged, a link cannot.
+        if self.stands_in(now, flow.server, peer) {
+            return;
+        }
         let row = self.pmt.learn_peer(now, flow.server, peer);
         self.outputs.push_back(Output::Learnt(row));
     }
@@ -62,6 +66,8 @@ impl Engine {
                     self.forget(now, flow, Reason::ServerUnreachable);
                 }
                 Refusal::ServerSilent => self.forget(now, flow, Reason::ServerSilent),
+                Refusal::Unseen | Refusal::NotNow | Refusal::Peer | Refusal::NoLink
+                    if self.refused_over_link(now, flow, why) => {}
                 // What the table knows may be of a process that is gone. The path says who is there now.
                 Refusal::Unseen | Refusal::NoLink if self.ask_after_all(now, flow) => {}
                 Refusal::NotNow => self.go_past(now, flow, Reason::PeerRefused),
@@ -98,7 +104,7 @@ impl Engine {
     pub(super) fn probed(&mut self, now: Now, server: SocketAddr, answer: Option<Peer>, otherwise: Reason) {
         let row = match answer {
             Some(peer) => self.pmt.learn_peer_beside(now, server, peer),
-            None => self.pmt.learn_none(now, server),
+            None => self.nobody_there(now, server),
         };
         self.outputs.push_back(Output::Learnt(row));
         let waiting: Vec<Flow> = self
@@ -137,6 +143,7 @@ impl Engine {
             return false;
         }
         let Some(packet) = self.table.take_packet(&flow) else { return false };
+        self.table.set_asked(&flow, None);
         // Counted from the client's own SYN: when it comes again is the client's timer, not this node's.
         self.table.set_state(&flow, State::Probing { probes: 1, last });
         self.table.set_deadline(&flow, Some(now.mono + self.config.probe_max));
@@ -171,6 +178,10 @@ impl Engine {
 
     /// For a short time the server is reached without its peer.
     pub(super) fn peer_failed(&mut self, now: Now, flow: Flow) {
+        // Who was named stays named, and what it has refused is remembered beside the table.
+        if self.pmt.named(flow.server).next().is_some() {
+            return;
+        }
         let row = self.pmt.failed(now, flow.server);
         self.outputs.push_back(Output::Learnt(row));
     }

@@ -169,7 +169,7 @@ impl Engine {
         let State::Connecting(connecting) = state else { return };
         let row = match connecting {
             Connecting { probes: 0, .. } => None,
-            Connecting { plain: false, .. } => Some(self.pmt.learn_none(now, flow.server)),
+            Connecting { plain: false, .. } => Some(self.nobody_there(now, flow.server)),
             Connecting { .. } => self.pmt.option_suspect(now, flow.server),
         };
         self.outputs.extend(row.map(Output::Learnt));
@@ -241,7 +241,7 @@ impl Engine {
             return;
         }
         // Downstream may only rely on what can be kept: the server has accepted, and the way to the next node stands.
-        let connected = response.connected && self.up.contains(&next.key);
+        let connected = response.connected && self.peers.is_up(&next.key);
         self.table.set_state(&flow, State::Middle { next, connected, own_isn });
         self.table.set_deadline(&flow, Some(now.mono + self.config.orphan_after()));
         if let Some(isn) = self.table.get(&flow).and_then(|entry| entry.isn) {

@@ -2,7 +2,10 @@
 //! in number and in octets: what does not fit is not touched.
 
 use super::{Peer, Reason};
-use crate::flow::{Flow, Ingress};
+use crate::{
+    flow::{Flow, Ingress},
+    probe::KeyHint,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Instant,
@@ -18,11 +21,20 @@ pub(super) struct Entry {
     pub(super) ingress: Option<Ingress>,
     packet: Vec<u8>,
     pub(super) deadline: Option<Instant>,
+    /// Who was asked over the link, since when; none once the path has been asked.
+    pub(super) asked: Option<Asked>,
+}
+
+/// Peers that were asked for a connection, one after another.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) since: Instant,
+    pub(super) keys: Vec<KeyHint>,
 }
 
 impl Entry {
     pub(super) fn new(state: State, isn: Option<u32>, ingress: Option<Ingress>) -> Self {
-        Self { state, isn, ingress, packet: Vec::new(), deadline: None }
+        Self { state, isn, ingress, packet: Vec::new(), deadline: None, asked: None }
     }
 }
 
@@ -164,6 +176,12 @@ impl Table {
         let before = std::mem::replace(&mut entry.state, state);
         self.count(&before, false);
         self.count(&state, true);
+    }
+
+    pub(super) fn set_asked(&mut self, flow: &Flow, asked: Option<Asked>) {
+        if let Some(entry) = self.entries.get_mut(flow) {
+            entry.asked = asked;
+        }
     }
 
     pub(super) fn set_deadline(&mut self, flow: &Flow, deadline: Option<Instant>) {

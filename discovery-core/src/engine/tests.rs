@@ -1,5 +1,6 @@
 //! One engine under a script of packets and events.
 
+mod choice;
 mod client;
 mod existing;
 mod grid;

@@ -326,6 +326,13 @@ pub enum Event {
         /// Who.
         peer: Peer,
     },
+    /// The peer says that connections are to go past it, or no longer; its link stands.
+    PeerAside {
+        /// Who.
+        peer: Peer,
+        /// Past it.
+        aside: bool,
+    },
     /// Somebody is here who can carry connections.
     AgentUp,
     /// Nobody is here who could carry connections.

@@ -50,7 +50,12 @@ fn what_stays_true_is_believed_longer_and_what_changes_shorter() {
 
 #[test]
 fn ports_are_apart_and_static_entries_come_first_and_never_age() {
-    let named = StaticPeer { network: Prefix::new(server(0).ip(), 24), port: Some(143), peer: peer(9) };
+    let named = StaticPeer {
+        network: Prefix::new(server(0).ip(), 24),
+        port: Some(143),
+        peer: peer(9),
+        preference: 0,
+    };
     let (mut pmt, t) = (Pmt::new(PmtConfig { statics: vec![named], ..PmtConfig::default() }), start());
     pmt.learn_none(t, server(1));
     pmt.asymmetric(t, server(1));

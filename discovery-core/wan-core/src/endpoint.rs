@@ -24,7 +24,7 @@ use crate::{
     hello::{Birth, Greeting, Hello, VERSION},
     lane::{Lane, LaneSet},
     mutants,
-    notice::{Candidate, Notice},
+    notice::{Candidates, Notice},
     open::OpenFrame,
     reason::Reason,
     stream::{Phase, Stream},
@@ -65,7 +65,7 @@ pub enum Output {
     /// A message beside the streams.
     Notice(Notice),
     /// Who could serve in the peer's place.
-    Candidates(Vec<Candidate>),
+    Candidates(Candidates),
     /// The lane carries streams from now on.
     Ready(Lane),
     /// The peer takes no more streams; when the reason is final, [`Endpoint::close`] is due.
@@ -393,7 +393,7 @@ impl Endpoint {
     }
 
     /// Tells the peer who could serve in our place.
-    pub fn candidates(&mut self, list: Vec<Candidate>) {
+    pub fn candidates(&mut self, list: Candidates) {
         self.beside(Frame::Candidates(list));
     }
 

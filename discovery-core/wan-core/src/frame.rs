@@ -16,7 +16,7 @@
 //! | 0x0b, 0x0c | PING, PONG | token u64 |
 //! | 0x0d | GOAWAY | reason u8, ignored rest |
 //! | 0x0e | NOTICE | stream 0, kind, octets |
-//! | 0x0f | CANDIDATES | each: address, key hint (8 octets), load u16 |
+//! | 0x0f | CANDIDATES | number u8 of networks, each: 4 or 6 u8, its octets, bits u8; then nodes, each: address, key hint (8 octets), rank u8, flags u8 (1: takes connections), load u16 |
 //! | 0x10 | WARM | ignored: reserved for octets that nobody waits for |
 //! | 0x20-0x3f | | reserved for segments: not before both sides agreed on them |
 //! | 0x40-0x7f | | of a newer minor version, ignored |
@@ -31,7 +31,7 @@ mod tests;
 use crate::{
     hello::Hello,
     lane::Lane,
-    notice::{CANDIDATES_MAX, Candidate, NOTICE_OCTETS_MAX, Notice},
+    notice::{CANDIDATE_NETWORKS_MAX, CANDIDATES_MAX, Candidates, NOTICE_OCTETS_MAX, Notice},
     open::OpenFrame,
     reason::Reason,
     stream_id::StreamId,
@@ -126,7 +126,7 @@ pub enum Frame {
     /// A message beside the streams.
     Notice(Notice),
     /// Who could serve in the sender's place.
-    Candidates(Vec<Candidate>),
+    Candidates(Candidates),
     /// Of a newer minor version.
     Ignored,
 }
@@ -224,14 +224,7 @@ impl Frame {
             }
             Self::Goaway(reason) => body.put_slice(&[kind::GOAWAY, reason.code()]),
             Self::Notice(notice) => put_notice(&mut body, notice),
-            Self::Candidates(list) => {
-                body.put_u8(kind::CANDIDATES);
-                for candidate in list.iter().take(CANDIDATES_MAX) {
-                    put_address(&mut body, candidate.link);
-                    body.put_slice(&candidate.key.0);
-                    body.put_u16(candidate.load);
-                }
-            }
+            Self::Candidates(candidates) => put_candidates(&mut body, candidates),
             Self::Ignored => body.put_u8(kind::IGNORED_FIRST),
         }
         varint::put(out, body.len() as u64);
@@ -308,8 +301,28 @@ fn put_notice(out: &mut BytesMut, notice: &Notice) {
     }
 }
 
+fn put_candidates(out: &mut BytesMut, candidates: &Candidates) {
+    let networks = candidates.networks.get(..CANDIDATE_NETWORKS_MAX).unwrap_or(&candidates.networks);
+    out.put_slice(&[kind::CANDIDATES, u8::try_from(networks.len()).unwrap_or(0)]);
+    for network in networks {
+        put_ip(out, network.address());
+        out.put_u8(network.bits());
+    }
+    for node in candidates.nodes.iter().take(CANDIDATES_MAX) {
+        put_address(out, node.link);
+        out.put_slice(&node.key.0);
+        out.put_slice(&[node.rank, u8::from(node.able)]);
+        out.put_u16(node.load);
+    }
+}
+
 fn put_address(out: &mut BytesMut, address: SocketAddr) {
-    match address.ip() {
+    put_ip(out, address.ip());
+    out.put_u16(address.port());
+}
+
+fn put_ip(out: &mut BytesMut, address: IpAddr) {
+    match address {
         IpAddr::V4(ip) => {
             out.put_u8(4);
             out.put_slice(&ip.octets());
@@ -319,7 +332,6 @@ fn put_address(out: &mut BytesMut, address: SocketAddr) {
             out.put_slice(&ip.octets());
         }
     }
-    out.put_u16(address.port());
 }
 
 mod kind {

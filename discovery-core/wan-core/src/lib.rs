@@ -29,7 +29,7 @@ pub use discovery_core::mutants;
 
 pub use endpoint::{Admission, Config, ConnId, Counts, Endpoint, Gone, Output, Read};
 pub use lane::{Lane, LaneSet};
-pub use notice::{CANDIDATES_MAX, Candidate, NOTICE_OCTETS_MAX, Notice};
+pub use notice::{CANDIDATE_NETWORKS_MAX, CANDIDATES_MAX, Candidate, Candidates, NOTICE_OCTETS_MAX, Notice};
 pub use open::{Kind, OpenFrame};
 pub use reason::{Reason, Violation};
 pub use stream_id::{Side, StreamId};

@@ -15,7 +15,7 @@ use wan_core::{Lane, LaneSet, Reason, pace};
 
 /// Until the end of the connection; why it ended.
 pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
-    let Met { link, taken, tls, mut arrived, lanes } = met;
+    let Met { link, taken, tls, mut arrived, lanes, place } = met;
     socket::bound_unsent(tls.get_ref().0, lanes);
     let mut pacer = Pacer::new(&inner, lanes, &link);
     let (mut reader, mut writer) = split(tls);
@@ -41,10 +41,11 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
             pushed = push(&mut writer, &pending), if unflushed => match pushed {
                 Ok(Pushed::Written(n)) => advance(&mut pending, n),
                 Ok(Pushed::Flushed) => unflushed = false,
-                Err(_) => break Reason::Closed,
+                Err(_) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
             },
             read = reader.read_buf(&mut arrived) => match read {
-                Ok(0) | Err(_) => break Reason::Closed,
+                // The peer may have said why just before.
+                Ok(0) | Err(_) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
                 Ok(_) => {}
             },
             () = taken.wake.notified() => {}
@@ -57,6 +58,9 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
             (reader, writer) = split(tls);
         }
     };
+    if let (Some(place), Reason::Silent) = (place, reason) {
+        inner.fell_silent(place);
+    }
     link.detach(taken.conn, reason);
     if reason != Reason::Closed {
         part(&mut reader.unsplit(writer), reason).await;

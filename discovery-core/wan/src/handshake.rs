@@ -30,6 +30,8 @@ pub(crate) struct Met {
     /// What came behind HELLO.
     pub(crate) arrived: BytesMut,
     pub(crate) lanes: LaneSet,
+    /// Where it was dialled; none when the peer did.
+    pub(crate) place: Option<SocketAddr>,
 }
 
 /// Connects to `to`, finds whom it was meant for, and lets the link have it.
@@ -39,8 +41,26 @@ pub(crate) async fn dial(
     expected: &Expected,
     lanes: LaneSet,
 ) -> Result<Met, Reason> {
-    let tcp = socket::dial(to, inner.sockets()).await?;
-    timeout(HANDSHAKE_MAX, meet(inner, tcp, to, expected, lanes)).await.unwrap_or(Err(Reason::PeerTimedOut))
+    let tcp = socket::dial(to, inner.sockets(), inner.segment_max(to)).await?;
+    let mut heard = Heard { inner, place: to, ended: false };
+    let met = timeout(HANDSHAKE_MAX, meet(inner, tcp, to, expected, lanes)).await;
+    heard.ended = met.is_ok();
+    met.unwrap_or(Err(Reason::PeerTimedOut))
+}
+
+/// A handshake that nobody let end, whoever was tired of it first, has met silence.
+struct Heard<'i> {
+    inner: &'i Inner,
+    place: SocketAddr,
+    ended: bool,
+}
+
+impl Drop for Heard<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.inner.fell_silent(self.place);
+        }
+    }
 }
 
 async fn meet(
@@ -82,7 +102,7 @@ async fn meet(
     };
     let dialled = Link::side(&setup.node, &link.node);
     let taken = link.attach(dialled, &greeting, authority, to, congestion)?;
-    Ok(Met { link, taken, tls, arrived, lanes })
+    Ok(Met { link, taken, tls, arrived, lanes, place: Some(to) })
 }
 
 /// Somebody connected to us.
@@ -122,7 +142,7 @@ async fn welcome(inner: &Arc<Inner>, tcp: TcpStream, from: SocketAddr) -> Result
         link.detach(taken.conn, Reason::Closed);
         return Err(Reason::Closed);
     }
-    Ok(Met { link, taken, tls, arrived, lanes })
+    Ok(Met { link, taken, tls, arrived, lanes, place: None })
 }
 
 /// The link with who the other side's certificate says it is, if that may be.

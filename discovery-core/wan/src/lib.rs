@@ -12,6 +12,7 @@ mod handshake;
 mod identity;
 mod link;
 mod links;
+mod narrow;
 mod opener;
 mod reachable;
 mod roster;

@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::sync::Notify;
 use wan_core::{
-    Admission, Candidate, Config, ConnId, Counts, Endpoint, Gone, Lane, LaneSet, Notice, OpenFrame, Output,
+    Admission, Candidates, Config, ConnId, Counts, Endpoint, Gone, Lane, LaneSet, Notice, OpenFrame, Output,
     Read, Reason, Side, StreamId, Violation,
     hello::{Birth, Greeting},
     pace,
@@ -27,7 +27,7 @@ use wan_core::{
 pub(crate) trait Owner: Send + Sync {
     fn incoming(&self, link: &Arc<Link>, id: StreamId, open: OpenFrame);
     fn notice(&self, node: &NodeId, notice: Notice);
-    fn candidates(&self, node: &NodeId, list: Vec<Candidate>);
+    fn candidates(&self, node: &NodeId, list: Candidates);
 }
 
 pub(crate) struct Link {
@@ -219,6 +219,11 @@ impl Link {
         }
     }
 
+    /// Why a connection is to end, where that is known already.
+    pub(crate) fn dropped(&self, conn: ConnId) -> Option<Reason> {
+        self.lock().conns.get(&conn).and_then(|conn| conn.drop)
+    }
+
     pub(crate) fn tick(self: &Arc<Self>) {
         self.with(|state, now| {
             if state.endpoint.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -316,7 +321,7 @@ impl Link {
         self.with(|state, _| state.endpoint.notify(notice));
     }
 
-    pub(crate) fn tell_candidates(self: &Arc<Self>, list: Vec<Candidate>) {
+    pub(crate) fn tell_candidates(self: &Arc<Self>, list: Candidates) {
         self.with(|state, _| state.endpoint.candidates(list));
     }
 
@@ -525,7 +530,7 @@ struct After {
     wakers: Vec<Waker>,
     incoming: Vec<(StreamId, OpenFrame)>,
     notices: Vec<Notice>,
-    candidates: Vec<Vec<Candidate>>,
+    candidates: Vec<Candidates>,
     changed: bool,
     expelled: Option<Reason>,
 }

@@ -8,7 +8,8 @@ use crate::{
     handshake,
     identity::{Authority, BadIdentity, Identity, Presented, key_hint},
     link::{Link, Owner},
-    opener::{Grants, StreamOpener, within},
+    narrow::Narrow,
+    opener::{Grants, StreamOpener, covers, within},
     reachable::reachable,
     roster::Roster,
     socket::Sockets,
@@ -31,7 +32,7 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use wan_core::{Candidate, Config, Lane, LaneSet, Notice, OpenFrame, Reason, StreamId, backoff, mutants};
+use wan_core::{Candidates, Config, Lane, LaneSet, Notice, OpenFrame, Reason, StreamId, backoff, mutants};
 
 /// A configured peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,10 +107,11 @@ pub(crate) struct Inner {
     roster: Mutex<Roster>,
     /// One attempt at a time for each node that a probe told of.
     dialling: Mutex<HashMap<(SocketAddr, KeyHint), Dial>>,
+    narrow: Mutex<Narrow>,
     opener: Arc<dyn StreamOpener>,
     grants: Arc<dyn Grants>,
     notices: Arc<dyn Sink<(NodeId, Notice)>>,
-    candidates: Arc<dyn Sink<(NodeId, Vec<Candidate>)>>,
+    candidates: Arc<dyn Sink<(NodeId, Candidates)>>,
     facts: Option<Arc<dyn TcpFacts>>,
     handshakes: Arc<Semaphore>,
     gate: Arc<Gate>,
@@ -129,7 +131,7 @@ impl Links {
         opener: Arc<dyn StreamOpener>,
         grants: Arc<dyn Grants>,
         notices: Arc<dyn Sink<(NodeId, Notice)>>,
-        candidates: Arc<dyn Sink<(NodeId, Vec<Candidate>)>>,
+        candidates: Arc<dyn Sink<(NodeId, Candidates)>>,
         facts: Option<Arc<dyn TcpFacts>>,
     ) -> Result<Self, BadIdentity> {
         let setup = setup(settings)?;
@@ -138,6 +140,7 @@ impl Links {
             links: Mutex::default(),
             roster: Mutex::default(),
             dialling: Mutex::default(),
+            narrow: Mutex::default(),
             opener,
             grants,
             notices,
@@ -255,8 +258,20 @@ impl Links {
     }
 
     /// Tells every peer who could serve in this node's place.
-    pub fn tell_candidates(&self, list: &[Candidate]) {
-        self.inner.all().into_iter().for_each(|link| link.tell_candidates(list.to_vec()));
+    pub fn tell_candidates(&self, list: &Candidates) {
+        self.inner.all().into_iter().for_each(|link| link.tell_candidates(list.clone()));
+    }
+
+    /// How the key of a node begins that there is a link with.
+    #[must_use]
+    pub fn key_of(&self, node: &NodeId) -> Option<KeyHint> {
+        self.inner.roster().key(node)
+    }
+
+    /// The node whose key begins so, if there is a link with it.
+    #[must_use]
+    pub fn whose(&self, key: KeyHint) -> Option<NodeId> {
+        self.inner.roster().whose(key).cloned()
     }
 
     /// Whether a stream to `peer` could be opened without waiting for a link.
@@ -279,7 +294,7 @@ impl Links {
             Peer::Node(node) => self.inner.lock().get(node).cloned(),
             Peer::At(address, key) => self.inner.at(*address, *key),
         };
-        link.filter(|link| link.is_ready(Lane::Interactive))
+        link.filter(|link| link.is_current() && link.is_ready(Lane::Interactive))
     }
 
     /// All peers that there is a link with, or that are configured.
@@ -350,6 +365,20 @@ impl Inner {
 
     pub(crate) fn sockets(&self) -> Option<Arc<dyn Sockets>> {
         self.setup.read().unwrap_or_else(PoisonError::into_inner).sockets.clone()
+    }
+
+    /// A connection that stood where we dialled met silence.
+    pub(crate) fn fell_silent(&self, place: SocketAddr) {
+        tracing::debug!(%place, "silence; the next connection there keeps its packets small");
+        self.narrow.lock().unwrap_or_else(PoisonError::into_inner).note(place, Instant::now().into_std());
+    }
+
+    /// The largest segment of a connection to `place`, where the line's word is not enough.
+    pub(crate) fn segment_max(&self, place: SocketAddr) -> Option<u32> {
+        self.narrow
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .segment_max(place, Instant::now().into_std())
     }
 
     pub(crate) fn facts(&self) -> Option<Arc<dyn TcpFacts>> {
@@ -690,7 +719,11 @@ impl Owner for Inner {
         self.notices.put((node.clone(), notice));
     }
 
-    fn candidates(&self, node: &NodeId, list: Vec<Candidate>) {
+    /// What its authority may not serve, a peer cannot give to others either.
+    fn candidates(&self, node: &NodeId, mut list: Candidates) {
+        let authority = self.lock().get(node).and_then(|link| link.authority());
+        let Some(authority) = authority else { return };
+        list.networks.retain(|network| covers(authority.prefixes.as_deref(), network));
         self.candidates.put((node.clone(), list));
     }
 }

@@ -1,7 +1,7 @@
 //! What happens when a peer opens a stream.
 
 use bytes::Bytes;
-use discovery_core::{id::NodeId, rule::Prefix};
+use discovery_core::{id::NodeId, pmt, rule::Prefix};
 use seams::{AsyncIo, BoxFuture};
 use std::fmt;
 use wan_core::{OpenFrame, Reason, mutants};
@@ -45,6 +45,12 @@ impl Grants for AllGranted {
     }
 }
 
+/// Whether an authority's prefixes hold all servers of a network.
+pub(crate) fn covers(prefixes: Option<&[Prefix]>, network: &pmt::Prefix) -> bool {
+    let holds = |prefix: &Prefix| prefix.contains(network.address()) && prefix.length() <= network.bits();
+    mutants::on("link-told-beyond") || prefixes.is_none_or(|prefixes| prefixes.iter().any(holds))
+}
+
 /// What an authority's prefixes say of a server.
 pub(crate) fn within(prefixes: Option<&[Prefix]>, open: &OpenFrame) -> Result<(), Reason> {
     let server = open.flow.server.ip();
@@ -56,5 +62,29 @@ pub(crate) fn within(prefixes: Option<&[Prefix]>, open: &OpenFrame) -> Result<()
             Err(Reason::NotGranted)
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partner_tells_of_its_own_servers_only() {
+        let prefixes = ["10.9.0.0/16".parse().unwrap(), "fd09::/16".parse().unwrap()];
+        let network = |address: &str, bits| pmt::Prefix::new(address.parse().unwrap(), bits);
+        for (address, bits, covered) in [
+            ("10.9.0.0", 16, true),
+            ("10.9.4.0", 24, true),
+            ("10.9.4.1", 32, true),
+            ("10.0.0.0", 8, false),
+            ("0.0.0.0", 0, false),
+            ("10.8.0.0", 16, false),
+            ("fd09:1::", 32, true),
+            ("fd00::", 8, false),
+        ] {
+            assert_eq!(covers(Some(&prefixes), &network(address, bits)), covered, "{address}/{bits}");
+            assert!(covers(None, &network(address, bits)), "its own authority's nodes serve anything");
+        }
     }
 }

@@ -36,6 +36,11 @@ impl Roster {
         self.keys.get(&key)
     }
 
+    /// How the key of a node begins.
+    pub(crate) fn key(&self, node: &NodeId) -> Option<KeyHint> {
+        self.keys.iter().find(|(_, whose)| *whose == node).map(|(key, _)| *key)
+    }
+
     pub(crate) fn at(&self, address: SocketAddr, key: KeyHint) -> Option<&NodeId> {
         self.learnt.get(&(address, key))
     }
@@ -69,6 +74,7 @@ mod tests {
         assert_eq!((roster.at(at, new), roster.whose(new)), (None, None));
         roster.met(&node("a"), "own", new);
         assert_eq!((roster.whose(old), roster.whose(new)), (None, Some(&node("a"))));
+        assert_eq!((roster.key(&node("a")), roster.key(&node("c"))), (Some(new), None));
         assert_eq!(roster.places(&node("a")), [at]);
         roster.forget(&node("a"));
         assert_eq!((roster.whose(new), roster.at(at, old), roster.authority(&node("a"))), (None, None, None));

@@ -27,8 +27,12 @@ pub trait Sockets: fmt::Debug + Send + Sync {
     fn tcp(&self, to: SocketAddr) -> io::Result<OwnedFd>;
 }
 
-/// Connects.
-pub(crate) async fn dial(to: SocketAddr, sockets: Option<Arc<dyn Sockets>>) -> Result<TcpStream, Reason> {
+/// Connects. `segment_max`: no larger ones are sent, nor asked for.
+pub(crate) async fn dial(
+    to: SocketAddr,
+    sockets: Option<Arc<dyn Sockets>>,
+    segment_max: Option<u32>,
+) -> Result<TcpStream, Reason> {
     let unreachable = |error: io::Error| {
         tracing::debug!(%to, %error, "no socket for a connection to a peer");
         Reason::PeerUnreachable
@@ -42,6 +46,9 @@ pub(crate) async fn dial(to: SocketAddr, sockets: Option<Arc<dyn Sockets>>) -> R
         None => TcpSocket::new_v6(),
     };
     let socket = socket.map_err(unreachable)?;
+    if let Some(octets) = segment_max {
+        SockRef::from(&socket).set_tcp_mss(octets).map_err(unreachable)?;
+    }
     match timeout(CONNECT_MAX, socket.connect(to)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Reason::PeerRefused),

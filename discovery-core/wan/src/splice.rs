@@ -78,6 +78,12 @@ impl Up {
                             }
                         }
                     }
+                    // TLS that was closed without a word about it. What was said before is the last that there is, and
+                    // whoever speaks through the stream sees by its own rules whether something is missing; a reset would
+                    // overtake it.
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        Poll::Ready(Ok(0))
+                    }
                     Poll::Ready(Err(_)) => Poll::Ready(Err(Reason::ConnectionReset)),
                     Poll::Pending => Poll::Pending,
                 }

@@ -99,7 +99,7 @@ impl OriginConnector for Far {
         Box::pin(async move {
             let (here, there) = distance();
             tokio::spawn(serve(there, Arc::clone(&self.tls)));
-            self.origins.greet_over(&request.server, Box::new(here)).await
+            self.origins.greet_over(&request.server, None, Box::new(here)).await
         })
     }
 

@@ -146,7 +146,12 @@ impl Seen {
                 "{served} of {all} caught connections were served within {most:?}, 95 % should be"
             ));
         }
-        for (name, tally) in [("", &self.caught), (" by the server's node", &self.caught_centre)] {
+        // Of the other answer nobody promises the server; an outcome is promised of all.
+        for (name, tally) in [
+            ("", &self.caught),
+            (", ack isn+1,", &self.caught_plus_one),
+            (" by the server's node", &self.caught_centre),
+        ] {
             if tally.beyond(most) > 0 {
                 broken.push(format!(
                     "{} connections caught{name} had no outcome within {most:?}",
@@ -525,3 +530,49 @@ const FIRST_PORT: u16 = 9000;
 const PORTS: u16 = 500;
 /// Nobody waits longer.
 const STALL: Duration = Duration::from_secs(8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(reached_ms: &[u64], told_ms: &[u64], hung: usize) -> Tally {
+        let told = told_ms.iter().map(|ms| (Duration::from_millis(*ms), "reset".to_owned()));
+        Tally {
+            reached: reached_ms.iter().copied().map(Duration::from_millis).collect(),
+            told: told.collect(),
+            hung,
+        }
+    }
+
+    #[test]
+    fn each_kind_of_connection_that_has_no_outcome_is_missed() {
+        let campaign = Campaign::whole(10, 100);
+        let kinds: [fn(&mut Seen) -> &mut Tally; 5] = [
+            |seen| &mut seen.after_kill,
+            |seen| &mut seen.while_hung,
+            |seen| &mut seen.caught,
+            |seen| &mut seen.caught_plus_one,
+            |seen| &mut seen.caught_centre,
+        ];
+        for (nth, kind) in kinds.into_iter().enumerate() {
+            let mut seen = Seen::default();
+            *kind(&mut seen) = tally(&[100; 200], &[], 0);
+            assert!(seen.broken(&campaign).is_empty(), "{nth}: {:?}", seen.broken(&campaign));
+            for bad in [tally(&[100; 200], &[], 1), tally(&[9000], &[], 0), tally(&[], &[9000], 0)] {
+                *kind(&mut seen) = bad;
+                assert!(!seen.broken(&campaign).is_empty(), "{nth}: {seen}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_told_is_served_by_nobody_and_only_the_other_answer_may_do_so() {
+        let campaign = Campaign::whole(10, 100);
+        let told = || tally(&[], &[200; 100], 0);
+        let broken = |seen: Seen| seen.broken(&campaign).len();
+        assert_eq!(broken(Seen { caught_plus_one: told(), ..Seen::default() }), 0);
+        assert_eq!(broken(Seen { caught_centre: told(), ..Seen::default() }), 0);
+        assert_eq!(broken(Seen { caught: told(), ..Seen::default() }), 1);
+        assert_eq!(broken(Seen { after_kill: told(), ..Seen::default() }), 1);
+    }
+}

@@ -52,6 +52,13 @@ impl Stand {
         }
     }
 
+    /// The same between the ports of a bridge.
+    #[must_use]
+    pub fn bridged(bridge: &str, interfaces: &[&str], ports: &str) -> Self {
+        let mode = format!("mode = \"bridge\"\nbridge = {bridge:?}\n");
+        Self { mode, ..Self::routed(interfaces, ports) }
+    }
+
     fn text(&self) -> String {
         let mut text = self.more.clone();
         // Writing to a string cannot fail.

@@ -2,8 +2,9 @@
 
 use crate::case::Case;
 use crate::scenarios::{
-    ahead, bridge, chain, changes, commands, crowds, datagrams, deflector, durability, existing, failures,
-    front, garbage, identical, kept, kills, logins, odd, pair, pair_mail, rights, sites, start, supervised,
+    ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflected, deflector, durability,
+    existing, existing_split, failures, forged, front, garbage, hole, identical, kept, kills, logins, matrix,
+    odd, pair, pair_mail, pair_mail_more, prefer, released, rights, sites, start, supervised,
 };
 
 /// One row.
@@ -39,7 +40,7 @@ const fn quick(scenario: Scenario) -> Scenario {
 
 /// In the order in which they begin: the long ones first, so that none of them ends alone.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    row("pair-outage", "streams live on through 8 s without a line", pair::outage),
+    row("pair-outage", "streams live on through half a minute without a line", pair::outage),
     quick(row("pair-carries", "two nodes find each other and nobody sees them", pair::carries)),
     row("pair-killed", "a killed node: its connections are reset, new ones go direct", pair::killed),
     quick(row("pair-rests", "a carried connection that says nothing costs no CPU", kills::rests)),
@@ -67,6 +68,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "another executable takes over from one that serves mail, with its store",
         pair_mail::upgraded,
     ),
+    row(
+        "super-leaves-once",
+        "a replaced node is told once that all ends, and finishes",
+        released::leaves_once,
+    ),
+    row("super-orphaned-released", "a replaced node's orphan touches nothing", released::orphaned),
+    row("super-tools", "no tool of a node gets its supervisor's channel", released::tools),
     row("super-relay", "the machine's watchdog is fed, a card's relay is told", supervised::relay),
     row("pair-bypass", "bypass takes nothing new and ends nothing", pair::bypassed),
     row(
@@ -76,6 +84,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
     row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
+    row(
+        "pair-upgraded-peer",
+        "a peer that was away for a moment is used again at once",
+        prefer::upgraded_peer,
+    ),
+    row(
+        "servers-preferred",
+        "of two nodes at the servers the preferred one carries, while it is well",
+        prefer::preferred,
+    ),
+    row("servers-shared", "equal nodes share by client and server", prefer::shared),
+    row("servers-told", "a node tells of another one, and the client's node chooses", prefer::told),
     quick(row(
         "chain-two",
         "one and two in the middle: each link carries, the ends see the truth",
@@ -97,12 +117,25 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         odd::servers,
     ),
     row("path-options", "ends with few or unusual options are carried", odd::options),
-    row("path-hole", "a line with a hole in its sizes", odd::hole),
+    row("path-hole", "a line that swallows large packets stalls what goes direct, and no pair", hole::hole),
     row("path-asymmetric", "what comes back another way is left alone and hangs nobody", odd::asymmetric),
     row("path-strangers", "a revoked peer and one of another authority carry nothing", odd::strangers),
     row("path-partner", "another organisation's node carries to what is named for it", odd::partner),
-    row("path-spoofed", "forged answers delay one connection and carry none", odd::spoofed),
+    row("path-spoofed", "forged answers delay one connection and carry none", forged::answers),
+    row(
+        "path-peers",
+        "an older peer, a newer one and a rogue carry nothing, and are told why",
+        forged::peers,
+    ),
+    row("matrix-v4-routed-plain", "the core journey", matrix::v4_routed_plain),
+    row("matrix-v4-bridge-tracked", "the core journey", matrix::v4_bridge_tracked),
+    row("matrix-v6-routed-tracked", "the core journey", matrix::v6_routed_tracked),
+    row("matrix-v6-bridge-plain", "the core journey", matrix::v6_bridge_plain),
     row("pair-restarted", "a node that starts again knows its peers", existing::restarted),
+    row("deflector-v6", "the same over IPv6: the proxy asks for its server", deflector::by_turning_v6),
+    row("deflector-v6-discovering", "clients' nodes are told over IPv6, too", deflector::by_telling_v6),
+    row("deflector-forgotten", "the kernel is told again of what it forgot", deflected::forgotten),
+    row("deflector-unturned", "a dead deflector lets nothing past unturned", deflected::unturned),
     row("deflector-static", "a deflector turns connections to proxies off the path", deflector::by_turning),
     row(
         "deflector-discovering",
@@ -119,6 +152,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a node off the path that was named for servers: they see it, clients do not",
         deflector::hybrid,
     ),
+    row(
+        "non-transparent",
+        "a client speaks to its node by address, the node's peer to the server",
+        carry::non_transparent,
+    ),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
     row(
@@ -133,6 +171,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "what a node may not open the other one does, and what neither may is carried",
         pair_mail::fallback,
     ),
+    row("pair-mail-v6", "a mail server's clients are served over IPv6", pair_mail_more::v6),
+    row("pair-mail-both-ports", "one section serves both of IMAP's ports", pair_mail_more::both_ports),
+    row("pair-mail-cyrus", "the same of another server", pair_mail_more::cyrus),
+    row("pair-mail-ahead", "mail that came meanwhile is in the branch, and a hit", pair_mail_more::ahead),
+    row(
+        "pair-mail-same-port",
+        "a client comes again from its kept session's port",
+        pair_mail_more::same_port,
+    ),
     row("pair-mail-own", "the same from the centre's own address", pair_mail::own_address),
     row("pair-mail-kept", "a session through the pair outlives its client", pair_mail::kept),
     row("pair-mail-restart", "the branch's node killed: its client comes back, direct", pair_mail::restart),
@@ -141,6 +188,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("existing-adopted-many", "twenty bulk transfers are adopted at once", existing::adopted_many),
     row("existing-left", "what stood before goes on where nobody could carry it", existing::left),
     row("existing-adopted", "bulk transfers are adopted in their middle, whole", existing::adopted),
+    row("existing-split", "two nodes adopt bulk transfers, one socket each", existing_split::adopted),
+    row(
+        "existing-split-refused",
+        "a peer that cannot adopt leaves a connection alive",
+        existing_split::refused,
+    ),
+    row("existing-split-killed", "a node dies before the cut, and after it", existing_split::killed),
     row("start-renewed", "connections kept ready are renewed in time", start::renewed),
     row("wan-outage", "nobody waits for ever on a dead line", failures::wan_outage),
     row("withdrawn-cyrus", "rights or mailbox gone: nothing out of the store", changes::withdrawn_cyrus),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lab::pki::Identity;
 use lab::{Lab, Place, sys};
 
@@ -224,16 +224,22 @@ impl Waypost {
     /// SIGKILL for all of its processes, and waits until they are gone.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         // At once: neither has time to notice the other's end.
-        let netds = self.netds();
+        let (netds, nodes) = (self.netds(), self.nodes());
         if !netds.is_empty() {
             self.signal(libc::SIGSTOP)?;
         }
-        for netd in netds {
+        for netd in &netds {
             // It may be ending by itself. Its node ends with it.
-            drop(sys::kill(netd, libc::SIGKILL));
+            drop(sys::kill(*netd, libc::SIGKILL));
         }
         self.child.kill()?;
         self.child.wait()?;
+        // Nobody here is its parent. Whoever starts the next one wants its queue.
+        let start = Instant::now();
+        while netds.iter().chain(&nodes).any(|process| holds_files(*process)) {
+            ensure!(start.elapsed() < Duration::from_secs(20), "a killed node does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -289,6 +295,12 @@ fn children(parent: i32, word: &str) -> Vec<i32> {
         command.split(|octet| *octet == 0).nth(1) == Some(word.as_bytes())
     };
     pids.into_iter().filter(is_one).collect()
+}
+
+/// Whether a process is there, and is more than a name for its parent to read.
+fn holds_files(process: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 impl Drop for Waypost {

@@ -4,12 +4,12 @@
 
 use discovery_core::{
     engine::{
-        AckVariant, Claim, Config, ConnectFailure, Embodiment, Engine, Event, Hook, Kind, Output, Peer,
-        Reason, Refusal, Room, Seen, Unreachable, Verdict,
+        AckVariant, Claim, Config, ConnectFailure, Embodiment, Engine, Event, Hook, Kind, Offer, Output,
+        Peer, Reason, Refusal, Room, Seen, Told, Unreachable, Verdict,
     },
     flow::{Flow, Ingress},
     now::{Now, UnixMillis},
-    pmt::PmtConfig,
+    pmt::{PmtConfig, Prefix, StaticPeer},
     probe::{KeyHint, Probe, Query, Response},
     rule::{Action, Ruled},
 };
@@ -71,6 +71,13 @@ fn peer(n: u8) -> Peer {
 
 impl Shell {
     fn new(settings: u8) -> Self {
+        let named = |n: u8| StaticPeer {
+            network: Prefix::new([10, 2, 0, 0].into(), 24),
+            port: None,
+            peer: peer(n),
+            preference: n & settings >> 6,
+        };
+        let statics = if settings & 0x10 == 0 { vec![] } else { (0..4).map(named).collect() };
         let config = Config {
             embodiment: [Embodiment::OnSyn, Embodiment::Stalled, Embodiment::Parallel]
                 [usize::from(settings & 3) % 3],
@@ -86,7 +93,9 @@ impl Shell {
             networks_max: 2,
             peers_max: 2,
             recent_max: 5,
-            pmt: PmtConfig { entries_max: PMT_MAX, networks_max: 1, ..PmtConfig::default() },
+            refusals_max: 2,
+            candidates_max: 3,
+            pmt: PmtConfig { statics, entries_max: PMT_MAX, networks_max: 1, ..PmtConfig::default() },
             ..Config::default()
         };
         Self {
@@ -160,6 +169,8 @@ impl Shell {
                 self.bypass = b & 1 == 0;
                 self.tell(Event::Bypass { on: self.bypass });
             }
+            19 if b & 0xc0 == 0x40 => self.tell(Event::PeerAside { peer: peer(a), aside: b & 1 == 0 }),
+            19 if b & 0xc0 == 0x80 => self.told(a, b),
             18 if b & 3 == 0 => self.agent_down(),
             18 | 19 => {
                 self.agent = true;
@@ -167,6 +178,16 @@ impl Shell {
             }
             _ => {}
         }
+    }
+
+    fn told(&mut self, a: u8, b: u8) {
+        let offer = |n| Offer { peer: peer(n), rank: b & 3, load: b & 0x3f, able: n & 1 == 0 };
+        let told = Told {
+            networks: vec![Prefix::new([10, 2, 0, 0].into(), 16 + (b & 0x0f))],
+            offers: (a >> 2..).take(usize::from(b & 7)).map(offer).collect(),
+            until: self.now().mono + Duration::from_secs(10),
+        };
+        self.engine.told(peer(a).key, told);
     }
 
     fn segment(&mut self, op: u8, flow: Flow, b: u8, more: u8) {

@@ -16,6 +16,7 @@ pub mod capability;
 pub mod capture;
 pub mod cbpf;
 pub mod command;
+pub mod control;
 pub mod engine;
 pub mod fetch_response;
 pub mod framer;
@@ -34,6 +35,7 @@ pub mod sequence_set;
 pub mod session;
 pub mod slicer;
 pub mod splice;
+pub mod together;
 mod tokens;
 pub mod tracked;
 pub mod views;
@@ -51,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     ("capture", capture::run),
     ("cbpf", cbpf::run),
     ("command", command::run),
+    ("control", control::run),
     ("engine", engine::run),
     ("fetch_response", fetch_response::run),
     ("framer_client", framer::run_client),
@@ -71,6 +74,7 @@ pub const TARGETS: &[Target] = &[
     ("session", session::run),
     ("slicer", slicer::run),
     ("splice", splice::run),
+    ("together", together::run),
     ("tracked", tracked::run),
     ("views", views::run),
 ];

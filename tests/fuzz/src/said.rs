@@ -1,5 +1,7 @@
 //! What a node without rights says to the process that has them, against a plain reader.
 
+use discovery_core::adopt::split::{CutWord, Ready, Ye};
+use discovery_core::engine::Reason;
 use discovery_linux::worker::decode_said;
 
 /// One message.
@@ -26,6 +28,20 @@ fn sound(data: &[u8]) -> bool {
         (b'R', 39) => flow(0) && rest[38] < 10,
         (b'U' | b'D', 27) => matches!(rest[0], 4 | 6),
         (b'L', 43) => flow(4) && rest[42] < 2,
+        (b'V', 28) => matches!(rest[0], 4 | 6) && rest[27] < 2,
+        (b'P', 42) => flow(4),
+        (b'1'..=b'5', 46..) => flow(0) && word(*letter, &rest[46..]),
         _ => false,
+    }
+}
+
+/// Of an adoption. What two nodes say is read by a target of its own.
+fn word(letter: u8, said: &[u8]) -> bool {
+    match letter {
+        b'1' => Ready::decode(said).is_some(),
+        b'2' => CutWord::decode(said).is_some(),
+        b'3' => Ye::decode(said).is_some(),
+        b'4' => said.len() <= 4096,
+        _ => said.len() == 2 && usize::from(said[0]) * 256 + usize::from(said[1]) < Reason::ALL.len(),
     }
 }

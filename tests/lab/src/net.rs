@@ -4,6 +4,11 @@
 //! client ── br ══ WAN ══ dc ──┬── server   (Dovecot, Cyrus)
 //! client2 ─ br2 ═ WAN ═══╝    └── lan      (a client beside the server)
 //! ```
+//! In a bridged lab ([`LabSpec::bridged`]) the second branch's cable and the server's are cut, and a bridge stands in each:
+//!
+//! ```text
+//! client2 ─ cable2 ─ br2 ═ WAN ═ dc ─ cable ─ server
+//! ```
 //! `br` and `br2` route for their clients; a Waypost node runs there. A device of the WAN emulator stands directly
 //! in the branch's and the data centre's router, so every octet between them passes it. All routes ask for cubic:
 //! this machine's default may be BBR, which would flatter the direct arm on a lossy link.
@@ -38,12 +43,25 @@ pub enum Place {
     Server,
     /// A client on the servers' own network.
     Lan,
+    /// The bridge in the second branch's cable.
+    Cable2,
+    /// The bridge in the server's cable.
+    Cable,
 }
 
 impl Place {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Client, Self::Branch, Self::Client2, Self::Branch2, Self::Centre, Self::Server, Self::Lan];
+    pub const ALL: [Self; 9] = [
+        Self::Client,
+        Self::Branch,
+        Self::Client2,
+        Self::Branch2,
+        Self::Centre,
+        Self::Server,
+        Self::Lan,
+        Self::Cable2,
+        Self::Cable,
+    ];
 
     /// The short name that the namespace's name ends in.
     #[must_use]
@@ -56,6 +74,8 @@ impl Place {
             Self::Centre => "dc",
             Self::Server => "server",
             Self::Lan => "lan",
+            Self::Cable2 => "cable2",
+            Self::Cable => "cable",
         }
     }
 
@@ -76,6 +96,8 @@ impl Place {
             Self::Lan => (2, 20),
             Self::Branch2 => (3, 1),
             Self::Client2 => (3, 10),
+            Self::Cable2 => (3, 2),
+            Self::Cable => (2, 2),
         };
         address(net, host)
     }
@@ -116,6 +138,8 @@ pub struct LabSpec {
     pub wan: LinkBehaviour,
     /// The second branch's link; `None` leaves the second branch out.
     pub wan2: Option<LinkBehaviour>,
+    /// Bridges in the second branch's cable and in the server's.
+    pub bridged: bool,
     /// Decides the links' accidents.
     pub seed: u64,
     /// Leave everything standing when the value is dropped; `lab gc` takes it away once this process has ended.
@@ -127,7 +151,7 @@ impl LabSpec {
     #[must_use]
     pub fn new(rtt_ms: f64, rate_mbit: f64) -> Self {
         let wan = LinkBehaviour::both(Behaviour::link(rtt_ms, rate_mbit));
-        Self { prefix: None, wan, wan2: None, seed: 1, keep: false }
+        Self { prefix: None, wan, wan2: None, bridged: false, seed: 1, keep: false }
     }
 
     /// Adds a second branch with a link of the same kind.
@@ -162,7 +186,10 @@ impl Lab {
         let directory = leftovers::claim(&prefix)?;
         let mut places: Vec<Place> = Place::ALL.into();
         if spec.wan2.is_none() {
-            places.retain(|place| !matches!(place, Place::Client2 | Place::Branch2));
+            places.retain(|place| !matches!(place, Place::Client2 | Place::Branch2 | Place::Cable2));
+        }
+        if !spec.bridged {
+            places.retain(|place| !matches!(place, Place::Cable | Place::Cable2));
         }
         // From here on `Drop` cleans up.
         let mut lab = Self { prefix, directory, places, emulators: Vec::new(), keep: false };
@@ -355,10 +382,32 @@ impl Lab {
         run(self.command(place, "sysctl").arg("-qw").args(settings))
     }
 
+    /// A cable from a machine to its router, cut by a bridge where one of the lab's stands in it.
+    fn cable(&self, near: (Place, &str), far: (Place, &str)) -> anyhow::Result<()> {
+        let veth = |(near, device): (Place, &str), (far, other): (Place, &str)| {
+            let (near, far) = (self.namespace(near), self.namespace(far));
+            ip(&format!("-n {near} link add {device} type veth peer name {other} netns {far}"))
+        };
+        let cut = [(Place::Client2, Place::Cable2), (Place::Server, Place::Cable)];
+        let cut = cut.into_iter().find(|(end, bridge)| *end == near.0 && self.places.contains(bridge));
+        let Some((_, bridge)) = cut else {
+            return veth(near, far);
+        };
+        let inside = self.namespace(bridge);
+        veth(near, (bridge, "port0"))?;
+        veth(far, (bridge, "port1"))?;
+        ip(&format!("-n {inside} link add br0 type bridge stp_state 0 mcast_snooping 0"))?;
+        for port in ["port0", "port1"] {
+            ip(&format!("-n {inside} link set {port} master br0 up"))?;
+            self.no_offload(bridge, port)?;
+        }
+        self.set_up(bridge, "br0", bridge)?;
+        self.route_through(bridge, far.0)
+    }
+
     /// A cable between a client and its router, and the client's routes.
     fn join(&self, client: Place, router: Place) -> anyhow::Result<()> {
-        let (inside, outside) = (self.namespace(client), self.namespace(router));
-        ip(&format!("-n {inside} link add eth0 type veth peer name lan0 netns {outside}"))?;
+        self.cable((client, "eth0"), (router, "lan0"))?;
         self.set_up(router, "lan0", router)?;
         self.set_up(client, "eth0", client)?;
         self.no_offload(router, "lan0")?;
@@ -372,8 +421,7 @@ impl Lab {
         ip(&format!("-n {centre} link add lan0 type bridge mcast_snooping 0"))?;
         self.set_up(Place::Centre, "lan0", Place::Centre)?;
         for (place, port) in [(Place::Server, "port0"), (Place::Lan, "port1")] {
-            let inside = self.namespace(place);
-            ip(&format!("-n {inside} link add eth0 type veth peer name {port} netns {centre}"))?;
+            self.cable((place, "eth0"), (Place::Centre, port))?;
             ip(&format!("-n {centre} link set {port} master lan0 up"))?;
             self.set_up(place, "eth0", place)?;
             self.no_offload(place, "eth0")?;

@@ -66,7 +66,7 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         r#"version = 1
 verbose = true"#,
         &[
-            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [deflector] [off_path] [[rule]] [link] [[peer]] [[authority]]"#,
+            r#"w.toml:2:1: error: verbose: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [deflector] [off_path] [[rule]] [link] [[peer]] [[authority]] [[carry]]"#,
         ],
     ),
     (
@@ -84,6 +84,79 @@ certificate = "partner.pem""#,
             r#"w.toml:4:8: error: [[authority]]: name: "own" is the name of another one; names must differ"#,
             r#"w.toml:6:11: error: [[authority]]: servers: it is empty; allowed: at least one; for example: servers = ["10.9.0.0/16"]"#,
             r#"w.toml:7:1: error: [[authority]]: servers is missing; allowed: a list of networks: its nodes serve, and ask for, nothing else; for example: servers = ["10.9.0.0/16"]"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[link]
+[[peer]]
+id = "dc-1"
+address = "10.2.0.1:7782"
+[[carry]]
+listen = "10.1.0.1:8143"
+server = "10.2.0.2:143"
+peer = "dc-2"
+[[carry]]
+listen = "10.1.0.1:8143"
+server = "mail"
+peer = "dc-1""#,
+        &[
+            r#"w.toml:9:8: error: [[carry]]: peer: "dc-2" is no [[peer]] of this file"#,
+            r#"w.toml:11:10: error: [[carry]]: listen: 10.1.0.1:8143 is taken by another [[carry]]"#,
+            r#"w.toml:12:10: error: [[carry]]: server: "mail" is not an address with a port; allowed: an IP address with a port, as the peer reaches it; for example: server = "10.2.0.2:143""#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[[carry]]
+listen = "10.1.0.1:8143"
+server = "10.2.0.2:143"
+peer = "dc-1""#,
+        &[
+            r#"w.toml:2:1: error: [[carry]]: it goes over the link, and there is neither [link] nor [interception]"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[deflector]
+mode = "clever"
+proxies = []
+[off_path]
+deflector = "edge-1"
+option_kind = 30"#,
+        &[
+            r#"w.toml:3:8: error: [deflector]: it turns packets on the path, and there is no [interception]"#,
+            r#"w.toml:3:8: error: [deflector]: mode: "clever" is not known; allowed: static, discovering: whether connections are turned to a proxy, or clients' nodes are told of one; for example: mode = "static""#,
+            r#"w.toml:4:11: error: [deflector]: proxies: it is empty; allowed: at least one [[peer]] id"#,
+            r#"w.toml:6:13: error: [off_path]: deflector: "edge-1" is no [[peer]] of this file"#,
+            r#"w.toml:7:15: error: [off_path]: option_kind: 30 belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
+[interception]
+interfaces = ["lan0", "wan0"]
+[[rule]]
+action = "intercept"
+[deflector]
+policy = "best"
+proxies = ["proxy-1", "proxy-2"]
+port = 0
+[[peer]]
+id = "proxy-1"
+[off_path]
+deflector = "proxy-1""#,
+        &[
+            r#"w.toml:7:10: error: [deflector]: policy: "best" is not known; allowed: primary, load, hash: which of the proxies that are there; for example: policy = "primary""#,
+            r#"w.toml:8:11: error: [deflector]: proxies: the [[peer]] "proxy-1" has no address"#,
+            r#"w.toml:8:11: error: [deflector]: proxies: "proxy-2" is no [[peer]] of this file"#,
+            r#"w.toml:9:8: error: [deflector]: port: 0 is not a port; allowed: 1 to 65535: where the proxies accept what is turned to them; for example: port = 7784"#,
+            r#"w.toml:13:13: error: [off_path]: a node with [interception] stands on the path"#,
+            r#"w.toml:13:13: error: [off_path]: deflector: the [[peer]] "proxy-1" has no address"#,
         ],
     ),
     (
@@ -199,7 +272,6 @@ existing = "adopt""#,
         &[
             r#"w.toml:6:12: error: [[rule]]: existing: "rest" is not known; did you mean "reset"? allowed: leave, reset, adopt: what becomes of connections that stood before the node, or come by another way; for example: existing = "reset""#,
             r#"w.toml:9:12: warning: [[rule]]: existing: has no effect, because action takes no connections"#,
-            r#"w.toml:12:12: warning: [[rule]]: existing: this build adopts connections without a peer only, with action = "intercept-single"; these are left alone"#,
         ],
     ),
     (
@@ -254,7 +326,17 @@ id = "branch-1"
 id = "centre-1"
 [[peer]]
 id = "branch-1"
-servers = ["10.2.0.0/16"]"#,
+servers = ["10.2.0.0/16"]
+[[peer]]
+id = "centre-2"
+preference = 256
+[[peer]]
+id = "centre-3"
+serves = ["10.2.0.0/16"]
+[[peer]]
+id = "centre-4"
+address = "192.0.2.4:7782"
+serves = ["10.3.0.0/16"]"#,
         &[
             r#"w.toml:3:11: error: [link]: revoked: "centre-1" is a [[peer]] of this file too"#,
             r#"w.toml:4:13: error: [link]: advertise: 0.0.0.0:7782 is no address that another node could reach"#,
@@ -262,6 +344,10 @@ servers = ["10.2.0.0/16"]"#,
             r#"w.toml:10:6: error: [[peer]]: id: "branch-1" is the id of another [[peer]]; ids must differ"#,
             r#"w.toml:10:6: error: [[peer]]: id: "branch-1" is this node"#,
             r#"w.toml:11:11: error: [[peer]]: servers: they are reached through this peer without asking the path, so its address must be known; add: address = "192.0.2.1:7782""#,
+            r#"w.toml:14:14: error: [[peer]]: preference: 256 is too much; allowed: 0 to 255; for example: preference = 1"#,
+            r#"w.toml:14:14: warning: [[peer]]: preference: has no effect, because there are neither servers nor serves"#,
+            r#"w.toml:17:10: error: [[peer]]: serves: clients' nodes are told where it is; add: address = "192.0.2.1:7782""#,
+            r#"w.toml:21:10: error: [[peer]]: serves: another [[peer]] has others; a node tells of one list, so they must be the same"#,
         ],
     ),
     (
@@ -305,7 +391,7 @@ action = "pass""#,
         r#"version = 1
 [accelerator]"#,
         &[
-            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [deflector] [off_path] [[rule]] [link] [[peer]] [[authority]]"#,
+            r#"w.toml:2:2: error: accelerator: there is no such section; allowed: version = 1 and [node] [admin] [log] [tls] [[server]] [[listener]] [store] [sustain] [prefetch] [interception] [deflector] [off_path] [[rule]] [link] [[peer]] [[authority]] [[carry]]"#,
         ],
     ),
     (r#"[node]"#, r#"[[node]]"#, &[r#"w.toml:3:1: error: [node] stands once, as a table: [node]"#]),

@@ -2,7 +2,7 @@
 
 use super::{
     keys::{DEFLECTOR, OFF_PATH},
-    network::{Interception, Link, Peer},
+    network::{Interception, Link, Peer, option_kind},
     problem::Problem,
     reader::Found,
     sections::Sections,
@@ -28,6 +28,8 @@ pub(crate) struct OffPath {
     /// Where its link is; its doors to servers are at the same IP address.
     pub(crate) at: SocketAddr,
     pub(crate) port: u16,
+    /// The TCP option in which the deflector says whom a client meant.
+    pub(crate) option_kind: u8,
 }
 
 /// Reads `[deflector]`; none without the section.
@@ -78,8 +80,9 @@ pub(super) fn off_path(
     let mut t = sections.one(&OFF_PATH, found);
     let deflector: NodeId = t.need("deflector")?;
     let port = t.get("port", Port(PROXY_PORT)).0;
+    let option_kind = option_kind(&mut t);
     match address(link, &deflector) {
-        Ok(at) => Some(OffPath { deflector, at, port }),
+        Ok(at) => Some(OffPath { deflector, at, port, option_kind }),
         Err(what) => {
             t.object("deflector", what);
             None

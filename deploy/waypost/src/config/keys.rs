@@ -292,6 +292,7 @@ pub(crate) const OFF_PATH: Section = Section {
     keys: &[
         key("deflector", "the [[peer]] id of the deflector through which servers are reached", r#""edge-1""#),
         key("port", "1 to 65535: where clients' connections are accepted, as the deflector has it", "7784"),
+        key("option_kind", "253, 254: as the deflector's [interception] has it", "253"),
     ],
 };
 
@@ -352,6 +353,16 @@ pub(crate) const PEER: Section = Section {
             r#"["10.2.0.0/16"]"#,
         ),
         key(
+            "preference",
+            "0 to 255: of several peers for one server the lowest is asked; equal ones share by client and server",
+            "1",
+        ),
+        key(
+            "serves",
+            "a list of networks that it serves as this node does: clients' nodes are told of it",
+            r#"["10.2.0.0/16"]"#,
+        ),
+        key(
             "may_open",
             "a list of networks that it may ask for without a SYN that was seen here",
             r#"["10.2.0.0/16"]"#,
@@ -373,6 +384,16 @@ pub(crate) const AUTHORITY: Section = Section {
     ],
 };
 
+pub(crate) const CARRY: Section = Section {
+    name: "carry",
+    many: true,
+    keys: &[
+        key("listen", "an IP address of this machine with a port; [::] means all", r#""[::]:8143""#),
+        key("server", "an IP address with a port, as the peer reaches it", r#""10.2.0.2:143""#),
+        key("peer", "the [[peer]] id of the node that reaches the server", r#""centre-1""#),
+    ],
+};
+
 /// What this build understands.
 pub(crate) const BUILT: &[&Section] = &[
     &NODE,
@@ -391,6 +412,7 @@ pub(crate) const BUILT: &[&Section] = &[
     &LINK,
     &PEER,
     &AUTHORITY,
+    &CARRY,
 ];
 
 /// Names that later builds will understand: reserved, so that a file never changes its meaning.

@@ -83,6 +83,10 @@ pub(crate) struct Peer {
     pub(crate) pin: Option<Pin>,
     /// Servers that stand behind it, whatever the path says.
     pub(crate) servers: Vec<Prefix>,
+    /// Its place among those for the same servers: lower first.
+    pub(crate) preference: u8,
+    /// Servers for which it does as well as this node.
+    pub(crate) serves: Vec<Prefix>,
     /// Servers that it may ask for without a SYN that was seen here.
     pub(crate) may_open: Vec<Prefix>,
 }
@@ -154,20 +158,6 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
             t.warn(key, format!("has no effect, because mode is not {}", quoted(of.word())));
         }
     }
-    let option_kind = t.get("option_kind", 253_u32);
-    let kind = match option_kind {
-        253 => 253,
-        254 => 254,
-        other => {
-            t.object(
-                "option_kind",
-                format!(
-                    "{other} belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"
-                ),
-            );
-            253
-        }
-    };
     Interception {
         mode,
         interfaces: interfaces.unwrap_or_default(),
@@ -178,7 +168,7 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
         probe: t.get("probe", ProbeManner::OnSyn),
         ack: t.get("ack", Ack::Isn),
         answer: t.get("answer", Answer::Auto),
-        option_kind: kind,
+        option_kind: option_kind(&mut t),
         watchdog_device: None,
         bypass_command: t.get("bypass_command", Vec::new()),
         rules,
@@ -203,12 +193,6 @@ fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {
         match action {
             Some(Action::Pass | Action::Drop | Action::Deny) => {
                 t.warn("existing", "has no effect, because action takes no connections");
-            }
-            Some(Action::Intercept | Action::DropIfNoPeer) if rule.existing == Existing::Adopt => {
-                t.warn(
-                    "existing",
-                    "this build adopts connections without a peer only, with action = \"intercept-single\"; these are left alone",
-                );
             }
             Some(Action::Intercept | Action::InterceptSingle | Action::DropIfNoPeer) | None => {}
         }
@@ -327,9 +311,43 @@ fn peer(mut t: TableReader<'_, '_>, others: &[Peer]) -> Option<Peer> {
             "they are reached through this peer without asking the path, so its address must be known; add: address = \"192.0.2.1:7782\"",
         );
     }
+    let given = t.get("preference", 0_u32);
+    let preference = u8::try_from(given).unwrap_or_else(|_| {
+        t.object(
+            "preference",
+            format!("{given} is too much; allowed: 0 to 255; for example: preference = 1"),
+        );
+        u8::MAX
+    });
+    let serves: Vec<Prefix> = t.get("serves", Vec::new());
+    if !serves.is_empty() && address.is_none() && !t.says("address") {
+        t.object("serves", "clients' nodes are told where it is; add: address = \"192.0.2.1:7782\"");
+    }
+    let others = others.iter().map(|other| &other.serves).find(|other| !other.is_empty());
+    if !serves.is_empty() && others.is_some_and(|other| *other != serves) {
+        t.object("serves", "another [[peer]] has others; a node tells of one list, so they must be the same");
+    }
+    if t.says("preference") && servers.is_empty() && serves.is_empty() {
+        t.warn("preference", "has no effect, because there are neither servers nor serves");
+    }
     let pin = t.maybe("pin");
     let may_open = t.get("may_open", Vec::new());
-    Some(Peer { id: id?, address, pin, servers, may_open })
+    Some(Peer { id: id?, address, pin, servers, preference, serves, may_open })
+}
+
+/// The TCP option in which probes travel.
+pub(super) fn option_kind(t: &mut TableReader<'_, '_>) -> u8 {
+    match t.get("option_kind", 253_u32) {
+        254 => 254,
+        253 => 253,
+        other => {
+            let what = format!(
+                "{other} belongs to somebody else; allowed: 253, 254; for example: option_kind = 253"
+            );
+            t.object("option_kind", what);
+            253
+        }
+    }
 }
 
 fn authority(mut t: TableReader<'_, '_>, around: &Around<'_>, others: &[Authority]) -> Option<Authority> {

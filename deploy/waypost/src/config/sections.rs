@@ -2,7 +2,7 @@
 
 use super::{
     Admin, Config, Limits, Listener, Log, Node, Operator, Parking, Prefetch, Seal, Server, Store,
-    Surroundings, Sustain, TlsFront, Trust, deflection,
+    Surroundings, Sustain, TlsFront, Trust, carry, deflection,
     keys::{
         ADMIN, INTERCEPTION, LIMITS, LINK, LISTENER, LOG, NODE, PREFETCH, SERVER, STORE, SUSTAIN, Section,
         TLS,
@@ -56,6 +56,7 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
     let link = network::link(&sections, around, &node.state_dir, interception.is_some(), found);
     let deflector = deflection::deflector(&sections, interception.as_ref(), link.as_ref(), found);
     let off_path = deflection::off_path(&sections, interception.as_ref(), link.as_ref(), found);
+    let carries = carry::carries(&sections, around, link.as_ref(), found);
     network::across(interception.as_ref(), link.as_ref(), &node.id, &sections, found);
     let config = Config {
         node,
@@ -71,6 +72,7 @@ pub(crate) fn read(document: &DeTable<'_>, around: &Around<'_>, found: &mut Foun
         link,
         deflector,
         off_path,
+        carries,
     };
     across(&config, &sections, found);
     config

@@ -2,7 +2,10 @@
 //! and again, and what they once led to is believed for a while: a name may take turns with its addresses.
 
 use super::origins::Origins;
-use crate::config::{self, Config, value::Encryption};
+use crate::config::{
+    self, Config,
+    value::{Encryption, Port},
+};
 use epc::{
     handler::{Drain, Handler, ServerTerms, Upgrade, Visit, Way},
     intake::FrontTls,
@@ -38,6 +41,8 @@ struct State {
     servers: Vec<Arc<MailServer>>,
     /// As the file has them, those that are only carried too.
     known: Vec<config::Server>,
+    /// The same at IMAP's other port.
+    others: Vec<config::Server>,
     /// What a name leads to, and until when that is believed.
     found: HashMap<String, HashMap<IpAddr, Instant>>,
 }
@@ -57,10 +62,9 @@ impl Mail {
 
     /// Serves these from the next connection on.
     pub(crate) fn renew(&self, config: &Config, servers: Vec<MailServer>) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.servers = servers.into_iter().map(Arc::new).collect();
         // Nobody but the path asks for them.
-        state.known = if config.link.is_some() { config.servers.clone() } else { Vec::new() };
+        let known = if config.link.is_some() { config.servers.clone() } else { Vec::new() };
+        self.state.write().unwrap_or_else(PoisonError::into_inner).renew(known, servers);
     }
 
     /// Those that a client may mean which connects to `to`.
@@ -152,22 +156,52 @@ impl Mail {
     }
 }
 
+/// The server at the other port that IMAP has: who serves one of them usually serves both.
+fn at_other_port(server: &config::Server) -> Option<config::Server> {
+    let (port, tls) = match (server.port.0, server.tls) {
+        (993, Encryption::Implicit) => (143, Encryption::StartTls),
+        (143, Encryption::StartTls) => (993, Encryption::Implicit),
+        _ => return None,
+    };
+    Some(config::Server { port: Port(port), tls, ..server.clone() })
+}
+
 impl State {
+    fn renew(&mut self, known: Vec<config::Server>, servers: Vec<MailServer>) {
+        self.others = known.iter().filter_map(at_other_port).collect();
+        self.known = known;
+        let other = |server: &MailServer| {
+            let config = at_other_port(&server.config)?;
+            Some(MailServer { config, terms: Arc::clone(&server.terms), front: server.front.clone() })
+        };
+        let others: Vec<_> = servers.iter().filter_map(other).collect();
+        self.servers = servers.into_iter().chain(others).map(Arc::new).collect();
+    }
+
     fn at(&self, to: SocketAddr, now: Instant) -> Meant {
-        let there: Vec<_> = self.known.iter().filter(|server| self.stands_at(server, to, now)).collect();
+        let stand = |servers: &'_ [config::Server]| -> Vec<config::Server> {
+            servers.iter().filter(|server| self.stands_at(server, to, now)).cloned().collect()
+        };
+        let mut there = stand(&self.known);
+        // The file's own word about a port comes first.
+        if there.is_empty() {
+            there = stand(&self.others);
+        }
         let several = there.len() > 1;
         // Nothing that such a client says tells them apart.
         if several && there.iter().any(|server| server.tls != Encryption::Implicit) {
             return Meant::default();
         }
-        let is_there = |server: &&Arc<MailServer>| there.iter().any(|there| there.name == server.config.name);
+        let is_there = |server: &&Arc<MailServer>| {
+            there.iter().any(|there| there.name == server.config.name && there.port == server.config.port)
+        };
         Meant { servers: self.servers.iter().filter(is_there).cloned().collect(), several }
     }
 
     fn named(&self, host: &str, to: SocketAddr, now: Instant) -> Option<Named> {
         let is_meant =
             |server: &&config::Server| server.port.0 == to.port() && names(server).any(|name| name == host);
-        let config = self.known.iter().find(is_meant)?.clone();
+        let config = self.known.iter().chain(&self.others).find(is_meant)?.clone();
         let stands_there = self.stands_at(&config, to, now);
         Some(Named { config, stands_there })
     }
@@ -194,6 +228,11 @@ impl Meant {
     /// Nobody who is served here.
     pub(crate) fn is_nobody(&self) -> bool {
         self.servers.is_empty()
+    }
+
+    /// How the configuration calls them.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.servers.iter().map(|server| server.config.name.as_str())
     }
 
     /// The only one that it can be.
@@ -279,11 +318,14 @@ mod tests {
         let loaded =
             config::judge(&format!("version = 1\n{listeners}{file}"), path, &around, FileUse::Ignore);
         let config = loaded.usable().unwrap_or_else(|| panic!("{:?}", loaded.problems)).clone();
-        let mut state = State { known: config.servers.clone(), ..State::default() };
-        for server in config.servers.into_iter().filter(|server| served.contains(&server.name.as_str())) {
+        let mut state = State::default();
+        let serve = |server: config::Server| {
             let terms = Arc::new(ServerTerms::new(server.name.clone(), 1));
-            state.servers.push(Arc::new(MailServer { config: server, terms, front: None }));
-        }
+            MailServer { config: server, terms, front: None }
+        };
+        let chosen = config.servers.iter().filter(|server| served.contains(&server.name.as_str()));
+        let servers = chosen.cloned().map(serve).collect();
+        state.renew(config.servers, servers);
         state
     }
 
@@ -307,7 +349,9 @@ mod tests {
         assert!(meant.called(None).is_none() && meant.called(Some("a.example")).is_none());
         assert!(meant.called(Some("b.example")).is_some());
         assert!(state.at(own, Instant::now()).only().is_some());
-        assert!(state.at("10.2.0.3:143".parse().unwrap(), Instant::now()).is_nobody());
+        assert!(state.at("10.2.0.3:144".parse().unwrap(), Instant::now()).is_nobody());
+        let names = |at| state.at(at, Instant::now()).names().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((names(own), names("10.2.0.3:22".parse().unwrap())), (vec!["b".to_owned()], vec![]));
     }
 
     #[test]
@@ -319,6 +363,32 @@ mod tests {
     }
 
     #[test]
+    fn one_section_serves_both_of_imaps_ports_and_the_files_word_comes_first() {
+        let now = Instant::now();
+        let way = |state: &State, at: &str| {
+            let meant = state.at(at.parse().unwrap(), now);
+            meant
+                .only()
+                .map(|server| (server.config.name.to_string(), server.config.port.0, server.config.tls))
+        };
+        let b = |port, tls| Some(("b".to_owned(), port, tls));
+        let state = state(TWO, &["a", "b"]);
+        assert_eq!(way(&state, "10.2.0.3:993"), b(993, Encryption::Implicit));
+        assert_eq!(way(&state, "10.2.0.3:143"), b(143, Encryption::StartTls));
+        assert_eq!(way(&state, "10.2.0.2:143"), None, "who speaks first there?");
+        let starttls = self::state(&TWO.replace("[[server]]", "[[server]]\ntls = \"starttls\""), &["b"]);
+        assert_eq!(way(&starttls, "10.2.0.3:993"), b(993, Encryption::Implicit));
+        let elsewhere = self::state(&TWO.replace("[[server]]", "[[server]]\nport = 1993"), &["b"]);
+        assert_eq!(way(&elsewhere, "10.2.0.3:993"), None);
+        assert_eq!(way(&elsewhere, "10.2.0.3:143"), None);
+        let own = TWO.to_owned()
+            + "[[server]]\nname = \"c\"\nhost = \"c.example\"\naddresses = [\"10.2.0.3\"]\ntls = \"starttls\"\n";
+        let both = self::state(&own, &["b", "c"]);
+        assert_eq!(way(&both, "10.2.0.3:143"), Some(("c".to_owned(), 143, Encryption::StartTls)));
+        assert_eq!(way(&both, "10.2.0.3:993"), b(993, Encryption::Implicit));
+    }
+
+    #[test]
     fn a_name_stands_at_its_own_addresses_only() {
         let (state, now) = (state(TWO, &[]), Instant::now());
         let stands = |name: &str, at: &str| {
@@ -326,7 +396,8 @@ mod tests {
         };
         assert_eq!(stands("b.example", "10.2.0.3:993"), Some(true));
         assert_eq!(stands("a.example", "10.2.0.3:993"), Some(false));
-        assert_eq!(stands("a.example", "10.2.0.2:143"), None);
+        assert_eq!(stands("a.example", "10.2.0.2:143"), Some(true));
+        assert_eq!(stands("a.example", "10.2.0.2:144"), None);
         assert_eq!(stands("c.example", "10.2.0.2:993"), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The way to the servers, exchangeable while sessions run: those that are connected stay so.
 
 use discovery_core::id::ServerId;
-use epc::origin::{DirectOrigins, ParkCounts};
+use epc::origin::{DirectOrigins, OriginTls, ParkCounts};
 use seams::{
     AsyncIo, BoxFuture,
     origin::{OpenError, OriginConnector, OriginRequest, OriginStream},
@@ -30,9 +30,10 @@ impl Origins {
     pub(crate) async fn greet_over(
         &self,
         server: &ServerId,
+        tls: Option<OriginTls>,
         io: Box<dyn AsyncIo>,
     ) -> Result<OriginStream, OpenError> {
-        self.current().greet_over(server, io).await
+        self.current().greet_over(server, tls, io).await
     }
 
     fn current(&self) -> Arc<DirectOrigins> {

@@ -1,12 +1,12 @@
 //! What netd orders, handed on without waiting.
 
-use super::carrier::Carrier;
+use super::carrier::{Carrier, steps};
 use discovery_core::{
     engine::{Peer, Reason},
     flow::Flow,
     pmt::PmtRow,
 };
-use discovery_linux::netd::{Agent, Ready};
+use discovery_linux::netd::{Agent, Ready, Tell, Ticket};
 use std::{os::fd::OwnedFd, sync::Arc};
 use tokio::runtime::Handle;
 
@@ -58,6 +58,12 @@ impl Agent for PathAgent {
         let carrier = Arc::clone(&self.carrier);
         // Sockets are made known to the runtime inside it.
         self.runtime.spawn(async move { carrier.adopted(flow, client, server) });
+    }
+
+    fn adopt(&mut self, ticket: Ticket, peer: Peer) -> Tell {
+        let (tell, steps) = steps();
+        self.runtime.spawn(Arc::clone(&self.carrier).adopt(ticket, peer, steps));
+        tell
     }
 
     /// netd says whom to meet.

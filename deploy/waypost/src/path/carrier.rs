@@ -6,7 +6,9 @@ mod cut;
 mod leash;
 mod mail;
 mod outcome;
+mod peers;
 mod serving;
+mod together;
 
 use super::{
     tcp::{self, Tcp},
@@ -23,24 +25,23 @@ use discovery_core::{
 };
 use discovery_linux::{
     broker::SocketBroker,
-    netd::{Claimed, Ready},
+    netd::{Claimed, Ready, Tell},
     socket::{Connecting, Target},
 };
 use outcome::{failed, no_socket, refusal};
+use peers::Met;
+pub(super) use peers::watch_peers;
 use seams::AsyncIo;
-use serving::{Served, Serving};
+use serving::Served;
+pub(super) use serving::Serving;
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
-use tokio::{
-    io::copy_bidirectional,
-    net::TcpStream,
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+pub(super) use together::steps;
+use tokio::{io::copy_bidirectional, net::TcpStream, sync::oneshot, time::timeout};
 use wan::{LinkStream, Links, Peer};
 use wan_core::{Kind, Notice, OpenFrame};
 
@@ -70,12 +71,6 @@ struct State {
     /// Whether there is a link whose peer may serve whatever it offers, as the engine was told: clients are answered on
     /// its account. What a peer of a bound authority offers has to be asked for first.
     peers: HashMap<engine::Peer, Met>,
-}
-
-#[derive(Default)]
-struct Met {
-    up: bool,
-    node: Option<NodeId>,
 }
 
 /// What a client's octets go to.
@@ -392,6 +387,11 @@ impl Carrier {
         drop(served);
     }
 
+    /// Asks for the server's end of a connection that stood before; none where nobody stands on the path.
+    pub(super) fn adopt_for_peer(&self, flow: Flow, tell: Tell) -> Option<()> {
+        self.upward.get().map(|upward| upward.netd.adopt_for_peer(flow, tell))
+    }
+
     /// A stream that goes on to the next node.
     pub(super) async fn onward(
         &self,
@@ -413,50 +413,6 @@ impl Carrier {
         let node = self.lock().peers.get(&next).and_then(|met| met.node.clone());
         if let (Some(links), Some(node)) = (self.links.get(), node) {
             links.notify(Some(&node), &Notice::Abort { flow, isn });
-        }
-    }
-}
-
-/// Peers.
-impl Carrier {
-    /// Makes the link to a peer that was learnt, so that the next connection finds it warm.
-    pub(super) async fn meet(self: Arc<Self>, peer: engine::Peer) {
-        let Some(links) = self.links.get() else { return };
-        match links.connect(&self.at(peer)).await {
-            Ok(node) => self.met(peer, node),
-            Err(why) => {
-                tracing::info!(link = %peer.link, %why, "a peer on the path has no link; connections go direct");
-                self.set_up(peer, false);
-            }
-        }
-    }
-
-    /// There is a link to `peer`, and now it is known who that is.
-    fn met(&self, peer: engine::Peer, node: NodeId) {
-        self.lock().peers.entry(peer).or_default().node = Some(node);
-        let sure = self.links.get().is_some_and(|links| links.is_sure(&self.at(peer)));
-        self.set_up(peer, sure);
-    }
-
-    fn set_up(&self, peer: engine::Peer, up: bool) {
-        let mut state = self.lock();
-        let met = state.peers.entry(peer).or_default();
-        let changed = std::mem::replace(&mut met.up, up) != up;
-        drop(state);
-        if changed {
-            self.tell(if up { Event::PeerUp { peer } } else { Event::PeerDown { peer } });
-        }
-    }
-}
-
-/// Tells the engine which links stand.
-pub(super) async fn watch_peers(carrier: Arc<Carrier>) {
-    loop {
-        sleep(LOOK_EVERY).await;
-        let Some(links) = carrier.links.get() else { continue };
-        let peers: Vec<engine::Peer> = carrier.lock().peers.keys().copied().collect();
-        for peer in peers {
-            carrier.set_up(peer, links.is_sure(&carrier.at(peer)));
         }
     }
 }
@@ -489,8 +445,12 @@ fn born(ready: Ready) -> Ready {
 }
 
 fn asks(flow: Flow) -> OpenFrame {
-    let class = if INTERACTIVE.contains(&flow.server.port()) { Class::Interactive } else { Class::Bulk };
-    OpenFrame { flow, class, kind: Kind::Carry, spoof: true, server: None }
+    OpenFrame { flow, class: class(flow), kind: Kind::Carry, spoof: true, server: None }
+}
+
+/// How urgent its octets are, by its port.
+pub(super) fn class(flow: Flow) -> Class {
+    if INTERACTIVE.contains(&flow.server.port()) { Class::Interactive } else { Class::Bulk }
 }
 
 /// What people wait for octet by octet: shells, mail, directories. Anything else may be large.
@@ -501,4 +461,3 @@ const CONNECT_MAX: Duration = Duration::from_secs(30);
 const ALONE_MAX: Duration = Duration::from_secs(30);
 /// Longer than the engine waits for a server.
 const CLAIM_MAX: Duration = Duration::from_secs(35);
-const LOOK_EVERY: Duration = Duration::from_millis(200);

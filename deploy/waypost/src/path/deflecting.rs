@@ -1,11 +1,12 @@
 //! A deflector's side of what it and its proxies say to each other: which of them are there, and what they may reach.
 
+use super::questions::Offered;
 use crate::config::{
     deflection::Deflector,
     value::{DeflectMode, DeflectPolicy},
 };
 use discovery_core::{
-    candidates::{Candidate, Policy},
+    candidates::{Candidate, Policy, Standing},
     deflector::{Mode, control::Control},
     engine::Peer,
     flow::{Flow, Ingress},
@@ -28,6 +29,7 @@ use tokio::time::sleep;
 pub(super) struct Deflecting {
     pub(super) deflect: Deflect,
     proxies: Vec<(NodeId, SocketAddr)>,
+    policy: Policy,
     rules: RuleSet,
     ingress: Ingress,
     heard: Mutex<HashMap<NodeId, (Candidate, Instant)>>,
@@ -51,7 +53,7 @@ impl Deflecting {
             DeflectPolicy::Hash => Policy::Hash,
         };
         let deflect = Deflect::new(mode, policy, codec, config.port, v6)?;
-        Ok(Self { deflect, proxies: config.proxies.clone(), rules, ingress, heard: Mutex::default() })
+        Ok(Self { deflect, proxies: config.proxies.clone(), policy, rules, ingress, heard: Mutex::default() })
     }
 
     /// What a peer says; what it is answered.
@@ -63,7 +65,7 @@ impl Deflecting {
                 let rank = u8::try_from(rank).unwrap_or(u8::MAX);
                 // The operator's word about where it is counts more than its own.
                 let peer = Peer { link: SocketAddr::new(at.ip(), link.port()), key };
-                let candidate = Candidate { peer, rank, available: true, load };
+                let candidate = Candidate { peer, rank, standing: Standing::Ready, load };
                 self.lock().insert(from.clone(), (candidate, Instant::now()));
                 self.renew();
                 None
@@ -88,12 +90,25 @@ impl Deflecting {
         }
     }
 
+    /// Its proxies, for clients' nodes: those choose among them as this node would.
+    pub(super) fn told(&self) -> Vec<Offered> {
+        let now = Instant::now();
+        let node = |(candidate, at): &(Candidate, Instant)| Offered {
+            link: candidate.peer.link,
+            key: candidate.peer.key.0,
+            rank: if self.policy == Policy::Primary { candidate.rank } else { 0 },
+            able: now.saturating_duration_since(*at) < SILENT_MAX,
+            load: candidate.load,
+        };
+        self.lock().values().map(node).collect()
+    }
+
     fn renew(&self) {
         let now = Instant::now();
         let heard = self.lock();
-        let all = heard.values().map(|(candidate, at)| Candidate {
-            available: now.saturating_duration_since(*at) < SILENT_MAX,
-            ..*candidate
+        let all = heard.values().map(|(candidate, at)| {
+            let heard = now.saturating_duration_since(*at) < SILENT_MAX;
+            Candidate { standing: if heard { Standing::Ready } else { Standing::Away }, ..*candidate }
         });
         self.deflect.candidates(all.collect());
     }

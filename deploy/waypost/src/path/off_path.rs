@@ -44,7 +44,7 @@ impl OffPath {
         let (said, _) = broadcast::channel(1024);
         Self {
             config: config.clone(),
-            codec: Codec::default(),
+            codec: super::plan::codec_of(config.option_kind),
             links: OnceLock::new(),
             said,
             places: Arc::new(Semaphore::new(CARRIED_MAX)),

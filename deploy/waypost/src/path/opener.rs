@@ -1,7 +1,7 @@
 //! What peers ask of this node.
 
 use super::{
-    Roles,
+    ASIDE, Roles, adopting,
     carrier::Carrier,
     off_path::{CONTROL, OffPath},
     origin::{OriginRoad, Origins},
@@ -66,7 +66,7 @@ impl Opener {
         let flow = open.flow;
         let named = self.granted(peer, open);
         let granted = open.kind != Kind::Claim && (named || self.shown().covers(peer, flow, Instant::now()));
-        match by(self.off_path.is_some(), self.stands, named) {
+        match by(self.off_path.is_some(), self.stands, named, open.spoof) {
             By::Nothing => return Err(Why::NotGranted),
             By::Dial => return dial(open).await,
             By::Deflector => {
@@ -148,7 +148,7 @@ impl Opener {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Nothing,
-    /// With this node's own address.
+    /// With this node's own address, which is what was asked for, or all it has.
     Dial,
     Deflector,
     /// What the engine has, or makes; it asks for a grant itself.
@@ -156,13 +156,14 @@ enum By {
 }
 
 /// Without a place on the path there is no SYN to be seen: the operator's word is all there is, `named`. The rules of a
-/// deflector say what its proxies may reach, and not for whom.
-fn by(off_path: bool, stands: bool, named: bool) -> By {
-    match (off_path, stands, named) {
-        (true, _, true) => By::Deflector,
-        (false, true, _) => By::Claim,
-        (false, false, true) => By::Dial,
-        (true, _, false) | (false, false, false) => By::Nothing,
+/// deflector say what its proxies may reach, and not for whom. A client that came to the peer's own address has no SYN
+/// anywhere: it is not to be seen by the server (`spoof`).
+fn by(off_path: bool, stands: bool, named: bool, spoof: bool) -> By {
+    match (off_path, stands, named, spoof) {
+        (_, _, true, false) | (false, false, true, true) => By::Dial,
+        (true, _, true, true) => By::Deflector,
+        (false, true, _, true) => By::Claim,
+        (true, _, false, _) | (false, false, false, _) | (false, true, false, false) => By::Nothing,
     }
 }
 
@@ -172,6 +173,8 @@ impl StreamOpener for Opener {
             match open.kind {
                 Kind::Carry | Kind::Claim => self.carry(peer, open).await,
                 Kind::Origin => self.origin(peer, open).await,
+                // That the peer sees the connection, the number shows that it has to say: no SYN does.
+                Kind::Adopt if self.stands => adopting::adopt(&self.carrier, open.flow).await,
                 Kind::Adopt => Err(Why::Unsupported),
             }
         })
@@ -217,6 +220,11 @@ impl Sink<(NodeId, Notice)> for Asked {
         match notice {
             Notice::Abort { flow, isn } => self.0.tell(Event::Aborted { flow, isn }),
             Notice::Other { kind: CONTROL, octets } => self.1.hear(from, octets),
+            Notice::Other { kind: ASIDE, octets } => match octets.as_ref() {
+                [0] => self.0.aside(&from, false),
+                [1] => self.0.aside(&from, true),
+                _ => {}
+            },
             Notice::Other { .. } => {}
         }
         Put::Taken
@@ -239,7 +247,13 @@ mod tests {
             (true, true, true, By::Deflector),
             (true, true, false, By::Nothing),
         ] {
-            assert_eq!(by(off_path, stands, named), reached, "{off_path} {stands} {named}");
+            assert_eq!(by(off_path, stands, named, true), reached, "{off_path} {stands} {named}");
+            let own = if named { By::Dial } else { By::Nothing };
+            assert_eq!(
+                by(off_path, stands, named, false),
+                own,
+                "its own address: {off_path} {stands} {named}"
+            );
         }
     }
 }

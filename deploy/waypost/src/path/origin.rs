@@ -9,6 +9,7 @@ use crate::{
     config::value::{Encryption, Source},
     node::{
         mail::{Mail, Named},
+        origin_tls,
         origins::Origins as Configured,
     },
 };
@@ -45,13 +46,12 @@ pub(super) struct OriginRoad {
 enum By {
     Configured {
         origins: Arc<Configured>,
+        /// Of the port that the peer asks for.
+        tls: OriginTls,
         from_here: bool,
     },
     /// By this machine's authorities.
-    Other {
-        port: u16,
-        tls: OriginTls,
-    },
+    Other { port: u16, tls: OriginTls },
 }
 
 impl std::fmt::Debug for By {
@@ -80,7 +80,8 @@ impl Origins {
             }
             // What is granted is an address, what is dialled is a name: they must be one server.
             let from_here = server.source == Source::Own && stands_there;
-            let by = By::Configured { origins: Arc::clone(self.mail.origins()), from_here };
+            let tls = origin_tls(server.tls);
+            let by = By::Configured { origins: Arc::clone(self.mail.origins()), tls, from_here };
             return Ok(OriginRoad { name: server.name, by });
         }
         let tls = match port {
@@ -95,12 +96,12 @@ impl Origins {
     pub(super) async fn greet(&self, road: &OriginRoad, io: Box<dyn AsyncIo>) -> Result<OpenedStream, Why> {
         let greeted = async {
             match &road.by {
-                By::Configured { origins, .. } => origins.greet_over(&road.name, io).await,
+                By::Configured { origins, tls, .. } => origins.greet_over(&road.name, Some(*tls), io).await,
                 By::Other { port, tls } => {
                     let mut server = OriginServer::new(road.name.clone(), road.name.as_str(), *port);
                     server.tls = *tls;
                     let origins = self.other(server).ok_or(OpenError::UnknownServer(road.name.clone()))?;
-                    origins.greet_over(&road.name, io).await
+                    origins.greet_over(&road.name, None, io).await
                 }
             }
         };
@@ -127,7 +128,7 @@ impl OriginRoad {
     /// Whether the operator lets peers have this server see this node, at the address that they ask for.
     pub(super) fn is_from_here(&self) -> Result<&Configured, Why> {
         match &self.by {
-            By::Configured { origins, from_here: true } => Ok(origins),
+            By::Configured { origins, from_here: true, .. } => Ok(origins),
             By::Configured { .. } | By::Other { .. } => Err(Why::UnknownServer),
         }
     }

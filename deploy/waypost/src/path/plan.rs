@@ -121,7 +121,12 @@ pub(super) fn saved(config: &Config, queue: u16) -> PathBuf {
 }
 
 pub(super) fn codec(interception: &Interception) -> Codec {
-    Codec::new(interception.option_kind, EXPERIMENT).unwrap_or_default()
+    codec_of(interception.option_kind)
+}
+
+/// In this TCP option.
+pub(super) fn codec_of(option_kind: u8) -> Codec {
+    Codec::new(option_kind, EXPERIMENT).unwrap_or_default()
 }
 
 /// Waypost's experiment identifier (RFC 6994): 'WP'.
@@ -153,6 +158,7 @@ pub(super) fn engine(interception: &Interception, link: &Link) -> engine::Config
                 network: pmt::Prefix::new(servers.network(), servers.length()),
                 port: None,
                 peer: address,
+                preference: peer.preference,
             })
         })
         .collect();

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -36,14 +36,46 @@ pub(super) enum Question {
     Explain { client: SocketAddr, server: SocketAddr },
     /// What a deflector answers a proxy that said this.
     Heard { from: String, octets: Vec<u8> },
+    /// A deflector's proxies, for other peers.
+    Proxies,
+    /// A peer, known by these keys, has told who serves as well as itself: whether that matters here.
+    Told { tellers: Vec<Key>, networks: Vec<(IpAddr, u8)>, offers: Vec<Offered> },
+}
+
+/// A `KeyHint`.
+pub(super) type Key = [u8; 8];
+
+/// A node that serves as well as another.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct Offered {
+    pub(super) link: SocketAddr,
+    pub(super) key: Key,
+    pub(super) rank: u8,
+    /// In percent.
+    pub(super) load: u8,
+    pub(super) able: bool,
+}
+
+/// What the packet loop knows of what would become of a connection.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct LoopExplained {
+    pub(super) explained: Explained,
+    /// Of each candidate.
+    pub(super) peers: Vec<(SocketAddr, Key)>,
+    /// Whether a session of a mail server may end here.
+    pub(super) ends_here: bool,
 }
 
 /// What is answered.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) enum Answer {
-    Status(Box<PathStatus>),
-    Explained(Option<Explained>),
+    /// With the key of each candidate.
+    Status(Box<PathStatus>, Vec<(SocketAddr, Key)>),
+    Explained(Option<Box<LoopExplained>>),
     Say(Option<Vec<u8>>),
+    /// None where nobody deflects.
+    Proxies(Vec<Offered>),
+    Counts(bool),
 }
 
 /// The end that asks.
@@ -153,7 +185,7 @@ fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// At one time, and as many wait.
 const ASKED_MAX: usize = 64;
-/// What a proxy says has some 50 octets, written as numbers.
+/// What a proxy says has some 50 octets, written as numbers; a full list of a peer's some 15 KiB.
 const QUESTION_OCTETS_MAX: usize = 64 << 10;
 /// A full mapping table, and the flows that are shown.
 const ANSWER_OCTETS_MAX: usize = 64 << 20;
@@ -174,16 +206,17 @@ mod tests {
             match question {
                 Question::Status => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
-                    Answer::Status(Box::default())
+                    Answer::Status(Box::default(), Vec::new())
                 }
                 Question::Explain { .. } => Answer::Explained(None),
                 Question::Heard { octets, .. } => Answer::Say(Some(octets)),
+                Question::Proxies | Question::Told { .. } => Answer::Counts(true),
             }
         }));
         let questions = Questions::new(asks).unwrap();
         let heard = Question::Heard { from: "node".to_owned(), octets: vec![1, 255] };
         let (slow, quick) = tokio::join!(questions.ask(&Question::Status), questions.ask(&heard));
-        assert_eq!(slow, Some(Answer::Status(Box::default())));
+        assert_eq!(slow, Some(Answer::Status(Box::default(), Vec::new())));
         assert_eq!(quick, Some(Answer::Say(Some(vec![1, 255]))));
         assert!(lock(&questions.waiting).is_empty());
     }

@@ -1,6 +1,6 @@
 //! The node's way to netd, the process that has the rights: what it is ordered, what it asks for, what it is told.
 
-use super::{agent::PathAgent, carrier::Carrier, questions::Questions};
+use super::{agent::PathAgent, carrier::Carrier, questions::Questions, telling::Telling};
 use crate::{
     exit::{Exit, Failure},
     run,
@@ -19,7 +19,7 @@ use std::{
 };
 use tokio::{
     io::Interest,
-    net::UnixDatagram,
+    net::{TcpListener, UnixDatagram},
     runtime::Handle,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
@@ -59,10 +59,11 @@ impl Upward {
     }
 
     /// Carries out what is ordered, from now on.
-    pub(super) fn obey(&self, carrier: &Arc<Carrier>) -> io::Result<()> {
+    pub(super) fn obey(&self, carrier: &Arc<Carrier>, telling: &Arc<Telling>) -> io::Result<()> {
         let orders = readiness(&self.netd)?;
         let mut agent = PathAgent::new(Arc::clone(carrier), Handle::current());
         let (netd, carrier, wish) = (Arc::clone(&self.netd), Arc::clone(carrier), self.wish.clone());
+        let telling = Arc::clone(telling);
         tokio::spawn(async move {
             loop {
                 if orders.readable().await.is_err() {
@@ -76,8 +77,11 @@ impl Upward {
                     Err(_) | Ok(Came::Nothing) => {}
                     Ok(Came::Wish(wanted)) => {
                         let wanted = match wanted {
-                            // The engine's, which is not here.
-                            Wish::Bypass(_) => continue,
+                            // The engine, which is not here, has heard it.
+                            Wish::Bypass(on) => {
+                                telling.aside(on);
+                                continue;
+                            }
                             Wish::Leave | Wish::Hurry => run::Wish::End,
                             Wish::Reload => run::Wish::Reload,
                             Wish::HandOver => run::Wish::HandOver,
@@ -117,6 +121,14 @@ impl std::fmt::Debug for Upward {
 impl wan::Sockets for Upward {
     fn tcp(&self, to: SocketAddr) -> io::Result<OwnedFd> {
         Ok(self.broker.untouched(Family::of(to))?)
+    }
+}
+
+/// Listens; netd gives the listener where the system would not.
+pub(super) async fn listener(upward: Option<&Upward>, at: SocketAddr) -> io::Result<TcpListener> {
+    match upward.and_then(|upward| upward.reserved(at)) {
+        Some(listener) => listener.and_then(TcpListener::from_std),
+        None => TcpListener::bind(at).await,
     }
 }
 

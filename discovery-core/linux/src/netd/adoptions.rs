@@ -1,40 +1,111 @@
-//! Connections that are observed in order to adopt them, and those whose SYNs went past.
+//! Connections that are observed in order to adopt them, alone or with a peer, and those whose SYNs went past.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use discovery_core::adopt::split::{Far, FarCut, Fate, Near, Ye};
 use discovery_core::adopt::{Observation, Passed, Segment, Terms};
-use discovery_core::engine::Reason;
+use discovery_core::engine::{Adopter, Peer, Reason};
 use discovery_core::flow::Flow;
 
+use super::split::{Step, Tell, Ticket, Word};
+use crate::queue::PacketId;
 use crate::{conntrack, repair};
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Adoptions {
     observed: HashMap<Flow, Observed>,
+    /// Those that were, as long as packets of theirs may come.
+    over: HashMap<Flow, (Over, Instant)>,
+    begun: u64,
     pub(super) passed: Passed,
 }
 
-#[derive(Debug)]
 struct Observed {
-    observation: Observation,
+    watch: Watch,
     /// A packet has come because every one does.
     begun: bool,
 }
 
-/// What became of a connection.
+enum Watch {
+    Alone(Observation),
+    /// With a peer: this is the client's node. `held`: what waits in the queue, in order.
+    Near {
+        near: Near,
+        peer: Peer,
+        nth: u64,
+        tell: Tell,
+        held: Vec<PacketId>,
+    },
+    /// With a peer: this is the server's node. `ruled`: the rules have been asked.
+    Far {
+        far: Far,
+        nth: u64,
+        tell: Tell,
+        ruled: bool,
+    },
+}
+
+/// What is left of one that is observed no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    /// Its next packets make it known to the kernel.
+    Refused,
+    /// Its other end's socket is the peer's: what comes from the peer's side is a straggler, which would show one end
+    /// octets that the other node's socket has not.
+    Adopted { drops_up: bool },
+}
+
+/// What becomes of a packet.
 #[derive(Debug)]
+pub(super) enum Seen {
+    /// It goes on.
+    Pass,
+    /// It waits in the queue.
+    Held,
+    /// It ends here.
+    Drop,
+    /// It goes on, and its connection is of no interest any more.
+    Settled(Option<Outcome>),
+}
+
+/// What became of a connection.
 pub(super) enum Outcome {
-    Adopted { flow: Flow, client: OwnedFd, server: OwnedFd },
-    Refused { flow: Flow, why: Reason },
+    Alone {
+        flow: Flow,
+        client: OwnedFd,
+        server: OwnedFd,
+    },
+    Near {
+        flow: Flow,
+        peer: Peer,
+        client: OwnedFd,
+        tell: Tell,
+        held: Vec<PacketId>,
+    },
+    Far {
+        flow: Flow,
+        server: OwnedFd,
+        word: Ye,
+        octets: Vec<u8>,
+        tell: Tell,
+    },
+    /// `reset`: there is no way back, and this is what the client expects next.
+    Refused {
+        flow: Flow,
+        by: Adopter,
+        why: Reason,
+        tell: Option<Tell>,
+        held: Vec<PacketId>,
+        reset: Option<u32>,
+    },
 }
 
 impl Adoptions {
     pub(super) fn is_empty(&self) -> bool {
-        self.observed.is_empty()
+        self.observed.is_empty() && self.over.is_empty()
     }
 
     /// Whether no further one can be observed now.
@@ -46,9 +117,66 @@ impl Adoptions {
     pub(super) fn begin(&mut self, now: Instant, flow: Flow, mss: u16) -> Result<(), Reason> {
         let terms = self.terms(flow, mss).ok_or(Reason::AdoptUnscaled)?;
         tracing::debug!(%flow, ?terms, "observed, to adopt it");
-        let observation = Observation::begin(now, terms);
-        self.observed.insert(flow, Observed { observation, begun: false });
+        self.observe(flow, Watch::Alone(Observation::begin(now, terms)));
         Ok(())
+    }
+
+    /// The same, with a peer that is to take the server's end. Who tells it is still to be said.
+    pub(super) fn begin_near(
+        &mut self,
+        now: Instant,
+        flow: Flow,
+        mss: u16,
+        peer: Peer,
+        tell: impl FnOnce(Ticket) -> Tell,
+    ) {
+        let terms = self.terms(flow, mss);
+        tracing::debug!(%flow, ?terms, link = %peer.link, "observed, to adopt it with a peer");
+        let nth = self.next();
+        let (near, tell) = (Near::begin(now, flow, terms), tell(Ticket { flow, nth }));
+        self.observe(flow, Watch::Near { near, peer, nth, tell, held: Vec::new() });
+    }
+
+    /// The same, for a peer that takes the client's end. Of two nodes that ask each other, the one of whose flow the
+    /// client comes first is right.
+    pub(super) fn begin_far(
+        &mut self,
+        now: Instant,
+        flow: Flow,
+        mss: u16,
+        tell: Tell,
+    ) -> Result<Option<Outcome>, (Reason, Tell)> {
+        let back = Flow { client: flow.server, server: flow.client };
+        let gives_way = flow.client < flow.server;
+        let outcome = match self.observed.get(&back).map(|observed| &observed.watch) {
+            Some(Watch::Near { near, .. }) if gives_way && !near.is_frozen() => {
+                self.refused(back, Reason::TupleInUse)
+            }
+            Some(_) => return Err((Reason::TupleInUse, tell)),
+            None => None,
+        };
+        if self.observed.contains_key(&flow) {
+            return Err((Reason::TupleInUse, tell));
+        }
+        if self.is_full() {
+            return Err((Reason::ExistingLater, tell));
+        }
+        self.over.remove(&back);
+        let terms = self.terms(flow, mss);
+        tracing::debug!(%flow, ?terms, "observed, to adopt it for a peer");
+        let nth = self.next();
+        self.observe(flow, Watch::Far { far: Far::begin(now, flow, terms), nth, tell, ruled: false });
+        Ok(outcome)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun
+    }
+
+    fn observe(&mut self, flow: Flow, watch: Watch) {
+        self.over.remove(&flow);
+        self.observed.insert(flow, Observed { watch, begun: false });
     }
 
     fn terms(&mut self, flow: Flow, mss: u16) -> Option<Terms> {
@@ -63,75 +191,239 @@ impl Adoptions {
         })
     }
 
-    /// The observed flow to which a packet belongs, and whether its client sent it.
+    /// The flow to which a packet belongs that is observed, or was, and whether its client sent it.
     pub(super) fn of(&self, up: Flow) -> Option<(Flow, bool)> {
         let down = Flow { client: up.server, server: up.client };
-        [(up, true), (down, false)].into_iter().find(|(flow, _)| self.observed.contains_key(flow))
+        let both = [(up, true), (down, false)];
+        let observed = both.into_iter().find(|(flow, _)| self.observed.contains_key(flow));
+        observed.or_else(|| both.into_iter().find(|(flow, _)| self.over.contains_key(flow)))
     }
 
-    /// A packet of an observed flow goes on; why it is observed no longer, if it is not. `watched`: every packet of the
-    /// flow comes, as long as the kernel says so without a break.
+    /// Whether what the rules say of the flow is still to be asked, now that its packets come.
+    pub(super) fn is_unruled(&mut self, flow: Flow) -> bool {
+        let Some(Observed { watch: Watch::Far { ruled, .. }, .. }) = self.observed.get_mut(&flow) else {
+            return false;
+        };
+        !std::mem::replace(ruled, true)
+    }
+
+    /// A packet of such a flow. `watched`: every packet of the flow comes, as long as the kernel says so without a break.
     pub(super) fn see(
         &mut self,
         now: Instant,
         flow: Flow,
         segment: &Segment<'_>,
         watched: bool,
-    ) -> Option<Outcome> {
-        let observed = self.observed.get_mut(&flow)?;
+        id: PacketId,
+    ) -> Seen {
+        let Some(observed) = self.observed.get_mut(&flow) else { return self.was_observed(flow, segment) };
         match (observed.begun, watched) {
             // It waited in the queue before its flow was watched.
-            (false, false) => return None,
-            (true, false) => return Some(self.refused(flow, Reason::AdoptUnsteady)),
+            (false, false) => return Seen::Pass,
+            (true, false) => return Seen::Settled(self.refused(flow, Reason::AdoptUnsteady)),
             (_, true) => observed.begun = true,
         }
-        let seen = observed.observation.see(now, segment);
-        seen.err().map(|why| self.refused(flow, why))
+        let fate = match &mut observed.watch {
+            Watch::Alone(observation) => observation.see(now, segment).map(|()| Fate::Pass),
+            Watch::Near { near, .. } => near.see(now, segment),
+            Watch::Far { far, .. } => far.see(now, segment).map(|()| Fate::Pass),
+        };
+        match fate {
+            Ok(Fate::Pass) => Seen::Pass,
+            Ok(Fate::Drop) => Seen::Drop,
+            Ok(Fate::Hold) => {
+                if let Watch::Near { held, .. } = &mut observed.watch {
+                    held.push(id);
+                }
+                Seen::Held
+            }
+            Err(why) => Seen::Settled(self.refused(flow, why)),
+        }
+    }
+
+    fn was_observed(&mut self, flow: Flow, segment: &Segment<'_>) -> Seen {
+        const SYN: u8 = 2;
+        match self.over.get(&flow) {
+            Some((Over::Adopted { drops_up }, _)) if segment.flags & SYN == 0 => {
+                if segment.up == *drops_up {
+                    Seen::Drop
+                } else {
+                    Seen::Pass
+                }
+            }
+            // It begins anew.
+            Some((Over::Adopted { .. }, _)) => {
+                self.over.remove(&flow);
+                Seen::Pass
+            }
+            // More of them may be in the queue.
+            Some((Over::Refused, _)) | None => Seen::Settled(None),
+        }
     }
 
     /// Something was not seen, nobody knows of which flow: nothing is certain of any.
     pub(super) fn blind(&mut self) -> Vec<Outcome> {
         let flows: Vec<Flow> = self.observed.keys().copied().collect();
-        flows.into_iter().map(|flow| self.refused(flow, Reason::AdoptUnsteady)).collect()
+        flows.into_iter().filter_map(|flow| self.refused(flow, Reason::AdoptUnsteady)).collect()
     }
 
-    fn refused(&mut self, flow: Flow, why: Reason) -> Outcome {
-        self.observed.remove(&flow);
-        Outcome::Refused { flow, why }
+    pub(super) fn refused(&mut self, flow: Flow, why: Reason) -> Option<Outcome> {
+        let watch = self.observed.remove(&flow)?.watch;
+        let (by, tell, held, reset) = match watch {
+            Watch::Alone(_) => (Adopter::Alone, None, Vec::new(), None),
+            Watch::Near { near, peer, tell, held, .. } => {
+                (Adopter::Client { peer }, Some(tell), held, near.is_beyond_return())
+            }
+            Watch::Far { tell, .. } => (Adopter::Server, Some(tell), Vec::new(), None),
+        };
+        Some(Outcome::Refused { flow, by, why, tell, held, reset })
+    }
+
+    /// The next packet of a flow that is given up, and not by one of its packets, makes it known.
+    pub(super) fn settle_later(&mut self, now: Instant, flow: Flow) {
+        self.over.insert(flow, (Over::Refused, now + OVER_FOR));
     }
 
     /// Whether this is a moment for the flow. What was shown has left, and what comes waits until the next call returns.
     pub(super) fn is_moment(&self, now: Instant, flow: Flow) -> bool {
-        self.observed.get(&flow).is_some_and(|observed| observed.begun && observed.observation.is_steady(now))
+        self.observed.get(&flow).is_some_and(|observed| {
+            observed.begun
+                && match &observed.watch {
+                    Watch::Alone(observation) => observation.is_steady(now),
+                    Watch::Near { near, .. } => near.half(now).is_some(),
+                    Watch::Far { far, .. } => far.half(now).is_some(),
+                }
+        })
+    }
+
+    /// Tells the peer what is to be told by now.
+    pub(super) fn tell(&mut self, now: Instant, flow: Flow) -> Option<Outcome> {
+        let told = match &mut self.observed.get_mut(&flow)?.watch {
+            Watch::Alone(_) => true,
+            Watch::Near { near, tell, .. } => match near.freeze(now) {
+                Some(word) => tell(Step::Cut(word)),
+                None => true,
+            },
+            Watch::Far { far, tell, nth, .. } => match far.ready() {
+                Some(word) => tell(Step::Ready(Ticket { flow, nth: *nth }, word)),
+                None => true,
+            },
+        };
+        if told { None } else { self.refused(flow, Reason::AdoptUnsteady) }
+    }
+
+    /// What the peer said of an attempt, if it is still the one.
+    pub(super) fn word(&mut self, now: Instant, ticket: Ticket, word: Word) -> Option<Outcome> {
+        let watch = &mut self.observed.get_mut(&ticket.flow)?.watch;
+        let taken = match (watch, word) {
+            (Watch::Near { nth, .. } | Watch::Far { nth, .. }, _) if *nth != ticket.nth => return None,
+            (Watch::Near { .. } | Watch::Far { .. }, Word::Over(why)) => Err(why),
+            (Watch::Near { near, .. }, Word::Ready(ready)) => near.ready(ready),
+            (Watch::Near { near, .. }, Word::Ye(ye)) => near.answered(ye),
+            (Watch::Near { near, .. }, Word::Filled(octets)) => {
+                near.filled(&octets);
+                Ok(())
+            }
+            (Watch::Far { far, .. }, Word::Cut(cut)) => far.asked(now, cut),
+            (Watch::Far { .. }, Word::Ready(_) | Word::Ye(_) | Word::Filled(_))
+            | (Watch::Near { .. }, Word::Cut(_))
+            | (Watch::Alone(_), _) => return None,
+        };
+        taken.err().and_then(|why| self.refused(ticket.flow, why))
     }
 
     /// Makes the sockets.
     pub(super) fn adopt(&mut self, now: Instant, flow: Flow) -> Option<Outcome> {
-        let cut = self.observed.get(&flow)?.observation.cut(now, flow)?;
-        self.observed.remove(&flow);
         let begun = Instant::now();
-        let outcome: io::Result<_> = repair::adopt(&cut);
-        let under_way = [&cut.to_client, &cut.to_server].map(|half| half.unacknowledged.len());
-        tracing::debug!(%flow, ?under_way, took = ?begun.elapsed(), ok = outcome.is_ok(), "cut");
-        Some(match outcome {
-            Ok((client, server)) => Outcome::Adopted { flow, client, server },
+        let made = match &self.observed.get(&flow)?.watch {
+            Watch::Alone(observation) => {
+                let cut = observation.cut(now, flow)?;
+                tracing::debug!(%flow, to_client = cut.to_client.unacknowledged.len(), to_server = cut.to_server.unacknowledged.len(), "cut");
+                repair::adopt(&cut).map(Made::Both)
+            }
+            Watch::Near { near, .. } => {
+                let half = near.half(now)?;
+                tracing::debug!(%flow, to_client = half.unacknowledged.len(), "cut");
+                repair::adopt_half(&half, repair::TO_CLIENT).map(Made::Client)
+            }
+            Watch::Far { far, .. } => {
+                let FarCut { half, word, octets } = far.half(now)?;
+                tracing::debug!(%flow, to_server = half.unacknowledged.len(), again = octets.len(), "cut");
+                repair::adopt_half(&half, repair::TO_SERVER).map(|server| Made::Server(server, word, octets))
+            }
+        };
+        tracing::debug!(%flow, took = ?begun.elapsed(), ok = made.is_ok(), "sockets made");
+        let made = match made {
+            Ok(made) => made,
             Err(error) => {
                 tracing::warn!(%flow, %error, "the system makes no socket in the middle of a connection");
-                Outcome::Refused { flow, why: Reason::AdoptFailed }
+                return self.refused(flow, Reason::AdoptFailed);
             }
-        })
+        };
+        let watch = self.observed.remove(&flow)?.watch;
+        let until = now + OVER_FOR;
+        match (made, watch) {
+            (Made::Client(client), Watch::Near { peer, tell, held, .. }) => {
+                self.over.insert(flow, (Over::Adopted { drops_up: false }, until));
+                Some(Outcome::Near { flow, peer, client, tell, held })
+            }
+            (Made::Server(server, word, octets), Watch::Far { tell, .. }) => {
+                self.over.insert(flow, (Over::Adopted { drops_up: true }, until));
+                Some(Outcome::Far { flow, server, word, octets, tell })
+            }
+            (Made::Both((client, server)), _) => Some(Outcome::Alone { flow, client, server }),
+            (Made::Client(_) | Made::Server(..), _) => None,
+        }
     }
 
     /// Lets go of those whose time is over.
     pub(super) fn expired(&mut self, now: Instant) -> Vec<Outcome> {
-        let over = self.observed.iter().filter(|(_, observed)| observed.observation.expired(now));
-        let flows: Vec<Flow> = over.map(|(flow, _)| *flow).collect();
-        flows.into_iter().map(|flow| self.refused(flow, Reason::AdoptUnsteady)).collect()
+        self.over.retain(|_, (_, until)| *until > now);
+        let over = self.observed.iter().filter_map(|(flow, observed)| {
+            let why = match &observed.watch {
+                Watch::Alone(observation) => observation.expired(now).then_some(Reason::AdoptUnsteady),
+                Watch::Near { near, .. } => near.expired(now),
+                Watch::Far { far, .. } => far.expired(now),
+            };
+            why.map(|why| (*flow, why))
+        });
+        let over: Vec<(Flow, Reason)> = over.collect();
+        over.into_iter().filter_map(|(flow, why)| self.refused(flow, why)).collect()
+    }
+}
+
+enum Made {
+    Both((OwnedFd, OwnedFd)),
+    Client(OwnedFd),
+    Server(OwnedFd, Ye, Vec<u8>),
+}
+
+impl std::fmt::Debug for Observed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.watch {
+            Watch::Alone(_) => "Alone",
+            Watch::Near { .. } => "Near",
+            Watch::Far { .. } => "Far",
+        };
+        f.debug_struct(kind).field("begun", &self.begun).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Alone { flow, .. } => write!(f, "{flow} adopted"),
+            Self::Near { flow, .. } => write!(f, "{flow} adopted with a peer"),
+            Self::Far { flow, .. } => write!(f, "{flow} adopted for a peer"),
+            Self::Refused { flow, why, .. } => write!(f, "{flow} {}", why.word()),
+        }
     }
 }
 
 /// Every packet of each goes through this loop.
 const OBSERVED_MAX: usize = 16;
+/// Longer than the kernel's rules send packets of one here because it was watched.
+const OVER_FOR: Duration = Duration::from_secs(40);
 
 #[cfg(test)]
 mod tests {
@@ -160,6 +452,10 @@ mod tests {
         adoptions
     }
 
+    fn see(adoptions: &mut Adoptions, now: Instant, up: bool, watched: bool) -> Seen {
+        adoptions.see(now, flow(), &segment(up), watched, PacketId(1))
+    }
+
     fn steady(outcome: Option<Outcome>) -> bool {
         matches!(outcome, Some(Outcome::Refused { why: Reason::AdoptUnsteady, .. }))
     }
@@ -170,19 +466,99 @@ mod tests {
         let late = now + Duration::from_secs(1);
         let mut adoptions = begun(now);
         // What waited in the queue before.
-        assert!(adoptions.see(now, flow(), &segment(true), false).is_none());
-        assert!(adoptions.see(now, flow(), &segment(false), false).is_none());
+        assert!(matches!(see(&mut adoptions, now, true, false), Seen::Pass));
+        assert!(matches!(see(&mut adoptions, now, false, false), Seen::Pass));
         assert!(!adoptions.is_moment(late, flow()));
         for up in [true, false] {
-            assert!(adoptions.see(now, flow(), &segment(up), true).is_none());
+            assert!(matches!(see(&mut adoptions, now, up, true), Seen::Pass));
         }
         assert!(!adoptions.is_moment(now, flow()), "too early");
         assert!(adoptions.is_moment(late, flow()));
         // The rules were put in anew.
-        assert!(steady(adoptions.see(late, flow(), &segment(true), false)));
-        assert!(adoptions.is_empty() && adoptions.see(late, flow(), &segment(true), true).is_none());
+        let Seen::Settled(outcome) = see(&mut adoptions, late, true, false) else { panic!("it goes on") };
+        assert!(steady(outcome) && adoptions.is_empty());
         let mut adoptions = begun(now);
         assert!(steady(adoptions.blind().pop()) && adoptions.is_empty());
+    }
+
+    #[test]
+    fn what_is_given_up_without_a_packet_is_settled_by_its_next_one() {
+        let now = Instant::now();
+        let mut adoptions = begun(now);
+        assert!(steady(adoptions.refused(flow(), Reason::AdoptUnsteady)));
+        assert_eq!(adoptions.of(flow()), None);
+        adoptions.settle_later(now, flow());
+        assert_eq!(adoptions.of(flow()), Some((flow(), true)));
+        for up in [true, false] {
+            assert!(matches!(see(&mut adoptions, now, up, true), Seen::Settled(None)));
+        }
+        assert!(adoptions.expired(now + OVER_FOR).is_empty() && adoptions.is_empty());
+    }
+
+    #[test]
+    fn stragglers_of_the_other_nodes_half_end_here_until_it_begins_anew() {
+        let now = Instant::now();
+        for drops_up in [true, false] {
+            let mut adoptions = Adoptions::default();
+            adoptions.over.insert(flow(), (Over::Adopted { drops_up }, now + OVER_FOR));
+            assert!(matches!(see(&mut adoptions, now, drops_up, true), Seen::Drop));
+            assert!(matches!(see(&mut adoptions, now, !drops_up, true), Seen::Pass));
+            let syn = Segment { flags: 2, ..segment(drops_up) };
+            assert!(matches!(adoptions.see(now, flow(), &syn, true, PacketId(1)), Seen::Pass));
+            assert!(adoptions.is_empty(), "it begins anew");
+        }
+    }
+
+    fn tell() -> Tell {
+        Box::new(|_| true)
+    }
+
+    fn peer() -> Peer {
+        Peer { link: "10.9.0.2:7777".parse().unwrap(), key: discovery_core::probe::KeyHint([3; 8]) }
+    }
+
+    #[test]
+    fn of_two_nodes_that_ask_each_other_one_gives_way() {
+        let now = Instant::now();
+        let back = Flow { client: flow().server, server: flow().client };
+        assert!(flow().client < flow().server);
+        for (own, asked, gives_way) in [(back, flow(), true), (flow(), back, false)] {
+            let mut adoptions = Adoptions::default();
+            adoptions.begin_near(now, own, 1460, peer(), |_| tell());
+            let begun = adoptions.begin_far(now, asked, 1460, tell());
+            let gave_way = matches!(begun, Ok(Some(Outcome::Refused { why: Reason::TupleInUse, .. })));
+            assert_eq!(gave_way, gives_way, "{own}");
+            assert!(adoptions.begin_far(now, asked, 1460, tell()).is_err(), "somebody has it");
+        }
+    }
+
+    #[test]
+    fn a_word_for_another_attempt_is_nobodys() {
+        let now = Instant::now();
+        let mut adoptions = Adoptions::default();
+        let mut first = None;
+        adoptions.begin_near(now, flow(), 1460, peer(), |ticket| {
+            first = Some(ticket);
+            tell()
+        });
+        let first = first.unwrap();
+        let older = Ticket { nth: first.nth - 1, ..first };
+        assert!(adoptions.word(now, older, Word::Over(Reason::PeerDown)).is_none());
+        let over = adoptions.word(now, first, Word::Over(Reason::PeerDown));
+        let by = Adopter::Client { peer: peer() };
+        let refused =
+            matches!(over, Some(Outcome::Refused { by: told, why: Reason::PeerDown, .. }) if told == by);
+        assert!(refused && adoptions.is_empty());
+    }
+
+    #[test]
+    fn the_rules_are_asked_once_and_only_for_a_peer() {
+        let now = Instant::now();
+        let mut adoptions = begun(now);
+        assert!(!adoptions.is_unruled(flow()));
+        let mut adoptions = Adoptions::default();
+        assert!(adoptions.begin_far(now, flow(), 1460, tell()).is_ok());
+        assert!(adoptions.is_unruled(flow()) && !adoptions.is_unruled(flow()));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use discovery_core::flow::Flow;
 use discovery_core::pmt::PmtRow;
 use rustix::event::epoll;
 
+use super::split::{Tell, Ticket};
 use super::{Netd, QUEUE, now};
 use crate::queue::PacketQueue;
 use crate::worker::{Heard, Word};
@@ -60,6 +61,13 @@ pub trait Agent {
         tracing::error!(%flow, "nobody carries what was adopted");
         drop((client, server));
     }
+    /// Ask `peer` to adopt the server's end of a connection, and answer through [`super::Handle::adoption`] or
+    /// [`Word::Adoption`]. What is returned hears what is to be told, and gets the socket to the client. Whoever never
+    /// wants rules that adopt need not.
+    fn adopt(&mut self, ticket: Ticket, peer: Peer) -> Tell {
+        tracing::error!(flow = %ticket.flow, link = %peer.link, "nobody asks a peer to adopt");
+        Box::new(|_| false)
+    }
     /// The answer to [`Word::Claim`]. Whoever claims by [`super::Handle`] is answered there.
     fn claimed(&mut self, id: u32, claimed: Claimed) {
         drop((id, claimed));
@@ -107,14 +115,17 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         Ok(false)
     }
 
-    pub(super) fn hear(&mut self) {
+    pub(super) fn hear(&mut self) -> io::Result<()> {
         match self.agent.hear() {
             Heard::Words(words) => self.understand(words),
-            Heard::Gone => self.agent_gone(),
+            Heard::Gone => {
+                self.agent_gone();
+                Ok(())
+            }
         }
     }
 
-    pub(super) fn understand(&mut self, words: Vec<Word>) {
+    pub(super) fn understand(&mut self, words: Vec<Word>) -> io::Result<()> {
         for word in words {
             match word {
                 Word::Event(event) => self.engine.handle_event(now(), event),
@@ -126,9 +137,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     let sent = self.senders.inject(flow, &packet);
                     self.counters.unsent += u64::from(sent.is_err());
                 }
+                Word::AdoptForPeer(flow, tell) => self.adopt_for_peer(now(), flow, tell),
+                Word::Adoption(ticket, word) => self.adoption_word(now(), ticket, word)?,
             }
             self.obey();
         }
+        Ok(())
     }
 
     fn agent_gone(&mut self) {
@@ -137,6 +151,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             let _not_there = epoll::delete(&self.poll, &lifeline);
             tracing::info!("whoever carries connections is gone: new ones flow untouched");
             self.engine.handle_event(now(), Event::AgentDown);
+            self.adoptions_blind(now());
             self.obey();
         }
     }

@@ -7,7 +7,7 @@ use discovery_core::probe::Probe;
 use discovery_core::rule::Action;
 
 use super::{Agent, Netd};
-use crate::deflect::Deflect;
+use crate::deflect::{Deflect, Turning};
 use crate::marks::TURNED;
 use crate::queue::{PacketQueue, QueuedPacket, Verdict};
 
@@ -58,12 +58,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             else {
                 return Some(Done::Taken);
             };
-            if deflect.turn(&view, flags & (FIN | RST) != 0, out) {
-                return Some(Done::Turned(mark));
-            }
-            // No rule any more: of a connection that flows past, between ends that were deflected before.
-            if flags & (SYN | ACK) != SYN {
-                return Some(Done::Passed(mark));
+            match deflect.turn(&view, flags, out) {
+                Turning::Turned => return Some(Done::Turned(mark)),
+                Turning::Refused => return Some(Done::Taken),
+                // Of a connection that flows past, between ends that were deflected before.
+                Turning::Nobodys if flags & (SYN | ACK) != SYN => return Some(Done::Passed(mark)),
+                Turning::Nobodys => {}
             }
         }
         let looked = self.looker.look(packet)?;
@@ -107,10 +107,8 @@ fn with_flags(view: View<'_>) -> Option<(View<'_>, u8)> {
     view.tcp().map(|tcp| (view, tcp.flags()))
 }
 
-const FIN: u8 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
-const RST: u8 = 4;
 
 #[cfg(test)]
 mod tests {

@@ -4,14 +4,15 @@ use std::io;
 use std::time::Instant;
 
 use discovery_core::adopt::Segment;
-use discovery_core::engine::{Course, Existing, Kind, Midstream, Reason};
+use discovery_core::engine::{Adopter, Course, Event, Existing, Kind, Midstream, Reason};
 use discovery_core::flow::{Flow, Ingress};
 use discovery_core::now::Now;
 use discovery_core::packet::{Protocol, Tcp, View};
-use discovery_core::rule::{Facts, VlanId};
+use discovery_core::rule::{Action, Facts, VlanId};
 
-use super::adoptions::Outcome;
+use super::adoptions::{Outcome, Seen};
 use super::look::Looked;
+use super::split::{Step, Tell, Ticket, Word};
 use super::{Agent, Netd};
 use crate::marks::{EXISTING, SETTLED, WATCHED};
 use crate::queue::{PacketQueue, QueuedPacket, Verdict};
@@ -42,30 +43,30 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             Course::Settled => mark(SETTLED),
             Course::Open => Verdict::Accept,
             Course::Drop => Verdict::Drop,
-            Course::Observe => match self.adoptions.begin(now.mono, up, self.mss(up)) {
-                // This packet is not observed itself: what comes before the first that is shows by itself.
-                Ok(()) => mark(WATCHED),
-                Err(why) => {
-                    self.note(now, up, why);
-                    mark(SETTLED)
+            Course::Observe { flow, peer: None } => {
+                match self.adoptions.begin(now.mono, flow, self.mss(flow)) {
+                    // This packet is not observed itself: what comes before the first that is shows by itself.
+                    Ok(()) => mark(WATCHED),
+                    Err(why) => {
+                        self.note(now, flow, Adopter::Alone, why);
+                        mark(SETTLED)
+                    }
                 }
-            },
+            }
+            Course::Observe { flow, peer: Some(peer) } => {
+                let (mss, agent) = (self.mss(flow), &mut self.agent);
+                self.adoptions.begin_near(now.mono, flow, mss, peer, |ticket| agent.adopt(ticket, peer));
+                mark(WATCHED)
+            }
         };
         self.queue.verdict(packet.id, verdict);
         Ok(())
     }
 
     fn course(&mut self, now: Now, packet: &QueuedPacket<'_>, up: Flow, tcp: &Tcp<'_>) -> Course {
-        let port = if packet.physindev == 0 { packet.indev } else { packet.physindev };
-        let facts = |flow| Facts {
-            flow,
-            protocol: Protocol::Tcp,
-            ingress: Some(Ingress(port)),
-            vlan: packet.vlan.and_then(|vlan| VlanId::new(vlan.tci & 0x0fff).ok()),
-        };
         let (src, dst) = (up.client, up.server);
-        let ruled = self.rules.decide(&facts(up), packet.payload);
-        let back = self.rules.decide(&facts(Flow { client: dst, server: src }), packet.payload);
+        let ruled = self.rules.decide(&facts(packet, up), packet.payload);
+        let back = self.rules.decide(&facts(packet, Flow { client: dst, server: src }), packet.payload);
         let either = self.rules.existing(back) != Existing::Leave;
         let existing = self.rules.existing(ruled);
         if existing == Existing::Leave && either {
@@ -73,7 +74,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             return Course::Open;
         }
         if existing == Existing::Adopt && self.adoptions.is_full() {
-            self.note(now, up, Reason::ExistingLater);
+            self.note(now, up, Adopter::Alone, Reason::ExistingLater);
             return Course::Open;
         }
         let seen = Midstream { src, dst, seq: tcp.seq(), ack: tcp.ack(), either };
@@ -82,7 +83,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         course
     }
 
-    /// A packet of a connection that is observed goes on, and is perhaps the last that does.
+    /// A packet of a connection that is observed, or was. It is perhaps the last that goes on.
     fn observed(
         &mut self,
         now: Now,
@@ -91,16 +92,84 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         segment: &Segment<'_>,
     ) -> io::Result<()> {
         let watched = packet.mark & WATCHED != 0;
-        let outcome = self.adoptions.see(now.mono, flow, segment, watched);
-        let verdict = match outcome {
-            Some(_) => Verdict::Mark((packet.mark & !(EXISTING | WATCHED)) | SETTLED),
-            None => Verdict::Accept,
+        let seen = if segment.up && self.adoptions.is_unruled(flow) && !self.adopts(packet, flow) {
+            Seen::Settled(self.adoptions.refused(flow, Reason::AdoptUnpaired))
+        } else {
+            self.adoptions.see(now.mono, flow, segment, watched, packet.id)
         };
-        self.queue.verdict(packet.id, verdict);
-        match outcome {
-            Some(outcome) => self.adopted(now, outcome),
-            None if watched && self.adoptions.is_moment(now.mono, flow) => self.adopt(now, flow)?,
-            None => {}
+        let settled = Verdict::Mark((packet.mark & !(EXISTING | WATCHED)) | SETTLED);
+        match seen {
+            Seen::Held => {}
+            Seen::Drop => self.queue.verdict(packet.id, Verdict::Drop),
+            Seen::Pass => {
+                self.queue.verdict(packet.id, Verdict::Accept);
+                if watched {
+                    self.adoption_goes_on(now, flow)?;
+                }
+            }
+            Seen::Settled(outcome) => {
+                self.queue.verdict(packet.id, settled);
+                if let Some(outcome) = outcome {
+                    self.adopted(now, outcome);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the rules have this node adopt such a connection with a peer.
+    fn adopts(&self, packet: &QueuedPacket<'_>, flow: Flow) -> bool {
+        let ruled = self.rules.decide(&facts(packet, flow), packet.payload);
+        let taken = match ruled.action {
+            Action::Intercept | Action::DropIfNoPeer => true,
+            Action::InterceptSingle | Action::Pass | Action::Drop | Action::Deny => false,
+        };
+        taken && self.rules.existing(ruled) == Existing::Adopt
+    }
+
+    /// A peer wants this node to take the server's end of a connection.
+    pub(super) fn adopt_for_peer(&mut self, now: Now, flow: Flow, tell: Tell) {
+        let may = if self.rules.looks_at_existing() {
+            self.engine.may_adopt_for_peer(&flow)
+        } else {
+            Err(Reason::AdoptUnpaired)
+        };
+        let begun = match may {
+            Ok(()) => self.adoptions.begin_far(now.mono, flow, self.mss(flow), tell),
+            Err(why) => Err((why, tell)),
+        };
+        match begun {
+            Ok(given_way) => {
+                self.note(now, flow, Adopter::Server, Reason::ExistingObserved);
+                if let Some(outcome) = given_way {
+                    self.adopted(now, outcome);
+                }
+                self.senders.ask_for(flow);
+            }
+            Err((why, mut told)) => {
+                self.note(now, flow, Adopter::Server, why);
+                told(Step::Refused(why));
+            }
+        }
+    }
+
+    /// What was said about an adoption with a peer.
+    pub(super) fn adoption_word(&mut self, now: Now, ticket: Ticket, word: Word) -> io::Result<()> {
+        tracing::debug!(flow = %ticket.flow, ?word, "told");
+        if let Some(outcome) = self.adoptions.word(now.mono, ticket, word) {
+            self.given_up(now, outcome);
+        }
+        self.adoption_goes_on(now, ticket.flow)?;
+        self.queue.flush()
+    }
+
+    /// Something has changed about an observed connection: does what can be done now.
+    fn adoption_goes_on(&mut self, now: Now, flow: Flow) -> io::Result<()> {
+        if let Some(outcome) = self.adoptions.tell(now.mono, flow) {
+            self.given_up(now, outcome);
+        }
+        if self.adoptions.is_moment(now.mono, flow) {
+            self.adopt(now, flow)?;
         }
         Ok(())
     }
@@ -115,19 +184,53 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         Ok(())
     }
 
+    /// Without a packet of the connection at hand.
+    fn given_up(&mut self, now: Now, outcome: Outcome) {
+        if let Outcome::Refused { flow, .. } = &outcome {
+            self.adoptions.settle_later(now.mono, *flow);
+        }
+        self.adopted(now, outcome);
+    }
+
     fn adopted(&mut self, now: Now, outcome: Outcome) {
         match outcome {
-            Outcome::Adopted { flow, client, server } => {
-                self.note(now, flow, Reason::ExistingAdopted);
+            Outcome::Alone { flow, client, server } => {
+                self.note(now, flow, Adopter::Alone, Reason::ExistingAdopted);
                 self.agent.adopted(flow, client, server);
             }
-            Outcome::Refused { flow, why } => self.note(now, flow, why),
+            Outcome::Near { flow, peer, client, mut tell, held } => {
+                self.note(now, flow, Adopter::Client { peer }, Reason::ExistingAdopted);
+                if !tell(Step::Client(client)) {
+                    self.engine.handle_event(now, Event::Closed { flow });
+                }
+                // They find the socket.
+                held.into_iter().for_each(|id| self.queue.verdict(id, Verdict::Accept));
+            }
+            Outcome::Far { flow, server, word, octets, mut tell } => {
+                self.note(now, flow, Adopter::Server, Reason::ExistingAdopted);
+                if !tell(Step::Server(server, word, octets)) {
+                    self.engine.handle_event(now, Event::Closed { flow });
+                }
+            }
+            Outcome::Refused { flow, by, why, tell, held, reset } => {
+                self.note(now, flow, by, why);
+                if let Some(mut tell) = tell {
+                    tell(Step::Refused(why));
+                }
+                let verdict = if reset.is_some() { Verdict::Drop } else { Verdict::Accept };
+                held.into_iter().for_each(|id| self.queue.verdict(id, verdict));
+                if let Some(seq) = reset
+                    && let Err(error) = self.senders.reset_client(flow, seq)
+                {
+                    tracing::debug!(%flow, %error, "reset not sent");
+                }
+            }
         }
     }
 
-    fn note(&mut self, now: Now, flow: Flow, outcome: Reason) {
-        tracing::debug!(%flow, reason = outcome.word(), "adoption");
-        self.engine.note_adoption(now, flow, outcome);
+    fn note(&mut self, now: Now, flow: Flow, by: Adopter, outcome: Reason) {
+        tracing::debug!(%flow, ?by, reason = outcome.word(), "adoption");
+        self.engine.note_adoption(now, flow, by, outcome);
     }
 
     /// Lets go of what has been observed for too long. That a moment has come, only a packet says: without one nobody
@@ -135,14 +238,14 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     pub(super) fn adoptions_due(&mut self, mono: Instant) {
         let now = Now { mono, ..super::now() };
         for outcome in self.adoptions.expired(mono) {
-            self.adopted(now, outcome);
+            self.given_up(now, outcome);
         }
     }
 
     /// A packet went on that could not be read, or did not come here.
     pub(super) fn adoptions_blind(&mut self, now: Now) {
         for outcome in self.adoptions.blind() {
-            self.adopted(now, outcome);
+            self.given_up(now, outcome);
         }
     }
 
@@ -161,6 +264,16 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     fn mss(&self, flow: Flow) -> u16 {
         let headers = if flow.client.is_ipv4() { 40 } else { 60 };
         u16::try_from(self.settings.octets_max.saturating_sub(headers)).unwrap_or(u16::MAX)
+    }
+}
+
+fn facts(packet: &QueuedPacket<'_>, flow: Flow) -> Facts {
+    let port = if packet.physindev == 0 { packet.indev } else { packet.physindev };
+    Facts {
+        flow,
+        protocol: Protocol::Tcp,
+        ingress: Some(Ingress(port)),
+        vlan: packet.vlan.and_then(|vlan| VlanId::new(vlan.tci & 0x0fff).ok()),
     }
 }
 

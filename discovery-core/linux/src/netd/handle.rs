@@ -12,6 +12,7 @@ use discovery_core::now::Now;
 use discovery_core::rule::RuleSet;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::split::{Tell, Ticket, Word};
 use super::{Claimed, NetdCounters};
 
 type Ask = Box<dyn FnOnce(&mut Engine, Now, NetdCounters) + Send>;
@@ -24,6 +25,8 @@ pub(super) enum Command {
     Rules(RuleSet),
     With(Ask),
     Passed(AskPassed),
+    AdoptForPeer { flow: Flow, tell: Tell },
+    Adoption(Ticket, Word),
     Stop,
 }
 
@@ -59,6 +62,17 @@ impl Handle {
     /// Runs a closure with the connections that went past, in the loop's thread: for whoever keeps them over a restart.
     pub fn with_passed(&self, ask: impl FnOnce(&mut Passed, Now) + Send + 'static) {
         self.send(Command::Passed(Box::new(ask)));
+    }
+
+    /// A peer wants this node to take the server's end of a connection that stood before. `tell` hears what comes of it; a
+    /// loop that has ended drops it uncalled.
+    pub fn adopt_for_peer(&self, flow: Flow, tell: Tell) {
+        self.send(Command::AdoptForPeer { flow, tell });
+    }
+
+    /// What was said about an adoption with a peer.
+    pub fn adoption(&self, ticket: Ticket, word: Word) {
+        self.send(Command::Adoption(ticket, word));
     }
 
     /// Ends the loop.

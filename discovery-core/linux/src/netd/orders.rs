@@ -23,6 +23,7 @@ pub(super) struct Senders {
     inject: RawSender,
     forge: RawSender,
     release: RawSender,
+    asked: RawSender,
 }
 
 impl Senders {
@@ -32,6 +33,7 @@ impl Senders {
             forge: RawSender::open(marks::FORGED, settings.v6)?,
             // Tracked like any packet, and not queued once more where the machine's own SYNs are.
             release: RawSender::open(marks::ALONE, settings.v6)?,
+            asked: RawSender::open(marks::ASKED, settings.v6)?,
         })
     }
 }
@@ -47,6 +49,20 @@ impl Senders {
     /// Sends what another machine would have said.
     pub(super) fn forge(&self, packet: &[u8]) -> io::Result<()> {
         self.forge.send(packet)
+    }
+
+    /// From now on every packet of the flow comes to the queue. The rules refuse the primer, as they should.
+    pub(super) fn ask_for(&self, flow: Flow) {
+        if let Ok(packet) = reset(flow.client, flow.server, 0)
+            && self.asked.send(&packet).is_ok()
+        {
+            tracing::debug!(%flow, "the rules are out: nobody has noted it");
+        }
+    }
+
+    /// Tells the client that its connection is over.
+    pub(super) fn reset_client(&self, flow: Flow, seq: u32) -> io::Result<()> {
+        self.forge.send(&reset(flow.server, flow.client, seq).map_err(io::Error::other)?)
     }
 }
 

@@ -9,12 +9,15 @@
 //! The sets are filled by the packets themselves, by the mark that the queue's verdict gives them: a connection costs no
 //! call, and leaves the slow path with the packet that was decided. A SYN that passes makes its connection known. Rules
 //! that are put in anew have empty sets: a packet that comes with the mark WATCHED shows that none was missed.
+//!
+//! Where a peer asks for a connection, its next packet may be long in coming, or its packets be known: a primer, a packet
+//! of its addresses sent here, which never leaves, puts it into the set *asked*, which goes before *known*.
 
 use std::net::IpAddr;
 
 use super::nft::chain;
 use super::plan::Plan;
-use crate::marks::{EXISTING, SETTLED, WATCHED};
+use crate::marks::{ASKED, EXISTING, SETTLED, WATCHED};
 
 /// What a rule about such connections names, as far as the kernel can look at it; the rest is asked in the queue. An
 /// empty list is anything.
@@ -39,17 +42,23 @@ pub(super) fn chains(plan: &Plan, from: &str) -> Vec<String> {
     }
     let families: &[Family] = if plan.v6() { &[V4, V6] } else { &[V4] };
     let watches = plan.existing.iter().any(|filter| filter.watches);
-    let (mut lines, mut pre, mut post) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut lines, mut pre, mut post, mut out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     lines.extend(families.iter().flat_map(|family| family.set("known", KNOWN_FOR)));
     if watches {
         lines.extend(families.iter().flat_map(|family| family.set("watched", WATCHED_FOR)));
-        lines.push("  chain watched {".to_owned());
-        for family @ Family { digit, .. } in families {
-            lines.push(format!("    {} {} @known{digit} return", family.is(), family.tuple()));
-            pre.push(format!("{from} {} {} @watched{digit} goto watched", family.is(), family.tuple()));
-        }
+        lines.extend(families.iter().flat_map(|family| family.set("asked", ASKED_FOR)));
+        lines.push("  chain asked {".to_owned());
         lines.push("    socket transparent 1 return".to_owned());
         lines.push(format!("    meta mark set meta mark | {:#x}", EXISTING | WATCHED));
+        lines.push("  }".to_owned());
+        lines.push("  chain watched {".to_owned());
+        for family @ Family { digit, .. } in families {
+            let (is, tuple) = (family.is(), family.tuple());
+            lines.push(format!("    {is} {tuple} @known{digit} return"));
+            pre.push(format!("{from} {is} {tuple} @asked{digit} goto asked"));
+            pre.push(format!("{from} {} {} @watched{digit} goto watched", family.is(), family.tuple()));
+        }
+        lines.push("    goto asked".to_owned());
         lines.push("  }".to_owned());
     }
     for family in families {
@@ -66,20 +75,26 @@ pub(super) fn chains(plan: &Plan, from: &str) -> Vec<String> {
                 "{fits} {MIDDLE} {AWAY} limit rate {RATE} meta mark set meta mark | {EXISTING:#x} return"
             ));
         }
-        let both = |name: &str, mark: u32| {
+        let both = |name: &str, marked: String| {
             let (is, digit, tuple, back) = (family.is(), family.digit, family.tuple(), family.back());
             format!(
-                "{is} meta l4proto tcp meta mark & {mark:#x} == {mark:#x} update @{name}{digit} {{ {tuple} }} update @{name}{digit} {{ {back} }}"
+                "{is} meta l4proto tcp meta mark {marked} update @{name}{digit} {{ {tuple} }} update @{name}{digit} {{ {back} }}"
             )
         };
-        post.push(both("known", SETTLED));
+        let bit = |mark: u32| format!("& {mark:#x} == {mark:#x}");
+        post.push(both("known", bit(SETTLED)));
         if watches {
-            post.push(both("watched", WATCHED));
+            post.push(both("watched", bit(WATCHED)));
+            // No other mark: the bits of others' own packets may mean anything.
+            out.push(format!("{} drop", both("asked", format!("{ASKED:#x}"))));
         }
     }
     let all = EXISTING | SETTLED | WATCHED;
     post.push(format!("meta mark & {all:#x} != 0x0 meta mark set meta mark & {:#x}", !all));
     lines.extend(chain("existing", "filter hook prerouting", BEFORE_QUEUE, &pre));
+    if watches {
+        lines.extend(chain("asks", "filter hook output", BEFORE_QUEUE, &out));
+    }
     lines.extend(chain("settled", "filter hook prerouting", BEHIND_QUEUE, &post));
     lines
 }
@@ -164,6 +179,8 @@ const BEHIND_QUEUE: i32 = -290;
 const KNOWN_FOR: &str = "2h";
 /// Longer than anybody watches.
 const WATCHED_FOR: &str = "30s";
+/// As long as somebody watches, and then as long as a straggler may come.
+const ASKED_FOR: &str = "15s";
 /// A node that is put onto a busy path sees thousands of connections at once. Those that are not asked about now are a
 /// moment later.
 const RATE: &str = "2000/second burst 200 packets";
@@ -198,7 +215,26 @@ mod tests {
         let filter = ExistingFilter { watches: true, ..ExistingFilter::default() };
         let text = chains(&routed().with_existing(vec![filter]), "iifname \"lan0\"").join("\n");
         assert!(text.contains("iifname \"lan0\" meta nfproto ipv6 ip6 saddr . tcp sport . ip6 daddr . tcp dport @watched6 goto watched"), "{text}");
-        assert!(text.find("@known4 return").unwrap() < text.find("meta mark | 0x2800").unwrap(), "{text}");
+        let watched = text.split("chain watched {").nth(1).unwrap();
+        assert!(watched.find("@known4 return").unwrap() < watched.find("goto asked").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn what_a_peer_asks_for_is_seen_though_it_is_known_and_its_primer_never_leaves() {
+        let filter = ExistingFilter { watches: true, ..ExistingFilter::default() };
+        let text = chains(&routed().with_existing(vec![filter]), "iifname \"lan0\"").join("\n");
+        let existing = text.split("chain existing {").nth(1).unwrap();
+        assert!(
+            existing.find("@asked4 goto asked").unwrap() < existing.find("@watched4 goto").unwrap(),
+            "{text}"
+        );
+        assert!(existing.find("@asked4 goto asked").unwrap() < existing.find("@known4").unwrap(), "{text}");
+        let asks = text.split("chain asks {").nth(1).unwrap();
+        let primer = "meta nfproto ipv4 meta l4proto tcp meta mark 0x2001 update @asked4 { ip saddr . tcp sport . ip daddr . tcp dport } update @asked4 { ip daddr . tcp dport . ip saddr . tcp sport } drop";
+        assert!(asks.contains(primer) && asks.contains("hook output"), "{text}");
+        let text =
+            chains(&routed().with_existing(vec![ExistingFilter::default()]), "iifname \"lan0\"").join("\n");
+        assert!(!text.contains("asked"), "{text}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! netd's end: hands the engine's orders to the worker, and hears what it says. No call here waits.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,11 +11,12 @@ use discovery_core::engine::{Event, Peer, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::mutants;
 use discovery_core::pmt::{Known, PmtRow};
+use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::channel::{Channel, Received};
-use super::words::{Granted, Notice, Order, Said};
-use crate::netd::{Agent, Claimed, Ready};
+use super::words::{Granted, Notice, Order, PART_OCTETS_MAX, Said, Stepped, Whose};
+use crate::netd::{self, Agent, Claimed, Ready, Step, Tell, Ticket};
 use crate::supervisor::Wish;
 
 /// Carries orders to another process. Its clients' SYNs are kept until it has shown that it waits for them: one that
@@ -36,7 +38,6 @@ pub enum Heard {
 }
 
 /// A word of an agent's.
-#[derive(Debug)]
 pub enum Word {
     /// Something happened.
     Event(Event),
@@ -51,6 +52,22 @@ pub enum Word {
     },
     /// This SYN goes to the own stack now.
     Inject(Flow, Vec<u8>),
+    /// A peer wants this node to take the server's end of a connection that stood before.
+    AdoptForPeer(Flow, Tell),
+    /// What was said about an adoption with a peer.
+    Adoption(Ticket, netd::Word),
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event(event) => event.fmt(f),
+            Self::Claim { id, flow, granted } => write!(f, "claim {id} {flow} {granted}"),
+            Self::Inject(flow, packet) => write!(f, "inject {flow} {}", packet.len()),
+            Self::AdoptForPeer(flow, _) => write!(f, "adopt for peer {flow}"),
+            Self::Adoption(ticket, word) => write!(f, "{ticket:?} {word:?}"),
+        }
+    }
 }
 
 impl RemoteAgent {
@@ -64,6 +81,14 @@ impl RemoteAgent {
 
     fn order(&self, order: Order) {
         self.channel.send(order.write(), Vec::new());
+    }
+
+    fn tell(&self, whose: Whose) -> Tell {
+        let mut steps = Steps { channel: Arc::clone(&self.channel), whose, over: false };
+        Box::new(move |step| {
+            steps.tell(step);
+            true
+        })
     }
 
     fn words(&mut self, now: Instant) -> Heard {
@@ -83,6 +108,10 @@ impl RemoteAgent {
                 Some(Said::Here { flow }) => {
                     words.extend(self.waits.here(flow).map(|packet| Word::Inject(flow, packet)))
                 }
+                Some(Said::AdoptForPeer { id, flow }) => {
+                    words.push(Word::AdoptForPeer(flow, self.tell(Whose::Peers(id))));
+                }
+                Some(Said::Adoption(ticket, word)) => words.push(Word::Adoption(ticket, word)),
                 Some(Said::Notice(notice)) => {
                     self.heard = Some(now);
                     (self.notice)(notice);
@@ -145,6 +174,11 @@ impl Agent for RemoteAgent {
         self.channel.send(Order::Adopted { flow }.write(), vec![client, server]);
     }
 
+    fn adopt(&mut self, ticket: Ticket, peer: Peer) -> Tell {
+        self.order(Order::Adopt { ticket, peer });
+        self.tell(Whose::Own(ticket.nth))
+    }
+
     fn inject(&mut self, flow: Flow, packet: Vec<u8>) -> Option<Vec<u8>> {
         self.waits.keep(flow, packet)
     }
@@ -180,6 +214,54 @@ impl Agent for RemoteAgent {
     }
 }
 
+/// Steps of one adoption, on their way. Whoever has given it up at the other end says so.
+struct Steps {
+    channel: Arc<Channel>,
+    whose: Whose,
+    over: bool,
+}
+
+impl Steps {
+    fn tell(&mut self, step: Step) {
+        match step {
+            Step::Ready(ticket, ready) => self.send(Stepped::Ready(ticket, ready), None),
+            Step::Cut(cut) => self.send(Stepped::Cut(cut), None),
+            Step::Client(client) => self.last(Stepped::Client, Some(client)),
+            Step::Server(server, ye, octets) => {
+                for part in octets.chunks(PART_OCTETS_MAX) {
+                    self.send(Stepped::Octets(part.to_vec()), None);
+                }
+                self.last(Stepped::Server(ye), Some(server));
+            }
+            Step::Refused(why) => self.last(Stepped::Refused(why), None),
+        }
+    }
+
+    fn last(&mut self, step: Stepped, socket: Option<OwnedFd>) {
+        self.over = true;
+        // Lost on its way, it is a connection that is over, and not one that ended in order.
+        if let Some(socket) = &socket
+            && let Err(error) = sockopt::set_socket_linger(socket, Some(Duration::ZERO))
+        {
+            tracing::debug!(%error, "a socket that would end in order");
+        }
+        self.send(step, socket);
+    }
+
+    fn send(&self, step: Stepped, socket: Option<OwnedFd>) {
+        let order = Order::Stepped { whose: self.whose, step };
+        self.channel.send(order.write(), socket.into_iter().collect());
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if !self.over {
+            self.send(Stepped::Refused(Reason::AgentDown), None);
+        }
+    }
+}
+
 /// Tells the worker what others than the engine want of it. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Wishes {
@@ -210,7 +292,7 @@ impl Wishes {
         self.channel.as_fd().try_clone_to_owned()
     }
 
-    /// Answers for a loop that has ended, what has come since: nobody gives connections out any more. Whether the worker is
+    /// Answers for a loop that has ended, what has come since: nobody gives connections out or adopts any more. Whether the worker is
     /// still there.
     #[must_use]
     pub fn refuse(&self) -> bool {
@@ -218,10 +300,16 @@ impl Wishes {
         loop {
             match self.channel.receive() {
                 Received::Message(message) => {
-                    if let Some(Said::Claim { id, .. }) = Said::read(&message.octets) {
-                        let answer = Granted::Refused(Reason::AgentDown);
-                        self.channel.send(Order::Claimed { id, answer }.write(), Vec::new());
-                    }
+                    let why = Reason::AgentDown;
+                    let answer = match Said::read(&message.octets) {
+                        Some(Said::Claim { id, .. }) => Order::Claimed { id, answer: Granted::Refused(why) },
+                        Some(Said::AdoptForPeer { id, .. }) => {
+                            Order::Stepped { whose: Whose::Peers(id), step: Stepped::Refused(why) }
+                        }
+                        Some(Said::Event(_) | Said::Here { .. } | Said::Adoption(..) | Said::Notice(_))
+                        | None => continue,
+                    };
+                    self.channel.send(answer.write(), Vec::new());
                 }
                 Received::Nothing => return true,
                 Received::Gone => return false,

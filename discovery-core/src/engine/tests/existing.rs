@@ -45,11 +45,11 @@ fn a_node_alone_needs_no_peer_for_what_it_terminates_itself() {
     rig.action = Action::InterceptSingle;
     assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Drop, Reason::ExistingReset));
     assert_eq!(rig.outputs().len(), 2);
-    let observed = (Course::Observe, Reason::ExistingObserved);
+    let observed = (Course::Observe { flow: flow(), peer: None }, Reason::ExistingObserved);
     assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), observed);
-    rig.engine.note_adoption(rig.now(), flow(), Reason::AdoptUnscaled);
+    rig.engine.note_adoption(rig.now(), flow(), Adopter::Alone, Reason::AdoptUnscaled);
     assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), observed, "another try");
-    rig.engine.note_adoption(rig.now(), flow(), Reason::ExistingAdopted);
+    rig.engine.note_adoption(rig.now(), flow(), Adopter::Alone, Reason::ExistingAdopted);
     assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), (Course::Open, Reason::Carried));
     rig.tell(Event::Closed { flow: flow() });
     assert_eq!(rig.engine.load().flows, 0);
@@ -65,7 +65,6 @@ fn a_node_alone_needs_no_peer_for_what_it_terminates_itself() {
 fn what_the_operator_leaves_and_what_nobody_could_carry_goes_on() {
     let mut rig = known();
     assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Leave), (Course::Settled, Reason::ExistingLeft));
-    assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Adopt), (Course::Settled, Reason::AdoptUnpaired));
     for action in [Action::Pass, Action::Drop, Action::Deny] {
         rig.action = action;
         assert_eq!(see(&mut rig, packet(true, 1, 2), Existing::Reset), (Course::Settled, Reason::RulePass));
@@ -146,10 +145,44 @@ fn the_connection_after_a_reset_asks_on_its_syn_and_the_next_does_not() {
     );
 }
 
+fn observed(peer: Option<Peer>) -> Course {
+    Course::Observe { flow: flow(), peer }
+}
+
+#[test]
+fn with_a_peer_each_node_adopts_its_own_end() {
+    for up in [true, false] {
+        let mut rig = known();
+        let course = see(&mut rig, packet(up, 1, 2), Existing::Adopt);
+        assert_eq!(course, (observed(Some(peer(1))), Reason::ExistingObserved), "up {up}");
+        for by in [Adopter::Client { peer: peer(1) }, Adopter::Server] {
+            rig.engine.note_adoption(rig.now(), flow(), by, Reason::ExistingAdopted);
+            assert_eq!(see(&mut rig, packet(up, 1, 2), Existing::Adopt), (Course::Open, Reason::Carried));
+            assert_eq!(rig.engine.may_adopt_for_peer(&flow()), Err(Reason::TupleInUse));
+            rig.tell(Event::Closed { flow: flow() });
+            assert_eq!((rig.engine.load().flows, rig.outputs()), (0, Vec::new()), "{by:?}");
+        }
+    }
+}
+
+#[test]
+fn whoever_stands_aside_adopts_for_no_peer() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.engine.may_adopt_for_peer(&flow()), Ok(()));
+    rig.see(&syn(flow(), 1));
+    assert_eq!(rig.engine.may_adopt_for_peer(&flow()), Ok(()), "its SYN went past");
+    rig.tell(Event::Bypass { on: true });
+    assert_eq!(rig.engine.may_adopt_for_peer(&flow()), Err(Reason::Bypass));
+    rig.tell(Event::AgentDown);
+    assert_eq!(rig.engine.may_adopt_for_peer(&flow()), Err(Reason::AgentDown));
+    let full = Rig::with(Config { flows_max: 0, ..Config::default() });
+    assert_eq!(full.engine.may_adopt_for_peer(&flow()), Err(Reason::TableFull));
+}
+
 #[test]
 fn what_the_table_has_no_room_for_is_not_adopted() {
     for (flows_max, course) in
-        [(0, (Course::Open, Reason::ExistingLater)), (1, (Course::Observe, Reason::ExistingObserved))]
+        [(0, (Course::Open, Reason::ExistingLater)), (1, (observed(None), Reason::ExistingObserved))]
     {
         let mut rig = Rig::with(Config { flows_max, ..Config::default() });
         rig.action = Action::InterceptSingle;

@@ -12,6 +12,7 @@ const STATES: &[&str] = &[
     "held",
     "opening",
     "opening-known",
+    "opening-named",
     "injected",
     "carried",
     "single",
@@ -48,6 +49,7 @@ const HAPPENINGS: &[&str] = &[
     "aborted",
     "closed",
     "peer-down",
+    "peer-aside",
     "probed-yes",
     "probed-no",
     "claim",
@@ -57,10 +59,16 @@ const HAPPENINGS: &[&str] = &[
 ];
 
 fn brought(state: &str) -> Rig {
-    let mut rig = Rig::with(Config {
+    let mut config = Config {
         embodiment: if state == "held" { Embodiment::Stalled } else { Embodiment::OnSyn },
         ..Config::default()
-    });
+    };
+    if state == "opening-named" {
+        let network = Prefix::new(flow().server.ip(), 32);
+        let named = |n| crate::pmt::StaticPeer { network, port: None, peer: peer(n), preference: n };
+        config.pmt.statics = vec![named(2), named(1)];
+    }
+    let mut rig = Rig::with(config);
     rig.tell(Event::PeerUp { peer: peer(1) });
     rig.tell(Event::PeerUp { peer: peer(2) });
     let client = |rig: &mut Rig| {
@@ -72,7 +80,7 @@ fn brought(state: &str) -> Rig {
     };
     match state {
         "unknown" => {}
-        "probing" | "held" => client(&mut rig),
+        "probing" | "held" | "opening-named" => client(&mut rig),
         "direct" => {
             client(&mut rig);
             rig.see(&answer(flow(), 1234));
@@ -165,6 +173,7 @@ fn happens(rig: &mut Rig, what: &str) -> String {
                 "refused-late" => Event::Refused { flow, why: Refusal::ServerRefused },
                 "aborted" => Event::Aborted { flow, isn: ISN },
                 "closed" => Event::Closed { flow },
+                "peer-aside" => Event::PeerAside { peer: peer(1), aside: true },
                 "peer-down" => Event::PeerDown { peer: peer(1) },
                 "probed-yes" => Event::Probed { server, answer: said(peer(1)) },
                 "probed-no" => Event::Probed { server, answer: None },

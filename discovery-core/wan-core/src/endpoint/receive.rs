@@ -99,6 +99,9 @@ impl Endpoint {
                 if reason == Reason::ShuttingDown || reason.is_final() {
                     self.peer_leaving = Some(reason);
                     self.outputs.push_back(Output::Goaway(reason));
+                } else if reason == Reason::Silent {
+                    // What was sent did not arrive there, which its sender may know nothing of.
+                    self.outputs.push_back(Output::Drop(conn, reason));
                 }
                 Ok(())
             }

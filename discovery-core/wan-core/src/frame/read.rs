@@ -1,20 +1,21 @@
 //! Octets to frames. Everything here comes from somebody else.
 
 use super::{
-    CANDIDATES_MAX, DATA_OCTETS_MAX, ENCODING_RAW, ENTRIES_MAX, ENTRY_ANSWERED, ENTRY_RESET, Entry,
-    FRAME_OCTETS_MAX, Frame, HINTS, INFO_OCTETS_MAX, NOTICE_ABORT, NOTICE_OCTETS_MAX, Reset, kind,
+    CANDIDATE_NETWORKS_MAX, CANDIDATES_MAX, DATA_OCTETS_MAX, ENCODING_RAW, ENTRIES_MAX, ENTRY_ANSWERED,
+    ENTRY_RESET, Entry, FRAME_OCTETS_MAX, Frame, HINTS, INFO_OCTETS_MAX, NOTICE_ABORT, NOTICE_OCTETS_MAX,
+    Reset, kind,
 };
 use crate::{
     hello::Hello,
     lane::Lane,
-    notice::{Candidate, Notice},
+    notice::{Candidate, Candidates, Notice},
     open::{Kind, OpenFrame},
     reason::{Reason, Violation},
     stream_id::StreamId,
     varint,
 };
 use bytes::{Buf, Bytes, BytesMut};
-use discovery_core::{flow::Flow, id::ServerId, probe::KeyHint, value::Class};
+use discovery_core::{flow::Flow, id::ServerId, pmt::Prefix, probe::KeyHint, value::Class};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Takes one frame from the front of `octets`; none when it is not whole yet.
@@ -151,28 +152,45 @@ impl Body {
     }
 
     fn candidates(&mut self) -> Result<Frame, Violation> {
-        let mut list = Vec::new();
+        let mut candidates = Candidates::default();
+        for _ in 0..self.octet()? {
+            if candidates.networks.len() == CANDIDATE_NETWORKS_MAX {
+                return Err(Violation::WrongLength);
+            }
+            let (address, bits) = (self.ip()?, self.octet()?);
+            let network = Prefix::new(address, bits);
+            // One way to say it.
+            if (network.address(), network.bits()) != (address, bits) {
+                return Err(Violation::BadValue);
+            }
+            candidates.networks.push(network);
+        }
         while !self.0.is_empty() {
-            if list.len() == CANDIDATES_MAX {
+            if candidates.nodes.len() == CANDIDATES_MAX {
                 return Err(Violation::WrongLength);
             }
             let link = self.address()?;
-            list.push(Candidate {
+            candidates.nodes.push(Candidate {
                 link,
                 key: KeyHint(self.array()?),
+                rank: self.octet()?,
+                able: self.flag()?,
                 load: u16::from_be_bytes(self.array()?),
             });
         }
-        Ok(Frame::Candidates(list))
+        Ok(Frame::Candidates(candidates))
     }
 
     fn address(&mut self) -> Result<SocketAddr, Violation> {
-        let ip = match self.octet()? {
-            4 => IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)),
-            6 => IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)),
-            _ => return Err(Violation::BadValue),
-        };
-        Ok(SocketAddr::new(ip, u16::from_be_bytes(self.array()?)))
+        Ok(SocketAddr::new(self.ip()?, u16::from_be_bytes(self.array()?)))
+    }
+
+    fn ip(&mut self) -> Result<IpAddr, Violation> {
+        match self.octet()? {
+            4 => Ok(IpAddr::V4(Ipv4Addr::from(self.array::<4>()?))),
+            6 => Ok(IpAddr::V6(Ipv6Addr::from(self.array::<16>()?))),
+            _ => Err(Violation::BadValue),
+        }
     }
 
     fn stream(&mut self) -> Result<StreamId, Violation> {

@@ -2,11 +2,12 @@ use super::*;
 use crate::{
     hello::{Birth, Greeting, VERSION, Version},
     lane::LaneSet,
+    notice::Candidate,
     open::Kind,
     reason::Violation,
     stream_id::Side,
 };
-use discovery_core::{id::ServerId, probe::KeyHint};
+use discovery_core::{id::ServerId, pmt::Prefix, probe::KeyHint};
 use proptest::{collection::vec, prelude::*};
 
 fn encoded(frame: &Frame) -> BytesMut {
@@ -165,11 +166,9 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {
-    let candidate = (address(), any::<[u8; 8]>(), any::<u16>()).prop_map(|(link, key, load)| Candidate {
-        link,
-        key: KeyHint(key),
-        load,
-    });
+    let candidate = (address(), any::<[u8; 8]>(), any::<u8>(), any::<bool>(), any::<u16>())
+        .prop_map(|(link, key, rank, able, load)| Candidate { link, key: KeyHint(key), rank, able, load });
+    let network = (address(), any::<u8>()).prop_map(|(address, bits)| Prefix::new(address.ip(), bits));
     prop_oneof![
         hello().prop_map(Frame::Hello),
         (lane(), any::<bool>(), number(), number(), vec(entry(), 0..20)).prop_map(
@@ -198,7 +197,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (flow(), any::<u32>()).prop_map(|(flow, isn)| Frame::Notice(Notice::Abort { flow, isn })),
         (1..varint::MAX, octets(300))
             .prop_map(|(kind, octets)| Frame::Notice(Notice::Other { kind, octets })),
-        vec(candidate, 0..CANDIDATES_MAX).prop_map(Frame::Candidates),
+        (vec(network, 0..=CANDIDATE_NETWORKS_MAX), vec(candidate, 0..=CANDIDATES_MAX))
+            .prop_map(|(networks, nodes)| Frame::Candidates(Candidates { networks, nodes })),
     ]
 }
 

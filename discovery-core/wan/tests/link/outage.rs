@@ -1,4 +1,6 @@
-use crate::support::{Ca, Road, Two, echo, id, links, open, pattern, settings, summary, summing, until};
+use crate::support::{
+    Ca, Road, Two, echo, hint, id, links, open, pattern, settings, summary, summing, until,
+};
 use discovery_core::value::Class;
 use std::time::Duration;
 use tokio::{
@@ -7,6 +9,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use wan::{Peer, PeerSpec};
+use wan_core::Reason;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_break_again_and_again_lose_no_octet() {
@@ -113,4 +116,27 @@ async fn a_process_that_is_replaced_keeps_its_streams_and_its_successor_gets_the
     assert!(stands.read_u8().await.is_err(), "what stood ends with its process, at once");
     next.write_all(b"z").await.unwrap();
     assert_eq!(next.read_u8().await.unwrap(), b'z');
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_silence_packets_are_kept_small() {
+    let ca = Ca::new();
+    let a = links(&settings(&ca, ca.identity(&["a"])));
+    // Its system accepts, and nothing more comes: so does a line that carries the SYN and no large packet.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::At(listener.local_addr().unwrap(), hint(&ca.identity(&["b"])));
+    let segments = async || {
+        let (tcp, _) = listener.accept().await.unwrap();
+        (socket2::SockRef::from(&tcp).tcp_mss().unwrap(), tcp)
+    };
+    let (refused, (usual, _held)) = tokio::join!(a.connect(&peer), segments());
+    assert_eq!(refused, Err(Reason::PeerTimedOut));
+    assert!(usual > 1400, "control: {usual}");
+    let again = tokio::spawn({
+        let (a, peer) = (a.clone(), peer.clone());
+        async move { a.connect(&peer).await }
+    });
+    let (small, _held) = segments().await;
+    assert!((1000..=1220).contains(&small), "{small}");
+    again.abort();
 }

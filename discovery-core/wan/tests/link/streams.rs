@@ -4,7 +4,9 @@ use crate::support::{
 use discovery_core::{id::NodeId, seam::sink::Nowhere, value::Class};
 use seams::BoxFuture;
 use std::{
+    pin::Pin,
     sync::{Arc, Weak},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
@@ -155,4 +157,62 @@ async fn who_gives_up_ends_what_was_begun_for_him() {
     until("it is tried", || Weak::strong_count(&tries) == 2).await;
     drop(stream);
     until("it is tried no more", || Weak::strong_count(&tries) == 1).await;
+}
+
+/// A server behind TLS that says something and hangs up without a word about it.
+struct Abrupt(&'static [u8]);
+
+impl tokio::io::AsyncRead for Abrupt {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match std::mem::take(&mut self.0) {
+            [] => Poll::Ready(Err(std::io::ErrorKind::UnexpectedEof.into())),
+            said => {
+                buf.put_slice(said);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl tokio::io::AsyncWrite for Abrupt {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, octets: &[u8]) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Ok(octets.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl StreamOpener for Abrupt {
+    fn open(&self, _: NodeId, _: OpenFrame) -> BoxFuture<'_, Result<OpenedStream, Reason>> {
+        let io = Box::new(seams::Stream::bare(Self(self.0)));
+        Box::pin(async { Ok(OpenedStream { io, info: "there".into() }) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn last_words_before_an_unsaid_end_are_heard() {
+    let ca = Ca::new();
+    let own = settings(&ca, ca.identity(&["b"]));
+    let (opener, nowhere) = (Arc::new(Abrupt(b"last words")), Arc::new(Nowhere));
+    let b = Links::new(&own, opener, Arc::new(AllGranted), nowhere.clone(), nowhere, None).unwrap();
+    let at = listen(&b).await;
+    let mut theirs = settings(&ca, ca.identity(&["a"]));
+    theirs.peers.known.insert(id("b"), PeerSpec { addresses: vec![at], ..PeerSpec::default() });
+    let a = links(&theirs);
+    for _ in 0..20 {
+        let mut stream = a.open(&Peer::Node(id("b")), open(at, Class::Interactive)).await.unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"last words");
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Capture {
 pub(crate) struct Packet {
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
-    /// As tcpdump has them: `S`, `S.`, `R`, `R.`
+    /// As tcpdump has them: `S`, `S.`, `S.E`, `R`, `R.`
     pub(crate) flags: String,
     /// Among its options is one of ours.
     pub(crate) probe: bool,
@@ -36,12 +36,12 @@ pub(crate) struct Packet {
 impl Packet {
     /// The client's first.
     pub(crate) fn is_syn(&self) -> bool {
-        self.flags.starts_with('S') && !self.flags.ends_with('.')
+        self.flags.starts_with('S') && !self.flags.contains('.')
     }
 
     /// The server's answer.
     pub(crate) fn is_answer(&self) -> bool {
-        self.flags.starts_with('S') && self.flags.ends_with('.')
+        self.flags.starts_with('S') && self.flags.contains('.')
     }
 }
 
@@ -58,7 +58,8 @@ impl Capture {
             // In IPv6 libpcap looks for flags behind the fixed header only, which is where they are here.
             let shakes = "tcp[tcpflags] & (tcp-syn|tcp-rst) != 0 or (ip6 and ip6[53] & 6 != 0)";
             let filter = format!("tcp portrange 8000-8009 and ({shakes})");
-            command.args(["-i", device, "-l", "-n", "--immediate-mode", &filter]);
+            // Headers only: a packet takes as much of the kernel's buffer as it might be long.
+            command.args(["-i", device, "-l", "-n", "--immediate-mode", "-s", "256", "-B", "8192", &filter]);
             let mut child =
                 command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("tcpdump")?;
             let packets = Arc::new(Mutex::new(Vec::new()));

@@ -63,8 +63,13 @@ impl<'g> Line<'g> {
     /// The ends saw one handshake for each connection, between each other's addresses and with nothing of ours in what
     /// the client gets. How many SYNs of them were on the first line behind the first node, and how many with the query.
     pub(crate) fn seen_at_the_ends(&self) -> anyhow::Result<(usize, usize)> {
+        self.seen_of(&self.servers)
+    }
+
+    /// The same of connections to these.
+    pub(crate) fn seen_of(&self, servers: &[SocketAddr]) -> anyhow::Result<(usize, usize)> {
         let (client, server) = (self.at_client.take(), self.at_server.now());
-        for address in self.servers {
+        for address in servers.iter().copied() {
             let of = |packets: &[Packet], wanted: fn(&Packet) -> bool| -> Vec<Packet> {
                 let ours = |p: &&Packet| (p.to == address || p.from == address) && wanted(p);
                 packets.iter().filter(ours).cloned().collect()
@@ -80,6 +85,11 @@ impl<'g> Line<'g> {
             ensure!(at_server.iter().all(|packet| packet.from == syn.from), "{address}: {server:?}");
         }
         Ok(Self::counted(&self.on_wan.now()))
+    }
+
+    /// What the client's device saw since it was last asked.
+    pub(crate) fn at_the_client(&self) -> Vec<Packet> {
+        self.at_client.take()
     }
 
     /// What the server's device saw since it was last asked.

@@ -15,7 +15,7 @@ use crate::path::nodes::{Nodes, Standing};
 use crate::path::until;
 
 /// `c` and `d` on two ports of the bridge `a`, whose third leads to the router `f`; behind it the bridge `b`, and `s`.
-fn ground(case: &Case) -> anyhow::Result<Ground> {
+pub(super) fn ground(case: &Case) -> anyhow::Result<Ground> {
     let ground = Ground::build(case.prefix(), &["c", "d", "a", "f", "b", "s"])?;
     let mut plan = Plan::default();
     for (left, right) in [
@@ -59,7 +59,7 @@ fn ground(case: &Case) -> anyhow::Result<Ground> {
     Ok(ground)
 }
 
-fn bridge(ports: &str) -> Standing {
+pub(super) fn bridge(ports: &str) -> Standing {
     Standing::on(&format!("mode = \"bridge\"\nbridge = \"br0\"\ninterfaces = [{ports}]"))
 }
 

@@ -7,7 +7,7 @@
 //!                                                    └─ proxy 2
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -21,10 +21,11 @@ use crate::case::Case;
 use crate::waypost::{Waypost, tail};
 
 /// The router and the proxies behind it. All of it goes with the value.
-struct Yard<'l> {
+pub(super) struct Yard<'l> {
     lab: &'l Lab,
     case: &'l Case,
-    proxies: [Option<Waypost>; 2],
+    v6: bool,
+    pub(super) proxies: [Option<Waypost>; 2],
 }
 
 const ROUTER: &str = "dfr";
@@ -35,13 +36,27 @@ fn named(n: usize) -> &'static str {
     if n == 0 { first } else { second }
 }
 
-fn proxy_address(n: usize) -> IpAddr {
-    Ipv4Addr::new(10, 81, if n == 0 { 21 } else { 22 }, 2).into()
+fn proxy_address(n: usize, v6: bool) -> IpAddr {
+    yard_address(if n == 0 { 21 } else { 22 }, 2, v6)
+}
+
+/// Host of a network behind the deflector.
+fn yard_address(net: u8, host: u8, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0x81, 0, net.into(), 0, 0, 0, host.into()).into()
+    } else {
+        Ipv4Addr::new(10, 81, net, host).into()
+    }
+}
+
+/// The servers' network.
+fn servers_network(v6: bool) -> &'static str {
+    if v6 { "fd00:81:0:2::/64" } else { "10.81.2.0/24" }
 }
 
 impl<'l> Yard<'l> {
-    fn build(case: &'l Case, lab: &'l Lab, nodes: &Nodes<'_>) -> anyhow::Result<Self> {
-        let yard = Self { lab, case, proxies: [None, None] };
+    fn build(case: &'l Case, lab: &'l Lab, nodes: &Nodes<'_>, v6: bool) -> anyhow::Result<Self> {
+        let yard = Self { lab, case, v6, proxies: [None, None] };
         let (centre, router) = (lab.namespace(Place::Centre), yard.name(ROUTER));
         let proxies = PROXIES.map(|proxy| yard.name(proxy));
         for name in [&router].into_iter().chain(&proxies) {
@@ -51,20 +66,29 @@ impl<'l> Yard<'l> {
         let join = |left: &str, inside: &str, right: &str, outside: &str, net: u8| {
             ip(&format!("-n {left} link add {inside} type veth peer name {outside} netns {right}"))?;
             for (name, device, host) in [(left, inside, 1), (right, outside, 2)] {
-                ip(&format!("-n {name} addr add 10.81.{net}.{host}/24 dev {device}"))?;
+                ip(&format!("-n {name} addr add {}/24 dev {device}", yard_address(net, host, false)))?;
+                ip(&format!("-n {name} addr add {}/64 dev {device} nodad", yard_address(net, host, true)))?;
                 ip(&format!("-n {name} link set {device} up"))?;
             }
             Ok::<_, anyhow::Error>(())
         };
         join(&centre, "pr0", &router, "eth0", 20)?;
-        ip(&format!("-n {router} route add default via 10.81.20.1"))?;
+        let default = |name: &str, net: u8| {
+            [false, true].into_iter().try_for_each(|v6| {
+                let via = yard_address(net, 1, v6);
+                ip(&format!("-n {name} {} route add default via {via}", if v6 { "-6" } else { "-4" }))
+            })
+        };
+        default(&router, 20)?;
         for (proxy, net) in proxies.iter().zip([21, 22]) {
             join(&router, &format!("to{net}"), proxy, "eth0", net)?;
-            ip(&format!("-n {proxy} route add default via 10.81.{net}.1"))?;
-            ip(&format!("-n {centre} route add 10.81.{net}.0/24 via 10.81.20.2"))?;
+            default(proxy, net)?;
+            let via = [false, true].map(|v6| yard_address(20, 2, v6));
+            ip(&format!("-n {centre} route add 10.81.{net}.0/24 via {}", via[0]))?;
+            ip(&format!("-n {centre} -6 route add fd00:81:0:{net:x}::/64 via {}", via[1]))?;
         }
         let mut sysctl = yard.command(ROUTER, "sysctl");
-        done(sysctl.args(["-qw", "net.ipv4.ip_forward=1"]))?;
+        done(sysctl.args(["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]))?;
         let authority = lab.directory().join("node-ca");
         for proxy in PROXIES {
             let directory = yard.directory(proxy);
@@ -93,10 +117,12 @@ impl<'l> Yard<'l> {
     fn start_proxy(&mut self, n: usize) -> anyhow::Result<()> {
         let proxy = named(n);
         let directory = self.directory(proxy);
+        let (deflector, network) =
+            (SocketAddr::new(yard_address(20, 1, self.v6), 7782), servers_network(self.v6));
         let config = format!(
             "version = 1\n[node]\nid = {proxy:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
              [link]\nlisten = \"[::]:7782\"\n[off_path]\ndeflector = \"dc\"\n\
-             [[peer]]\nid = \"dc\"\naddress = \"10.81.20.1:7782\"\n[[peer]]\nid = \"br\"\nmay_open = [\"10.81.2.0/24\"]\n"
+             [[peer]]\nid = \"dc\"\naddress = \"{deflector}\"\n[[peer]]\nid = \"br\"\nmay_open = [{network:?}]\n"
         );
         let command = self.command(proxy, text(&self.case.executable)?);
         let started = Some(run_node(self.case, command, &directory, &config)?);
@@ -110,7 +136,7 @@ impl<'l> Yard<'l> {
         Capture::of(
             self.command(named(n), "tcpdump"),
             "eth0",
-            "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn and not port 7782",
+            "(tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn or (ip6 and ip6[6] == 6 and ip6[53] & 0x12 == 2)) and not port 7782",
         )
     }
 }
@@ -124,7 +150,12 @@ impl Drop for Yard<'_> {
     }
 }
 
-fn run_node(case: &Case, mut command: Command, directory: &Path, config: &str) -> anyhow::Result<Waypost> {
+pub(super) fn run_node(
+    case: &Case,
+    mut command: Command,
+    directory: &Path,
+    config: &str,
+) -> anyhow::Result<Waypost> {
     let file = directory.join("waypost.toml");
     std::fs::write(&file, config)?;
     command.arg("run").arg("-c").arg(file);
@@ -149,33 +180,45 @@ fn done(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// Both servers say whom they see.
-fn servers(lab: &Lab) -> anyhow::Result<[IpAddr; 2]> {
+pub(super) fn servers(lab: &Lab, v6: bool) -> anyhow::Result<[IpAddr; 2]> {
+    let of = |place: Place| if v6 { place.v6() } else { place.v4() };
     for place in [Place::Server, Place::Lan] {
-        let listener = lab.inside(place, move || TcpListener::bind((place.v4(), ECHO)))??;
+        let at = of(place);
+        let listener = lab.inside(place, move || TcpListener::bind((at, ECHO)))??;
         thread::spawn(move || {
             while let Ok((stream, from)) = listener.accept() {
                 thread::spawn(move || echo(stream, from));
             }
         });
     }
-    Ok([Place::Server.v4(), Place::Lan.v4()])
+    Ok([of(Place::Server), of(Place::Lan)])
 }
 
-fn start_deflector(nodes: &mut Nodes<'_>, lab: &Lab, mode: &str, action: &str) -> anyhow::Result<()> {
+fn start_deflector(
+    nodes: &mut Nodes<'_>,
+    lab: &Lab,
+    mode: &str,
+    action: &str,
+    v6: bool,
+) -> anyhow::Result<()> {
     let wan = wan_device(lab, Place::Centre)?;
     let peers: String = PROXIES
         .iter()
         .enumerate()
-        .map(|(n, proxy)| format!("[[peer]]\nid = {proxy:?}\naddress = \"{}:7782\"\n", proxy_address(n)))
+        .map(|(n, proxy)| {
+            let at = SocketAddr::new(proxy_address(n, v6), 7782);
+            format!("[[peer]]\nid = {proxy:?}\naddress = \"{at}\"\n")
+        })
         .collect();
+    let network = servers_network(v6);
     let rest = format!(
-        "[[rule]]\naction = {action:?}\nports = [{ECHO}]\nservers = [\"10.81.2.0/24\"]\n\
+        "[[rule]]\naction = {action:?}\nports = [{ECHO}]\nservers = [{network:?}]\n\
          [deflector]\nmode = {mode:?}\nproxies = [\"dfp1\", \"dfp2\"]\n{peers}"
     );
     nodes.start_with(Place::Centre, &format!("interfaces = [\"lan0\", {wan:?}, \"pr0\"]"), &rest)
 }
 
-fn figure(nodes: &Nodes<'_>, key: &str) -> anyhow::Result<u64> {
+pub(super) fn figure(nodes: &Nodes<'_>, key: &str) -> anyhow::Result<u64> {
     let status = nodes.status(Place::Centre)?;
     status
         .get("deflector")
@@ -183,7 +226,7 @@ fn figure(nodes: &Nodes<'_>, key: &str) -> anyhow::Result<u64> {
         .with_context(|| format!("no {key} in {status}"))
 }
 
-fn wait_ready(nodes: &Nodes<'_>, ready: u64) -> anyhow::Result<()> {
+pub(super) fn wait_ready(nodes: &Nodes<'_>, ready: u64) -> anyhow::Result<()> {
     let start = Instant::now();
     while figure(nodes, "ready")? != ready {
         ensure!(start.elapsed() < STALL, "{ready} proxies are not there: {}", figure(nodes, "ready")?);
@@ -193,10 +236,15 @@ fn wait_ready(nodes: &Nodes<'_>, ready: u64) -> anyhow::Result<()> {
 }
 
 /// A deflector of this kind, and both proxies at work.
-fn stand<'l>(case: &'l Case, lab: &'l Lab, mode: &str) -> anyhow::Result<(Nodes<'l>, Yard<'l>)> {
+pub(super) fn stand<'l>(
+    case: &'l Case,
+    lab: &'l Lab,
+    mode: &str,
+    v6: bool,
+) -> anyhow::Result<(Nodes<'l>, Yard<'l>)> {
     let mut nodes = Nodes::of(case, lab)?;
-    let mut yard = Yard::build(case, lab, &nodes)?;
-    start_deflector(&mut nodes, lab, mode, "intercept")?;
+    let mut yard = Yard::build(case, lab, &nodes, v6)?;
+    start_deflector(&mut nodes, lab, mode, "intercept", v6)?;
     for n in [0, 1] {
         yard.start_proxy(n)?;
     }
@@ -222,7 +270,9 @@ fn strangers(lines: &[String]) -> usize {
     lines
         .iter()
         .filter(|line| line.contains(&format!(".{ECHO}")))
-        .filter(|line| !line.contains("10.81.1.10"))
+        .filter(|line| {
+            [Place::Client.v4(), Place::Client.v6()].iter().all(|ip| !line.contains(&format!("{ip}.")))
+        })
         .count()
 }
 
@@ -232,9 +282,18 @@ fn at_server(lab: &Lab) -> anyhow::Result<Capture> {
 
 /// Clients' SYNs are turned to a proxy, which learns the server from an option, or by asking.
 pub(crate) fn by_turning(case: &Case) -> anyhow::Result<()> {
+    turning(case, false)
+}
+
+/// The same over IPv6, whose addresses do not fit into a SYN's options beside those that it has: the proxy asks.
+pub(crate) fn by_turning_v6(case: &Case) -> anyhow::Result<()> {
+    turning(case, true)
+}
+
+fn turning(case: &Case, v6: bool) -> anyhow::Result<()> {
     let lab = case.lab()?;
-    let servers = servers(&lab)?;
-    let (mut nodes, yard) = stand(case, &lab, "static")?;
+    let servers = servers(&lab, v6)?;
+    let (mut nodes, yard) = stand(case, &lab, "static", v6)?;
     let (first, second, wire) = (yard.watch(0)?, yard.watch(1)?, at_server(&lab)?);
     for server in servers {
         served(&lab, server)?;
@@ -260,16 +319,27 @@ pub(crate) fn by_turning(case: &Case) -> anyhow::Result<()> {
         nodes.status(Place::Centre)?
     );
     let log = yard.proxies[0].as_ref().context("the primary")?.watch.text();
-    let by_option = log.matches("\"by_option\":true").count();
-    ensure!(by_option == 3, "the option told {by_option} servers");
+    let (by_option, asked) =
+        (log.matches("\"by_option\":true").count(), log.matches("\"by_option\":false").count());
+    let expected = if v6 { (0, 3) } else { (3, 0) };
+    ensure!((by_option, asked) == expected, "the option told {by_option} servers, {asked} were asked for");
     control(&mut nodes, &lab, &yard, "static", servers)
 }
 
 /// Clients' nodes are told of a proxy, and carry connections to it over their link.
 pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
+    telling(case, false)
+}
+
+/// The same over IPv6.
+pub(crate) fn by_telling_v6(case: &Case) -> anyhow::Result<()> {
+    telling(case, true)
+}
+
+fn telling(case: &Case, v6: bool) -> anyhow::Result<()> {
     let lab = case.lab()?;
-    let servers = servers(&lab)?;
-    let (mut nodes, mut yard) = stand(case, &lab, "discovering")?;
+    let servers = servers(&lab, v6)?;
+    let (mut nodes, mut yard) = stand(case, &lab, "discovering", v6)?;
     nodes.start_for(Place::Branch, "intercept", &ECHO.to_string())?;
     let (first, wire) = (yard.watch(0)?, at_server(&lab)?);
     for server in servers {
@@ -307,18 +377,19 @@ pub(crate) fn by_telling(case: &Case) -> anyhow::Result<()> {
     control(&mut nodes, &lab, &yard, "discovering", servers)
 }
 
-/// The primary dies: new connections go to the other one, and without any to the servers themselves.
+/// The primary dies: new connections go to the other one, from the first on, before it is known that the primary is gone; and
+/// without any to the servers themselves.
 pub(crate) fn fails_over(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
-    let servers = servers(&lab)?;
-    let (nodes, mut yard) = stand(case, &lab, "static")?;
+    let servers = servers(&lab, false)?;
+    let (nodes, mut yard) = stand(case, &lab, "static", false)?;
     served(&lab, servers[0])?;
-    yard.proxies[0].as_mut().context("the primary")?.kill()?;
-    wait_ready(&nodes, 1)?;
     let second = yard.watch(1)?;
+    yard.proxies[0].as_mut().context("the primary")?.kill()?;
     for server in servers {
         served(&lab, server)?;
     }
+    wait_ready(&nodes, 1)?;
     let seen = syns(&second.lines()?);
     ensure!(seen == 4, "the second proxy has seen {seen} SYNs");
     yard.proxies[1].as_mut().context("the second")?.kill()?;
@@ -352,7 +423,7 @@ fn control(
 ) -> anyhow::Result<()> {
     nodes.node(Place::Centre)?.signal(libc::SIGTERM)?;
     nodes.node(Place::Centre)?.wait(STALL)?;
-    start_deflector(nodes, lab, mode, "pass")?;
+    start_deflector(nodes, lab, mode, "pass", yard.v6)?;
     let (first, second) = (yard.watch(0)?, yard.watch(1)?);
     for server in servers {
         served(lab, server)?;

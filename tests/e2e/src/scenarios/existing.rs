@@ -55,7 +55,7 @@ pub(crate) fn restarted(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn stop(nodes: &mut Nodes<'_>, place: Place) -> anyhow::Result<()> {
+pub(super) fn stop(nodes: &mut Nodes<'_>, place: Place) -> anyhow::Result<()> {
     nodes.node(place)?.signal(libc::SIGTERM)?;
     nodes.node(place)?.wait(STALL)?;
     Ok(())
@@ -244,7 +244,7 @@ fn told(client: &mut Client) -> anyhow::Result<()> {
 }
 
 /// An echo server that tells how its connections were cut.
-fn watched_echo_server(lab: &Lab) -> anyhow::Result<Receiver<std::io::ErrorKind>> {
+pub(super) fn watched_echo_server(lab: &Lab) -> anyhow::Result<Receiver<std::io::ErrorKind>> {
     let (tell, cut) = channel();
     for ip in [Place::Server.v4(), Place::Server.v6()] {
         let listener = lab.inside(Place::Server, move || TcpListener::bind((ip, ECHO)))??;
@@ -275,7 +275,6 @@ pub(crate) fn adopted(case: &Case) -> anyhow::Result<()> {
     let mut unknown = Client::connect(&lab, Place::Server.v4())?;
     // Without a peer these go past; the node remembers what their SYNs said.
     nodes.start_ruled(Place::Branch, &rule("intercept"))?;
-    nodes.node(Place::Branch)?.watch.announce("adopts connections without a peer only");
     let mut known = Vec::new();
     for ip in [Place::Server.v4(), Place::Server.v6()] {
         known.push((ip, Client::connect(&lab, ip)?));
@@ -331,19 +330,28 @@ pub(crate) fn adopted(case: &Case) -> anyhow::Result<()> {
 }
 
 fn carried_now(nodes: &Nodes<'_>) -> anyhow::Result<u64> {
-    let status = nodes.status(Place::Branch)?;
+    carried_by(nodes, Place::Branch)
+}
+
+pub(super) fn carried_by(nodes: &Nodes<'_>, place: Place) -> anyhow::Result<u64> {
+    let status = nodes.status(place)?;
     status.get("carried").and_then(Value::as_u64).context("no number of carried connections")
 }
 
 /// Octets that go to the echo server and come back, with the longest time in which none came.
-struct Bulk {
+pub(super) struct Bulk {
     reading: Option<thread::JoinHandle<anyhow::Result<u64>>>,
     writing: Option<thread::JoinHandle<std::io::Result<()>>>,
 }
 
 impl Bulk {
     /// A piece after each pause.
-    fn begin(client: &Client, octets: usize, piece: usize, pause: Duration) -> anyhow::Result<Self> {
+    pub(super) fn begin(
+        client: &Client,
+        octets: usize,
+        piece: usize,
+        pause: Duration,
+    ) -> anyhow::Result<Self> {
         let (mut up, mut down) = (client.stream.try_clone()?, client.stream.try_clone()?);
         let data = noise(octets);
         let expected = Sha256::digest(&data);
@@ -372,12 +380,12 @@ impl Bulk {
         Ok(Self { reading: Some(reading), writing: Some(writing) })
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.reading.as_ref().is_none_or(thread::JoinHandle::is_finished)
     }
 
     /// The longest stall, in milliseconds, when all has come back as it went.
-    fn end(&mut self) -> anyhow::Result<u64> {
+    pub(super) fn end(&mut self) -> anyhow::Result<u64> {
         let (reading, writing) = (self.reading.take(), self.writing.take());
         if let Some(writing) = writing {
             writing.join().ok().context("the writer panicked")??;
@@ -394,7 +402,6 @@ pub(crate) fn adopted_many(case: &Case) -> anyhow::Result<()> {
     let mut nodes = Nodes::of(case, &lab)?;
     let rule = |action: &str| format!("action = {action:?}\nports = [{ECHO}]\nexisting = \"adopt\"");
     nodes.start_ruled(Place::Branch, &rule("intercept"))?;
-    nodes.node(Place::Branch)?.watch.announce("adopts connections without a peer only");
     let clients =
         (0..20).map(|_| Client::connect(&lab, Place::Server.v4())).collect::<anyhow::Result<Vec<_>>>()?;
     stop(&mut nodes, Place::Branch)?;

@@ -1,6 +1,7 @@
 //! Networks that are not as they should be: firewalls, ways back that are others, ends with few options, strangers.
 //! Everywhere the client reaches its server; whether the pair carries it is said for each.
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,6 @@ use crate::path::capture::{Capture, Packet};
 use crate::path::ends::{CLOSED, Client, ECHO, both, connect, noise, serve};
 use crate::path::line::Line;
 use crate::path::nodes::{Nodes, Standing};
-use crate::path::until;
 
 /// `c - a - f - b - s`: two nodes with something between them.
 const ROW: [&str; 5] = ["c", "a", "f", "b", "s"];
@@ -89,20 +89,13 @@ pub(crate) fn dropped(case: &Case) -> anyhow::Result<()> {
 pub(crate) fn invalid_drop(case: &Case) -> anyhow::Result<()> {
     let ground = Ground::row(case.prefix(), &ROW)?;
     let line = Line::row(&ground, 3, "a")?;
-    let everywhere = ["input", "forward", "output"].map(|hook| {
-        format!("chain {hook} {{ type filter hook {hook} priority 0; ct state invalid drop; }}\n")
-    });
     for (drops, place) in [(false, ""), (true, "c"), (true, "a"), (true, "f"), (true, "b"), (true, "s")] {
         if drops {
-            ground.nft(place, &format!("table inet fw {{\n{}}}\n", everywhere.concat()))?;
+            track(&ground, place)?;
         }
         if matches!(place, "" | "s") {
             // The control: an answer that nobody asked for arrives as long as nobody drops it.
-            line.forget();
-            let port = if drops { "8005" } else { "8004" };
-            let sent = ground.command("f", "python3").args(["-c", STRAY, port]).output()?;
-            ensure!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
-            let arrived = line.at_the_server().iter().filter(|packet| packet.is_answer()).count();
+            let arrived = stray(&ground, &line, if drops { 8005 } else { 8004 }, line.servers[0])?;
             ensure!(arrived == usize::from(!drops), "{arrived} stray answers at the server");
         }
     }
@@ -125,7 +118,29 @@ pub(crate) fn invalid_drop(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends the server an answer to a SYN that it never sent, from the port of the first argument.
+/// Connection tracking in a place, which drops what is invalid wherever it passes.
+pub(super) fn track(ground: &Ground, place: &str) -> anyhow::Result<()> {
+    let everywhere = ["input", "forward", "output"].map(|hook| {
+        format!("chain {hook} {{ type filter hook {hook} priority 0; ct state invalid drop; }}\n")
+    });
+    ground.nft(place, &format!("table inet fw {{\n{}}}\n", everywhere.concat()))
+}
+
+/// How many answers to a SYN that the server never sent arrive there; one is sent by `f`.
+pub(super) fn stray(
+    ground: &Ground,
+    line: &Line<'_>,
+    port: u16,
+    server: SocketAddr,
+) -> anyhow::Result<usize> {
+    line.forget();
+    let (port, server) = (port.to_string(), server.ip().to_string());
+    let sent = ground.command("f", "python3").args(["-c", STRAY, &port, &server]).output()?;
+    ensure!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+    Ok(line.at_the_server().iter().filter(|packet| packet.is_answer()).count())
+}
+
+/// Sends a server an answer to a SYN that it never sent: from the port of the first argument to the second.
 const STRAY: &str = r#"
 import socket,struct,sys
 def s16(b):
@@ -133,12 +148,12 @@ def s16(b):
     while t>>16: t=(t&65535)+(t>>16)
     return 65535-t
 w=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_RAW)
-src,dst=socket.inet_aton('10.82.0.1'),socket.inet_aton('10.82.3.2')
+src,dst=socket.inet_aton('10.82.0.1'),socket.inet_aton(sys.argv[2])
 h=struct.pack('!HHIIBBHHH',int(sys.argv[1]),8000,77,78,5<<4,0x12,65535,0,0)
 c=s16(src+dst+struct.pack('!HH',6,len(h))+h)
 h=h[:16]+struct.pack('!H',c)+h[18:]
 ip=struct.pack('!BBHHHBBH4s4s',0x45,0,20+len(h),0,0,64,6,0,src,dst)
-try: w.sendto(ip+h,('10.82.3.2',0))
+try: w.sendto(ip+h,(sys.argv[2],0))
 except PermissionError: pass
 "#;
 
@@ -161,12 +176,22 @@ pub(crate) fn servers(case: &Case) -> anyhow::Result<()> {
             ensure!(took < Duration::from_millis(900), "{server}: refused after {took:?}");
         }
         ensure!(nodes.count("b", "server-refused")? == asked, "it was not b that was refused");
+        let (client, at_server) = (line.at_the_client(), line.at_the_server());
+        for server in both(2, 2, CLOSED) {
+            let syn = client.iter().find(|p| p.is_syn() && p.to == server).context("no SYN of the client")?;
+            let told =
+                client.iter().any(|p| p.flags.starts_with('R') && p.from == server && p.to == syn.from);
+            ensure!(told, "{server}: the client is not told by it: {client:?}");
+            let asks = at_server.iter().any(|p| p.is_syn() && p.to == server && p.from == syn.from);
+            ensure!(asks, "{server}: the server does not see the client: {at_server:?}");
+        }
         Ok(())
     };
     refused(2)?;
     // The server was asked by b with the client's own address, and what it said reached the client.
     let (_, asked) = line.seen_behind_the_first();
     ensure!(asked == 2, "{asked} queries for closed ports");
+    line.forget();
     // Both at once: a silent one is not lied about, a late one is reached when it wakes up.
     let began = Instant::now();
     let namespace = ground.namespace("c");
@@ -185,8 +210,8 @@ pub(crate) fn servers(case: &Case) -> anyhow::Result<()> {
     });
     thread::sleep(Duration::from_millis(1500));
     ground.nft("s", "flush chain inet fw i\nadd rule inet fw i tcp dport 8002 drop")?;
-    let silent = client.join().map_err(|_| anyhow::anyhow!("panicked"))??;
-    let kind = silent.err().map(|error| error.kind());
+    let gave_up = client.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+    let kind = gave_up.err().map(|error| error.kind());
     ensure!(kind == Some(std::io::ErrorKind::TimedOut), "a silent server: {kind:?}");
     let [v4, v6] = waits.join().map_err(|_| anyhow::anyhow!("panicked"))??;
     for (stream, server) in [(v4, late[0]), (v6, late[1])] {
@@ -197,6 +222,24 @@ pub(crate) fn servers(case: &Case) -> anyhow::Result<()> {
     }
     case.note("late-ms", u64::try_from(began.elapsed().as_millis())?);
     case.note("carried", nodes.count("a", "carried")?);
+    let (client, at_server) = (line.at_the_client(), line.at_the_server());
+    for (server, answers) in [(silent[0], false), (late[0], true), (late[1], true)] {
+        let syn = client.iter().find(|p| p.is_syn() && p.to == server).context("no SYN of the client")?;
+        let answered = client.iter().any(|p| p.from == server && (p.is_answer() || p.flags.starts_with('R')));
+        ensure!(answered == answers, "{server}: at the client: {client:?}");
+        let asks = at_server.iter().any(|p| p.is_syn() && p.to == server && p.from == syn.from);
+        ensure!(asks, "{server}: the server does not see the client: {at_server:?}");
+    }
+    // The control: the same word of the server alone, and nobody who asks for a node.
+    for place in ["a", "b"] {
+        nodes.end(place)?;
+    }
+    line.forget();
+    for server in both(2, 2, CLOSED) {
+        let kind = connect(&ground, "c", server)?.0.err().map(|error| error.kind());
+        ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "without nodes: {kind:?}");
+    }
+    ensure!(line.seen_behind_the_first() == (2, 0), "somebody asks without nodes");
     Ok(())
 }
 
@@ -208,8 +251,35 @@ pub(crate) fn options(case: &Case) -> anyhow::Result<()> {
     let mut nodes = Nodes::of(case, &ground, &["a", "b"])?;
     pair(&mut nodes)?;
     let mut carried = 0;
-    let every = ["tcp_timestamps", "tcp_window_scaling", "tcp_sack"];
-    for (of, value) in every.map(|of| (of, "0")).into_iter().chain([("tcp_ecn", "1")]) {
+    // How tcpdump calls them, in a SYN and in its answer.
+    let said = |word: &str| -> anyhow::Result<bool> {
+        let (client, at_server) = (line.at_the_client(), line.at_the_server());
+        let mut said = Vec::new();
+        for server in line.servers {
+            let syn = client.iter().find(|p| p.is_syn() && p.to == server).context("no SYN of the client")?;
+            let answer = client.iter().find(|p| p.is_answer() && p.from == server).context("no answer")?;
+            let seen = at_server.iter().any(|p| p.is_syn() && p.to == server && p.from == syn.from);
+            ensure!(seen, "{server}: the server does not see the client: {at_server:?}");
+            said.push(syn.line.contains(word));
+            ensure!(
+                syn.line.contains(word) || !answer.line.contains(word),
+                "nobody offered {word}: {answer:?}"
+            );
+        }
+        Ok(said.iter().all(|said| *said))
+    };
+    for word in ["TS val", "wscale", "sackOK"] {
+        line.connections()?;
+        ensure!(said(word)?, "control: {word} is not said anyway");
+        carried += 2;
+    }
+    let every = [
+        ("tcp_timestamps", "0", "TS val"),
+        ("tcp_window_scaling", "0", "wscale"),
+        ("tcp_sack", "0", "sackOK"),
+    ];
+    for (of, value, word) in every.into_iter().chain([("tcp_ecn", "1", "[SEW]")]) {
+        line.forget();
         for place in ["c", "s"] {
             ground.set(place, &format!("ipv4/{of}"), value)?;
         }
@@ -218,6 +288,7 @@ pub(crate) fn options(case: &Case) -> anyhow::Result<()> {
         }
         carried += 2;
         ensure!(nodes.count("a", "carried")? == carried, "{of}={value}: not carried");
+        ensure!(said(word)? == (value == "1"), "{of}={value}: {word} in the client's SYN");
     }
     ground.nft("f", &firewall("tcp flags syn tcp option maxseg size set 536;"))?;
     line.forget();
@@ -225,18 +296,26 @@ pub(crate) fn options(case: &Case) -> anyhow::Result<()> {
         Client::whole(&ground, "c", server)?;
     }
     ensure!(nodes.count("a", "carried")? == carried + 2, "a small MSS: not carried");
-    // Data on the SYN, once the server has given its cookie.
-    for place in ["c", "s"] {
-        ground.set(place, "ipv4/tcp_fastopen", "1027")?;
+    // Data on the SYN.
+    // At once, and with no cookie.
+    for (place, value) in [("c", "1031"), ("s", "1027")] {
+        ground.set(place, "ipv4/tcp_fastopen", value)?;
     }
     let output =
         ground.command("c", "python3").args(["-c", EARLY, &line.servers[0].ip().to_string()]).output()?;
     ensure!(output.status.success(), "data on the SYN: {}", String::from_utf8_lossy(&output.stderr));
     ensure!(nodes.count("a", "carried")? == carried + 4, "data on the SYN: not carried");
+    let early = line.at_the_client().iter().any(|p| p.is_syn() && p.line.contains("length 5"));
+    ensure!(early, "no SYN had data");
+    // The control: without the rule nothing of it is carried.
+    nodes.end("a")?;
+    nodes.start(&[("a", Standing::routed().passing())])?;
+    line.connections()?;
+    ensure!(line.seen_at_the_ends()? == (2, 0) && nodes.count("a", "carried")? == 0, "without the rule");
     Ok(())
 }
 
-/// Two connections with data on their SYN: the first asks for the cookie.
+/// Two connections with data on their SYN.
 const EARLY: &str = r"
 import signal,socket,sys
 signal.alarm(10)
@@ -371,93 +450,5 @@ pub(crate) fn partner(case: &Case) -> anyhow::Result<()> {
     let seen = at_named.take();
     let clients = seen.iter().filter(|packet| packet.is_syn() && packet.from.ip() != named.ip());
     ensure!(clients.count() >= 2, "the server did not see both: {seen:?}");
-    Ok(())
-}
-
-/// Somebody between the two answers every query himself, and names a link that is none: the client waits for nobody.
-pub(crate) fn spoofed(case: &Case) -> anyhow::Result<()> {
-    let ground = Ground::row(case.prefix(), &["c", "a", "f", "s"])?;
-    let line = Line::row(&ground, 2, "a")?;
-    let mut nodes = Nodes::of(case, &ground, &["a"])?;
-    nodes.start(&[("a", Standing::routed())])?;
-    let [server, _] = line.servers;
-    // Who sees the query has its number; he keeps it from the server, so that his answer is the first.
-    ground.nft("f", &firewall("tcp option 253 exists drop;"))?;
-    let mut spoofer =
-        ground.command("f", "python3").args(["-c", SPOOFER]).stdout(std::process::Stdio::piped()).spawn()?;
-    let mut said = std::io::BufReader::new(spoofer.stdout.take().context("its output")?);
-    let mut word = String::new();
-    std::io::BufRead::read_line(&mut said, &mut word)?;
-    ensure!(word.trim() == "ready", "the spoofer says {word:?}");
-    let started = Instant::now();
-    let mut rounds = 0;
-    while nodes.count("a", "answered")? == 0 && started.elapsed() < Duration::from_secs(5) {
-        let took = Client::whole(&ground, "c", server)?;
-        ensure!(took < Duration::from_millis(3500), "a connection took {took:?}");
-        rounds += 1;
-        case.note("first-ms", u64::try_from(took.as_millis())?);
-    }
-    case.note("rounds", rounds);
-    let (answered, bad) = (nodes.count("a", "answered")?, nodes.count("a", "bad-answer")?);
-    ensure!(answered >= 1, "no forged answer was taken for one, so nothing is shown (bad ones: {bad})");
-    let took = Client::whole(&ground, "c", server)?;
-    ensure!(took < Duration::from_millis(900), "the next one took {took:?}");
-    ensure!(nodes.count("a", "carried")? == 0, "carried by nobody");
-    if let Ok(pid) = i32::try_from(spoofer.id()) {
-        drop(lab::sys::kill(pid, libc::SIGTERM));
-    }
-    drop(spoofer.wait());
-    Ok(())
-}
-
-/// Reads SYNs with the query on `left` and answers with a response that names a port where nobody listens.
-const SPOOFER: &str = r#"
-import socket,struct
-def s16(b):
-    t=sum(struct.unpack('!%dH'%(len(b)//2),b))
-    while t>>16: t=(t&65535)+(t>>16)
-    return 65535-t
-r=socket.socket(socket.AF_PACKET,socket.SOCK_RAW,socket.htons(0x800)); r.bind(('left',0))
-w=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_RAW)
-print('ready',flush=True)
-while True:
-    f=r.recv(2048)[14:]
-    ihl=(f[0]&15)*4
-    t=f[ihl:]
-    if f[9]!=6 or t[13]&0x12!=2 or b'\x57\x50' not in t[20:]: continue
-    src,dst=f[12:16],f[16:20]; sp,dp,seq=struct.unpack('!HHI',t[:8])
-    o=struct.pack('!BBHBBH8s4s',253,20,0x5750,0x12,1,9,b'\x42'*8,socket.inet_aton('10.82.1.2'))
-    h=struct.pack('!HHIIBBHHH',dp,sp,77,seq,(20+len(o))//4<<4,0x12,65535,0,0)+o
-    c=s16(dst+src+struct.pack('!HH',6,len(h))+h)
-    h=h[:16]+struct.pack('!H',c)+h[18:]
-    ip=struct.pack('!BBHHHBBH4s4s',0x45,0,20+len(h),0,0,64,6,0,dst,src)
-    w.sendto(ip+h,(socket.inet_ntoa(src),0))
-"#;
-
-/// A line with a hole: packets larger than it carries vanish without a word, and the SYNs' MSS is what keeps ends from
-/// sending them. The link's own connections cross the same line.
-pub(crate) fn hole(case: &Case) -> anyhow::Result<()> {
-    let ground = Ground::row(case.prefix(), &ROW)?;
-    let line = Line::row(&ground, 3, "a")?;
-    ground.run("f", "ip link set right mtu 1300")?;
-    ground.nft("f", &firewall("tcp flags syn tcp option maxseg size set 1240;"))?;
-    ground.nft(
-        "f",
-        "table inet mute {\nchain o { type filter hook output priority 0; icmp type destination-unreachable drop; \
-         icmpv6 type packet-too-big drop; }\n}\n",
-    )?;
-    // The control: the hole is one.
-    let mut nodes = Nodes::of(case, &ground, &["a", "b"])?;
-    pair(&mut nodes)?;
-    line.connections()?;
-    ensure!(nodes.count("a", "carried")? == 2, "not carried");
-    nodes.at_rest(&["a", "b"])?;
-    let mut large = Client::connect(&ground, "c", line.servers[0])?;
-    large.echoes(&noise(2_000_000))?;
-    large.ends()?;
-    until(
-        "at rest",
-        || Ok(nodes.status("a")?.get("carried").and_then(serde_json::Value::as_u64) == Some(0)),
-    )?;
     Ok(())
 }

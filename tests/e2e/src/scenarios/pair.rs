@@ -22,6 +22,8 @@ pub(crate) const ECHO: u16 = 8000;
 const CLOSED: u16 = 8001;
 /// Longer than anything here takes on a busy machine.
 pub(crate) const STALL: Duration = Duration::from_secs(20);
+/// Clients wait for so long; what a link keeps of its streams lives for twice as long.
+const OUTAGE: Duration = Duration::from_secs(30);
 
 /// Both nodes of a lab, or one of them.
 pub(crate) struct Nodes<'l> {
@@ -35,6 +37,8 @@ pub(crate) struct Nodes<'l> {
     pub(crate) interception: String,
     /// Where systemd would listen.
     pub(crate) notify: Option<PathBuf>,
+    /// Where tools are looked for.
+    pub(crate) path: Option<String>,
 }
 
 impl<'l> Nodes<'l> {
@@ -42,7 +46,16 @@ impl<'l> Nodes<'l> {
     pub(crate) fn of(case: &'l Case, lab: &'l Lab) -> anyhow::Result<Self> {
         let executable = case.executable.clone();
         let interception = String::new();
-        let nodes = Self { lab, case, branch: None, centre: None, executable, interception, notify: None };
+        let nodes = Self {
+            lab,
+            case,
+            branch: None,
+            centre: None,
+            executable,
+            interception,
+            notify: None,
+            path: None,
+        };
         let authority = lab.directory().join("node-ca");
         nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
         for place in [Place::Branch, Place::Centre] {
@@ -118,6 +131,9 @@ impl<'l> Nodes<'l> {
         command.arg("run").arg("-c").arg(file);
         if let Some(notify) = &self.notify {
             command.env("NOTIFY_SOCKET", notify);
+        }
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
         }
         let mut node = Waypost::spawn(self.case, command)?;
         if rules.contains("\"pass\"") && !rules.contains("\"intercept") && !rules.contains("drop") {
@@ -548,29 +564,54 @@ pub(crate) fn bypassed(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The line is dead for a while: what is carried goes on where it was.
+/// The line is dead for half a minute: what is carried goes on where it was, octet for octet.
 pub(crate) fn outage(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     echo_server(&lab)?;
     let nodes = Nodes::pair(case, &lab)?;
-    let mut client = Client::connect(&lab, Place::Server.v4())?;
-    client.echoes(b"before")?;
+    let servers = [Place::Server.v4(), Place::Server.v6(), Place::Server.v4()];
+    let mut live = Vec::new();
+    for ip in servers {
+        let mut client = Client::connect(&lab, ip)?;
+        client.sees_the_truth(ip)?;
+        client.echoes(b"before")?;
+        live.push(client);
+    }
+    let carried = nodes.count(Place::Branch, "carried")?;
+    ensure!(carried == 3, "control: {carried} of three are carried");
     let cut = |cut: bool| lab.wan()?.change(|link| (link.up.outage, link.down.outage) = (cut, cut));
+    // Two in full flow, and one that says nothing.
     let octets = noise(4_000_000);
-    let writing = {
-        let mut up = client.stream.try_clone()?;
-        let octets = octets.clone();
-        thread::spawn(move || up.write_all(&octets))
-    };
+    let mut writing = Vec::new();
+    for client in live.iter().take(2) {
+        let (mut up, octets) = (client.stream.try_clone()?, octets.clone());
+        writing.push(thread::spawn(move || up.write_all(&octets)));
+    }
+    thread::sleep(Duration::from_millis(100));
     cut(true)?;
-    thread::sleep(Duration::from_secs(8));
+    thread::sleep(OUTAGE);
+    // The control: a new connection does not get through meanwhile, whoever carries it.
+    let dead = lab.inside(Place::Client, || {
+        TcpStream::connect_timeout(&(Place::Server.v4(), CLOSED).into(), Duration::from_millis(500))
+    })?;
+    let kind = dead.err().map(|error| error.kind());
+    ensure!(kind == Some(std::io::ErrorKind::TimedOut), "the line is not dead: {kind:?}");
     cut(false)?;
-    client.stream.set_read_timeout(Some(STALL * 2))?;
-    let mut back = vec![0; octets.len()];
-    client.stream.read_exact(&mut back).context("after the outage")?;
-    ensure!(Sha256::digest(&back) == Sha256::digest(&octets), "other octets came back");
-    ensure!(writing.join().is_ok_and(|written| written.is_ok()), "the writer failed");
-    client.ends()?;
+    for (nth, client) in live.iter_mut().enumerate() {
+        client.stream.set_read_timeout(Some(STALL * 2))?;
+        if nth < 2 {
+            let mut back = vec![0; octets.len()];
+            client.stream.read_exact(&mut back).with_context(|| format!("the {nth}th after the outage"))?;
+            ensure!(Sha256::digest(&back) == Sha256::digest(&octets), "other octets came back");
+        }
+        client.echoes(b"after")?;
+    }
+    for written in writing {
+        ensure!(written.join().is_ok_and(|written| written.is_ok()), "a writer failed");
+    }
+    for client in live {
+        client.ends()?;
+    }
     let status = nodes.status(Place::Branch)?;
     let peers = status.get("peers").and_then(Value::as_array).context("no peers")?;
     let resumes = peers.iter().filter_map(|peer| peer.get("resumes")?.as_u64()).sum::<u64>();

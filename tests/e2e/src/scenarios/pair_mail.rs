@@ -10,7 +10,7 @@ use lab::{Corpus, Place};
 use sha2::{Digest as _, Sha256};
 
 use crate::case::Case;
-use crate::scenarios::pair::Nodes;
+use crate::scenarios::pair::{Client, ECHO, Nodes, echo_server};
 use crate::scenarios::start::{KNOWN, authenticate};
 use crate::site::{NO_PENALTY, STALL, Server, Site, Way};
 
@@ -26,6 +26,11 @@ pub(super) fn site(case: &Case) -> anyhow::Result<Site> {
 
 /// What the branch knows of the mail server. `lines` for its section.
 pub(super) fn branch(site: &Site, nodes: &Nodes<'_>, port: u16, lines: &str) -> anyhow::Result<String> {
+    Ok(format!("{}{}{lines}\n", front_of(site, nodes)?, section(site, port)))
+}
+
+/// What clients are shown at the branch, and where mail is kept.
+pub(super) fn front_of(site: &Site, nodes: &Nodes<'_>) -> anyhow::Result<String> {
     let (front, directory) = (site.front(), nodes.directory(Place::Branch));
     let seal = directory.join("seal.key");
     std::fs::write(&seal, [7; 32])?;
@@ -34,10 +39,8 @@ pub(super) fn branch(site: &Site, nodes: &Nodes<'_>, port: u16, lines: &str) -> 
         std::fs::set_permissions(secret, std::fs::Permissions::from_mode(0o600))?;
     }
     Ok(format!(
-        "[tls]\nmint = false\ncert = {:?}\nkey = {:?}\n[store]\nseal_key_file = {seal:?}\n{}{lines}\n",
-        front.certificate,
-        front.key,
-        section(site, port)
+        "[tls]\nmint = false\ncert = {:?}\nkey = {:?}\n[store]\nseal_key_file = {seal:?}\n",
+        front.certificate, front.key,
     ))
 }
 
@@ -85,7 +88,7 @@ fn log_in(site: &Site, place: Place, port: u16, sees: Sees) -> anyhow::Result<Wi
 }
 
 /// A digest of all bodies of INBOX, and how many octets they have.
-fn read(wire: &mut Wire) -> anyhow::Result<(String, u64)> {
+pub(super) fn read(wire: &mut Wire) -> anyhow::Result<(String, u64)> {
     wire.command("SELECT INBOX")?.ok()?;
     let reply = wire.command("UID FETCH 1:* (BODY.PEEK[])")?.ok()?;
     let (mut digest, mut octets) = (Sha256::new(), 0);
@@ -109,7 +112,12 @@ pub(super) fn visit(site: &Site, port: u16, sees: Sees) -> anyhow::Result<(Strin
 
 /// Every login that the server has seen since `before` logins came from the client's own address; how many.
 fn all_from_the_client(site: &Site, before: usize) -> anyhow::Result<usize> {
-    let client = format!("rip={},", Place::Client.v4());
+    all_from(site, Place::Client.v4(), before)
+}
+
+/// The same of a client at this address.
+pub(super) fn all_from(site: &Site, client: std::net::IpAddr, before: usize) -> anyhow::Result<usize> {
+    let client = format!("rip={client},");
     let logins = logins(site)?;
     let others: Vec<_> = logins.iter().skip(before).filter(|login| !login.contains(&client)).collect();
     ensure!(others.is_empty(), "the server sees somebody else: {others:?}");
@@ -246,12 +254,14 @@ pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
     let site = site(case)?;
     let mut nodes = Nodes::of(case, &site.lab)?;
     let with_mail = branch(&site, &nodes, 993, "compress = false")?;
-    nodes.start_served(Place::Centre, "intercept", "143, 993", &centre(&site, 993))?;
-    nodes.start_served(Place::Branch, "intercept", "143, 993", &with_mail)?;
+    let ports = format!("{ECHO}, 993");
+    nodes.start_served(Place::Centre, "intercept", &ports, &centre(&site, 993))?;
+    nodes.start_served(Place::Branch, "intercept", &ports, &with_mail)?;
+    echo_server(&site.lab)?;
     let (first, octets, cold) = visit(&site, 993, Sees::Branch)?;
     ensure!(cold > octets / 2, "control: only {cold} octets on the WAN for {octets} of mail");
     // Another port of the same server, of nobody's section: octets, which the old node carries on.
-    let mut carried = log_in(&site, Place::Client, 143, Sees::Server)?;
+    let mut carried = Client::connect(&site.lab, Place::Server.v4())?;
     let mut served = log_in(&site, Place::Client, 993, Sees::Branch)?;
     ensure!(read(&mut served)?.0 == first, "a second session reads something else");
     let old = nodes.node(Place::Branch)?.node().context("no node")?;
@@ -262,13 +272,13 @@ pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
     ensure!(new != old, "the same node");
     let alive = std::path::Path::new(&format!("/proc/{old}")).exists();
     ensure!(alive, "the old node is gone, with what it carries");
-    carried.command("NOOP")?.ok()?;
+    carried.echoes(b"it goes on")?;
     ensure!(served.command("NOOP").is_err(), "a mail session goes on without its store");
     let (second, _, warm) = visit(&site, 993, Sees::Branch)?;
     ensure!(second == first, "after the upgrade it reads something else");
     ensure!(warm < cold / 4, "{warm} octets on the WAN for mail that the store has, {cold} at first");
-    read(&mut carried)?;
-    carried.command("LOGOUT")?;
+    carried.echoes(b"and on")?;
+    carried.ends()?;
     let supervisor = nodes.supervisor(Place::Branch)?;
     let state = supervisor.get("state").and_then(serde_json::Value::as_str);
     ensure!(state == Some("working"), "{supervisor}");

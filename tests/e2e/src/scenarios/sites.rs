@@ -1,5 +1,6 @@
 //! Who is there and who is not: nodes alone, sites that connect crosswise, peers that come, move and go, crowds.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use lab::ground::Plan;
 use serde_json::Value;
 
 use crate::case::Case;
+use crate::path::capture::{Capture, Packet};
 use crate::path::ends::{Client, ECHO, both, connect, serve};
 use crate::path::line::Line;
 use crate::path::nodes::{Nodes, Standing};
@@ -175,6 +177,8 @@ pub(crate) fn burst(case: &Case) -> anyhow::Result<()> {
     ground.warm_up("c", &servers.map(|server| server.ip()))?;
     let mut nodes = Nodes::of(case, &ground, &["a", "b"])?;
     nodes.start(&[("a", Standing::routed()), ("b", Standing::routed())])?;
+    let mut captures = Capture::several(&ground, &[("c", "right"), ("s", "left")])?;
+    let (at_server, at_client) = (captures.pop().context("a capture")?, captures.pop().context("a capture")?);
     let namespace = ground.namespace("c");
     let (failed, slow) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let start = Instant::now();
@@ -222,6 +226,24 @@ pub(crate) fn burst(case: &Case) -> anyhow::Result<()> {
     case.note("carried", carried);
     // Those before the first link stood may have gone direct; by far the most are carried.
     ensure!(carried >= 800, "{carried} of {} are carried", open.len());
+    // Each was one of the client's own, to the client and to the server, with nothing of ours in it.
+    let own: BTreeSet<SocketAddr> =
+        open.iter().map(|client| client.stream.local_addr()).collect::<Result<_, _>>()?;
+    let (mut client, mut server) = (at_client.take(), at_server.take());
+    let syns =
+        |seen: &[Packet]| -> BTreeSet<_> { seen.iter().filter(|p| p.is_syn()).map(|p| p.from).collect() };
+    let answered = |seen: &[Packet]| -> BTreeSet<_> {
+        seen.iter().filter(|p| p.is_answer() && !p.probe).map(|p| p.to).collect()
+    };
+    until("all of it is printed", || {
+        client.extend(at_client.take());
+        server.extend(at_server.now());
+        Ok(answered(&client).len() >= own.len() && syns(&server).len() >= own.len())
+    })?;
+    ensure!(own.len() == THREADS * EACH, "{} addresses of {} clients", own.len(), THREADS * EACH);
+    ensure!(syns(&client) == own && answered(&client) == own, "the client's device saw others");
+    ensure!(client.iter().all(|p| !p.probe), "an option of ours at the client");
+    ensure!(syns(&server) == own, "the server saw {} clients of {}", syns(&server).len(), own.len());
     for mut client in open {
         client.echoes(b"all of them live")?;
         client.ends()?;
@@ -229,5 +251,12 @@ pub(crate) fn burst(case: &Case) -> anyhow::Result<()> {
     nodes.at_rest(&["a", "b"])?;
     let (next, took) = connect(&ground, "c", servers[0])?;
     ensure!(next.is_ok() && took < Duration::from_millis(900), "the next one took {took:?}");
+    // The control: without the rule none is carried.
+    nodes.node("a")?.kill()?;
+    nodes.start(&[("a", Standing::routed().passing())])?;
+    for server in servers {
+        Client::whole(&ground, "c", server)?;
+    }
+    ensure!(nodes.count("a", "carried")? == 0, "carried without the rule");
     Ok(())
 }

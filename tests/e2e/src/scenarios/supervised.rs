@@ -270,7 +270,7 @@ fn install(case: &Case, nodes: &Nodes<'_>) -> anyhow::Result<()> {
     Ok(std::fs::rename(beside, &nodes.executable)?)
 }
 
-fn runs(process: i32) -> bool {
+pub(super) fn runs(process: i32) -> bool {
     std::path::Path::new(&format!("/proc/{process}")).exists()
 }
 
@@ -381,7 +381,7 @@ fn gave_up(process: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ip() -> std::net::IpAddr {
+pub(super) fn ip() -> std::net::IpAddr {
     Place::Server.v4()
 }
 
@@ -389,7 +389,7 @@ fn netd(nodes: &mut Nodes<'_>) -> anyhow::Result<i32> {
     nodes.node(Place::Branch)?.netd().context("the supervisor has no netd")
 }
 
-fn child(nodes: &mut Nodes<'_>) -> anyhow::Result<i32> {
+pub(super) fn child(nodes: &mut Nodes<'_>) -> anyhow::Result<i32> {
     nodes.node(Place::Branch)?.node().context("the supervisor has no node")
 }
 
@@ -411,7 +411,7 @@ fn word(nodes: &Nodes<'_>) -> anyhow::Result<String> {
 }
 
 /// A connection that reaches the server, whoever carries it.
-fn direct(lab: &Lab) -> anyhow::Result<Client> {
+pub(super) fn direct(lab: &Lab) -> anyhow::Result<Client> {
     let mut client = Client::connect(lab, ip())?;
     client.sees_the_truth(ip())?;
     client.echoes(b"direct")?;
@@ -427,7 +427,7 @@ fn past_it(lab: &Lab, held: Duration) -> anyhow::Result<Client> {
 }
 
 /// Waits until the node takes connections.
-fn taken_again(lab: &Lab, nodes: &Nodes<'_>) -> anyhow::Result<()> {
+pub(super) fn taken_again(lab: &Lab, nodes: &Nodes<'_>) -> anyhow::Result<()> {
     let start = Instant::now();
     while word(nodes)? != "working" {
         ensure!(start.elapsed() < STALL, "it does not work again: {}", word(nodes)?);
@@ -442,7 +442,7 @@ fn taken_again(lab: &Lab, nodes: &Nodes<'_>) -> anyhow::Result<()> {
 }
 
 /// What of ours could stand in the branch's kernel.
-fn kernel(lab: &Lab) -> anyhow::Result<String> {
+pub(super) fn kernel(lab: &Lab) -> anyhow::Result<String> {
     let mut all = String::new();
     for words in
         ["nft list ruleset", "ip rule show", "ip -6 rule show", "sysctl net.ipv4.conf.lan0.rp_filter"]
@@ -455,7 +455,7 @@ fn kernel(lab: &Lab) -> anyhow::Result<String> {
 }
 
 /// Stops a process, and waits until none of its threads runs.
-fn stop(process: i32) -> anyhow::Result<()> {
+pub(super) fn stop(process: i32) -> anyhow::Result<()> {
     lab::sys::kill(process, libc::SIGSTOP)?;
     let start = Instant::now();
     for task in std::fs::read_dir(format!("/proc/{process}/task"))? {

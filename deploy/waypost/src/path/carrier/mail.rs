@@ -13,7 +13,10 @@ use crate::{
         network::OWN,
         value::{Encryption, Source},
     },
-    node::mail::{Intercepted, MailServer, Meant},
+    node::{
+        mail::{Intercepted, MailServer, Meant},
+        origin_tls,
+    },
     path::tcp::Tcp,
 };
 use bytes::Bytes;
@@ -79,9 +82,14 @@ impl Carrier {
         if meant.only().is_some_and(|server| self.declines(server)) { Meant::default() } else { meant }
     }
 
+    /// The names of those servers.
+    pub(in crate::path) fn mail_names(&self, flow: Flow) -> Vec<String> {
+        self.mail_at(flow).names().map(str::to_owned).collect()
+    }
+
     /// Its clients are carried as octets for a while.
     fn declines(&self, server: &MailServer) -> bool {
-        self.lock().declined.holds(&Who::Here(server.config.name.clone()), Instant::now())
+        self.lock().declined.holds(&Who::here(server), Instant::now())
     }
 
     pub(super) async fn ask_mail(self: &Arc<Self>, attempt: &Attempt, peer: engine::Peer, servers: Meant) {
@@ -118,7 +126,7 @@ impl Carrier {
         if let Some(server) = server {
             match road {
                 Road::Peer(peer) => {
-                    let who = Who::Peer(peer, server.config.name.clone());
+                    let who = Who::Peer(peer, server.config.name.clone(), server.config.port.0);
                     let declined = self.lock().declined.holds(&who, Instant::now());
                     if !declined && let Some(host) = self.may_open(peer, &server.config).await? {
                         match self.through(flow, peer, server, host).await {
@@ -254,7 +262,8 @@ impl Carrier {
         };
         let name = &server.config.name;
         let Some(mail) = self.mail.get() else { return Err(OpenError::UnknownServer(name.clone())) };
-        let greeted = timeout(GREET_MAX, mail.origins().greet_over(name, io)).await;
+        let tls = Some(origin_tls(server.config.tls));
+        let greeted = timeout(GREET_MAX, mail.origins().greet_over(name, tls, io)).await;
         greeted.unwrap_or(Err(OpenError::TimedOut))
     }
 
@@ -381,7 +390,7 @@ impl Carrier {
             return tracing::info!(%error, server = %server.config.name, "the server is not greeted; this client is carried as octets");
         }
         tracing::warn!(%error, server = %server.config.name, "the server is not greeted; its clients are carried as octets for a while");
-        self.lock().declined.note(Who::Here(server.config.name.clone()), Instant::now());
+        self.lock().declined.note(Who::here(server), Instant::now());
     }
 }
 
@@ -455,11 +464,17 @@ impl OriginConnector for OwnWay {
     fn park(&self, _: &ServerId, _: u8) {}
 }
 
-/// Who did not open a server.
+/// Who did not open a server, at which port.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) enum Who {
-    Peer(engine::Peer, ServerId),
-    Here(ServerId),
+    Peer(engine::Peer, ServerId, u16),
+    Here(ServerId, u16),
+}
+
+impl Who {
+    fn here(server: &MailServer) -> Self {
+        Self::Here(server.config.name.clone(), server.config.port.0)
+    }
 }
 
 /// What did not work, for a while.

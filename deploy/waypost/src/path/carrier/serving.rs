@@ -34,7 +34,7 @@ pub(super) struct Served {
 }
 
 impl Serving {
-    pub(super) fn begin(
+    pub(in super::super) fn begin(
         carrier: &Arc<Carrier>,
         flow: Flow,
         waits: Option<oneshot::Sender<Result<Ready, Reason>>>,

@@ -119,11 +119,13 @@ fn listen(supervised: &Supervised, heard: &Mutex<Heard<Both>>) {
     }
 }
 
-/// Bypass is the engine's, and works while the node hangs.
+/// Bypass is the engine's, and works while the node hangs; the node tells peers of it.
 fn pass_on(place: &Place, node: &Wishes, wish: Wish) {
+    // First: the rules change when the engine has heard it.
+    node.wish(wish);
     match wish {
         Wish::Bypass(on) => place.bypass(on),
-        Wish::Leave | Wish::Hurry | Wish::Reload | Wish::HandOver => node.wish(wish),
+        Wish::Leave | Wish::Hurry | Wish::Reload | Wish::HandOver => {}
     }
 }
 

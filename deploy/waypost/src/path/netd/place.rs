@@ -7,16 +7,18 @@ use crate::{
     exit::Failure,
     path::{
         deflecting, identity, open_queue, plan,
-        questions::{Answer, Question},
+        questions::{Answer, Key, Offered, Question},
         view,
     },
     supervisor::rights,
 };
 use discovery_core::{
     deflector::control::Control,
-    engine::{Engine, Event},
+    engine::{Engine, Event, Offer, Peer, Told},
     flow::{Flow, Ingress},
     id::NodeId,
+    pmt::Prefix,
+    probe::KeyHint,
     rule::RuleSet,
 };
 use discovery_linux::{
@@ -28,6 +30,7 @@ use discovery_linux::{
 };
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -151,13 +154,23 @@ impl Place {
     /// What the node asks.
     pub(super) async fn answer(&self, question: Question) -> Answer {
         match question {
-            Question::Status => Answer::Status(Box::new(self.status().await)),
+            Question::Status => {
+                let (status, peers) = self.status().await;
+                Answer::Status(Box::new(status), peers)
+            }
             Question::Explain { client, server } => {
                 let ingress = self.first_interface.unwrap_or(Ingress(0));
                 let flow = Flow { client, server };
-                Answer::Explained(view::explain(&self.handle, self.ruled.clone(), flow, ingress).await)
+                let explained = view::explain(&self.handle, self.ruled.clone(), flow, ingress).await;
+                Answer::Explained(explained.map(Box::new))
             }
             Question::Heard { from, octets } => Answer::Say(self.hear(&from, &octets)),
+            Question::Proxies => {
+                Answer::Proxies(self.deflecting.as_ref().map(|d| d.told()).unwrap_or_default())
+            }
+            Question::Told { tellers, networks, offers } => {
+                Answer::Counts(self.told(&tellers, &networks, &offers).await)
+            }
         }
     }
 
@@ -166,9 +179,33 @@ impl Place {
         self.deflecting.as_ref()?.hear(&from, control).map(|answer| answer.encode())
     }
 
-    async fn status(&self) -> PathStatus {
+    /// Whether it matters whom a peer tells of; the engine has heard it. No stranger makes a node dial.
+    async fn told(&self, tellers: &[Key], networks: &[(IpAddr, u8)], offers: &[Offered]) -> bool {
+        let tellers: Vec<KeyHint> = tellers.iter().take(TELLERS_MAX).copied().map(KeyHint).collect();
+        let networks: Vec<Prefix> =
+            networks.iter().map(|(network, length)| Prefix::new(*network, *length)).collect();
+        let offers: Vec<Offer> = offers
+            .iter()
+            .map(|offered| Offer {
+                peer: Peer { link: offered.link, key: KeyHint(offered.key) },
+                rank: offered.rank,
+                load: offered.load,
+                able: offered.able,
+            })
+            .collect();
+        let told = view::ask(&self.handle, move |engine, now| {
+            let until = now.mono + TOLD_FOR;
+            for teller in &tellers {
+                engine.told(*teller, Told { networks: networks.clone(), offers: offers.clone(), until });
+            }
+            tellers.iter().any(|teller| engine.counts(now, *teller, &networks))
+        });
+        told.await.unwrap_or(false)
+    }
+
+    async fn status(&self) -> (PathStatus, Vec<(SocketAddr, Key)>) {
         let bypassed = self.bypassed.load(Ordering::Relaxed);
-        let mut status = view::look(&self.handle, self.instance.clone(), bypassed).await;
+        let (mut status, peers) = view::look(&self.handle, self.instance.clone(), bypassed).await;
         status.forgotten_files = self.persisted.forgotten();
         status.deflector = self.deflecting.as_ref().map(|deflecting| {
             let DeflectCounters { deflected, past, rules: (clients, servers), ready } =
@@ -176,7 +213,7 @@ impl Place {
             let n = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
             DeflectorStatus { deflected, past, ready: n(ready), clients: n(clients), servers: n(servers) }
         });
-        status
+        (status, peers)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<thread::JoinHandle<io::Result<()>>>> {
@@ -202,3 +239,7 @@ where
 
 /// A loop that hangs hears nothing, and orders nothing either.
 const HEARS_WITHIN: Duration = Duration::from_millis(150);
+/// A list is told every second.
+const TOLD_FOR: Duration = Duration::from_secs(10);
+/// A node has few names.
+const TELLERS_MAX: usize = 16;

@@ -16,7 +16,7 @@ use lab::{Authority, Behaviour, Dovecot, Lab, LabSpec, LinkBehaviour, Place, Wan
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::connects::{self, Timed};
+use crate::connects::{self, Stands, Timed};
 use crate::progress::Progress;
 use crate::waypost::{Store, Waypost};
 
@@ -95,7 +95,7 @@ pub(crate) struct Ground {
     pub(crate) waypost: Waypost,
     pub(crate) pair: Pair,
     /// How the two stand.
-    pub(crate) stands: Vec<(Place, Stand)>,
+    pub(crate) stands: Stands,
     _dovecot: Dovecot,
     pub(crate) corpus: Corpus,
     pub(crate) roots: Arc<rustls::RootCertStore>,
@@ -115,8 +115,9 @@ impl Ground {
         prefix: String,
         executable: &Path,
         recordings: Option<PathBuf>,
+        bridged: bool,
     ) -> anyhow::Result<Self> {
-        let spec = LabSpec { prefix: Some(prefix), wan: link.behaviour(), ..LabSpec::new(0.0, 0.0) };
+        let spec = LabSpec { prefix: Some(prefix), wan: link.behaviour(), bridged, ..LabSpec::new(0.0, 0.0) };
         let lab = Lab::build(spec.with_second_branch())?;
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let root = CertificateDer::from_pem_file(authority.certificate()).context("the lab's own CA")?;
@@ -132,12 +133,19 @@ impl Ground {
             }
         }
         let waypost = Waypost::start(&lab, &authority, executable, &Store::plain("demo"))?;
-        let mut pair = Pair::identify(executable, &lab, &[PAIR_CENTRE, PAIR_BRANCH])?;
-        let stands = vec![
-            (PAIR_CENTRE, stand(&lab, &authority, &["lan0", "wan10"], PAIR_CENTRE)?),
-            (PAIR_BRANCH, stand(&lab, &authority, &["lan0", "wan0"], PAIR_BRANCH)?),
-        ];
-        for (place, stand) in &stands {
+        let (centre, branch) = if bridged {
+            let ports = Stand::bridged("br0", &["port0", "port1"], &ports());
+            ((Place::Cable, ports.clone()), (Place::Cable2, ports))
+        } else {
+            let on = |devices: &[&str]| Stand::routed(devices, &ports());
+            ((Place::Centre, on(&["lan0", "wan10"])), (Place::Branch2, on(&["lan0", "wan0"])))
+        };
+        let mut pair = Pair::identify(executable, &lab, &[centre.0, branch.0])?;
+        let full = |(place, stand): (Place, Stand)| {
+            Ok::<_, anyhow::Error>((place, Stand { more: sections(&lab, &authority, place)?, ..stand }))
+        };
+        let stands = Stands { centre: full(centre)?, branch: full(branch)? };
+        for (place, stand) in stands.both() {
             pair.start(&lab, *place, stand)?;
         }
         let roots = Arc::new(roots);
@@ -174,7 +182,7 @@ impl Ground {
         lines.iter().try_for_each(|line| line.set(&connects::line()))?;
         let timed = connects::all(&self.lab, &mut self.pair, &self.stands, n, progress)?;
         lines.iter().try_for_each(|line| line.set(&self.link.behaviour()))?;
-        for (place, stand) in &self.stands {
+        for (place, stand) in self.stands.both() {
             self.pair.stop(*place)?;
             self.pair.start(&self.lab, *place, stand)?;
         }
@@ -188,8 +196,8 @@ impl Ground {
             // Held until both have spoken, from the second time on through the link.
             let held = self.lab.inside(Arm::Pair.place(), move || TcpStream::connect(address))??;
             std::thread::sleep(Duration::from_millis(500));
-            if self.pair.count(PAIR_BRANCH, "carried")? > 0 {
-                for place in [PAIR_BRANCH, PAIR_CENTRE] {
+            if self.carried()? > 0 {
+                for place in [self.stands.branch.0, self.stands.centre.0] {
                     println!("$ waypost status      on the path, {}", place.name());
                     println!("{}", path_part(&self.pair.ask(place, &["status"])?));
                 }
@@ -197,7 +205,12 @@ impl Ground {
             }
             drop(held);
         }
-        bail!("the pair carried nothing: {}", self.pair.log(PAIR_BRANCH));
+        bail!("the pair carried nothing: {}", self.pair.log(self.stands.branch.0));
+    }
+
+    /// How many connections the branch's node of the pair has carried.
+    pub(crate) fn carried(&self) -> anyhow::Result<u64> {
+        self.pair.count(self.stands.branch.0, "carried")
     }
 
     /// The line that an arm's octets cross, or would cross.
@@ -247,16 +260,21 @@ fn path_part(status: &str) -> String {
     lines.take_while(|line| !line.starts_with("store ")).collect::<Vec<_>>().join("\n")
 }
 
-/// How a node of the pair stands: it takes mail and the ports of the journeys of connections. It is told of no client, of
-/// no other node, and of the server what `[[server]]` needs for a mail cache.
-fn stand(lab: &Lab, authority: &Authority, interfaces: &[&str], place: Place) -> anyhow::Result<Stand> {
+/// What both take: mail and the ports of the journeys of connections.
+fn ports() -> String {
+    format!("143, {IMAPS}, {}", connects::PORTS)
+}
+
+/// What a node of the pair is told beside where it stands: of no client, of no other node, and of the server what
+/// `[[server]]` needs for a mail cache.
+fn sections(lab: &Lab, authority: &Authority, place: Place) -> anyhow::Result<String> {
     let directory = lab.directory().join(format!("node-{}", place.name()));
     let identity = authority.issue(&[lab::net::DOVECOT])?;
     let (cert, key) = (directory.join("front.pem"), directory.join("front.key"));
     fs::copy(&identity.certificate, &cert)?;
     fs::copy(&identity.key, &key)?;
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
-    let more = format!(
+    Ok(format!(
         "[tls]\nmint = false\ncert = {cert:?}\nkey = {key:?}\n\
          [[server]]\nname = \"{name}\"\naddresses = [\"{origin}\"]\nport = {IMAPS}\nca = {ca:?}\n\
          [store]\npath = {store:?}\n",
@@ -264,13 +282,8 @@ fn stand(lab: &Lab, authority: &Authority, interfaces: &[&str], place: Place) ->
         origin = Place::Server.v4(),
         ca = authority.certificate(),
         store = directory.join("store"),
-    );
-    Ok(Stand { more, ..Stand::routed(interfaces, &format!("143, {IMAPS}, {}", connects::PORTS)) })
+    ))
 }
-
-/// Where the two nodes on a path stand.
-pub(crate) const PAIR_BRANCH: Place = Place::Branch2;
-pub(crate) const PAIR_CENTRE: Place = Place::Centre;
 
 /// Whose mail it is.
 pub(crate) const READER: &str = "alice";

@@ -11,7 +11,6 @@ use e2e::pair::{Pair, Stand};
 use lab::{Behaviour, Lab, LinkBehaviour, Place};
 use serde_json::{Value, json};
 
-use crate::arm::{PAIR_BRANCH, PAIR_CENTRE};
 use crate::progress::Progress;
 use crate::stats::{self, Paired};
 
@@ -20,6 +19,20 @@ use crate::stats::{self, Paired};
 struct Times {
     connected: f64,
     first: f64,
+}
+
+/// Where the two nodes of the pair stand, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Stands {
+    pub(crate) centre: (Place, Stand),
+    pub(crate) branch: (Place, Stand),
+}
+
+impl Stands {
+    /// In the order in which they start.
+    pub(crate) fn both(&self) -> [&(Place, Stand); 2] {
+        [&self.centre, &self.branch]
+    }
 }
 
 /// One journey of connections: the nth of both were made one after the other.
@@ -83,23 +96,25 @@ impl Timed {
 pub(crate) fn all(
     lab: &Lab,
     pair: &mut Pair,
-    stands: &[(Place, Stand)],
+    stands: &Stands,
     n: usize,
     progress: &Progress,
 ) -> anyhow::Result<Vec<Timed>> {
     let n = n.min(usize::from(PORTS_MAX / 2) - 1);
+    let ((centre, _), (branch, stand)) = (&stands.centre, &stands.branch);
+    let (centre, branch) = (*centre, *branch);
     progress.begin(&format!("connections: {n} of each kind, beside one that no node touches"), n * 3);
     let _server = serve(lab, u16::try_from(2 * n + 1)?)?;
     // The link stands before the first is timed.
     let last = FIRST_PORT + u16::try_from(2 * n)?;
     connect(lab, Place::Client2, last)?;
     let start = Instant::now();
-    while pair.count(PAIR_BRANCH, "carried")? == 0 {
+    while pair.count(branch, "carried")? == 0 {
         ensure!(start.elapsed() < STALL, "the two nodes do not find each other");
         thread::sleep(Duration::from_millis(50));
         connect(lab, Place::Client2, last)?;
     }
-    let before = pair.count(PAIR_BRANCH, "carried")?;
+    let before = pair.count(branch, "carried")?;
     let (mut probed, mut known, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for nth in 0..n {
         // Of this port nothing is known yet; the second time it is.
@@ -109,17 +124,16 @@ pub(crate) fn all(
             progress.step();
         }
     }
-    let carried = pair.count(PAIR_BRANCH, "carried")? - before;
+    let carried = pair.count(branch, "carried")? - before;
     ensure!(carried >= 2 * u64::try_from(n)?, "only {carried} of {} connections were carried", 2 * n);
-    pair.stop(PAIR_CENTRE)?;
-    pair.stop(PAIR_BRANCH)?;
-    let (_, stand) = stands.iter().find(|(place, _)| *place == PAIR_BRANCH).context("the branch's file")?;
-    pair.start(lab, PAIR_BRANCH, stand)?;
+    pair.stop(centre)?;
+    pair.stop(branch)?;
+    pair.start(lab, branch, stand)?;
     for nth in 0..n {
         alone.push(both(lab, FIRST_PORT + u16::try_from(n + nth)?, nth)?);
         progress.step();
     }
-    let answered = pair.count(PAIR_BRANCH, "server-answered")?;
+    let answered = pair.count(branch, "server-answered")?;
     ensure!(answered >= u64::try_from(n)?, "only {answered} of {n} SYNs were answered by the server alone");
     let connected = |times: &Times| times.connected;
     let first = |times: &Times| times.first;

@@ -85,6 +85,9 @@ struct Run {
     /// Leave everything standing at the end, and the raw recordings of every arm
     #[arg(long)]
     keep: bool,
+    /// Both nodes of the pair are bridges in a cable, not routers
+    #[arg(long)]
+    bridge: bool,
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
@@ -253,7 +256,7 @@ impl Run {
         progress.begin("write the mailboxes, start Dovecot and Waypost", 1);
         let corpus = arm::corpus(self.quick);
         let prefix = self.common.prefix.clone();
-        let mut ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings)?;
+        let mut ground = Ground::build(link, corpus, prefix, &self.common.waypost, recordings, self.bridge)?;
         let mut rows = Vec::new();
         if self.wants(Client::Scripted) {
             rows.extend(start::cold(&ground, if self.quick { 2 } else { 20 }, &progress)?);
@@ -360,6 +363,7 @@ impl Imap {
     fn journeys(&self) -> anyhow::Result<Report> {
         let run = Run {
             quick: self.quick,
+            bridge: false,
             keep: false,
             common: self.common.clone(),
             link: LinkArgs { rtt: 100.0, rate: 10.0, loss: 0.0 },

@@ -14,7 +14,7 @@ use e2e::pair::{Pair, Stand};
 use lab::{Lab, LabSpec, LinkBehaviour, Place};
 use serde_json::{Value, json};
 
-use crate::connects;
+use crate::connects::{self, Stands};
 use crate::progress::Progress;
 use crate::stats::{self, Paired};
 
@@ -212,22 +212,22 @@ impl Task<'_> {
     fn beside(&self, line: LinkBehaviour, ports: &str) -> anyhow::Result<Ground> {
         let spec = LabSpec { prefix: Some(self.prefix.to_owned()), wan: line, ..LabSpec::new(0.0, 0.0) };
         let lab = Lab::build(spec.with_second_branch())?;
-        let stands = [
-            (Place::Centre, Stand::routed(&["lan0", "wan10"], ports)),
-            (Place::Branch2, Stand::routed(&["lan0", "wan0"], ports)),
-        ];
+        let stands = Stands {
+            centre: (Place::Centre, Stand::routed(&["lan0", "wan10"], ports)),
+            branch: (Place::Branch2, Stand::routed(&["lan0", "wan0"], ports)),
+        };
         let mut pair = Pair::identify(self.executable, &lab, &[Place::Centre, Place::Branch2])?;
-        for (place, stand) in &stands {
+        for (place, stand) in stands.both() {
             pair.start(&lab, *place, stand)?;
         }
-        Ok(Ground { pair, stands: stands.into(), lab })
+        Ok(Ground { pair, stands, lab })
     }
 }
 
 /// A line with a node at each end, and one without. Fields go away in their order.
 struct Ground {
     pair: Pair,
-    stands: Vec<(Place, Stand)>,
+    stands: Stands,
     lab: Lab,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::arm::{Arm, Ground, PAIR_BRANCH, READER};
+use crate::arm::{Arm, Ground, READER};
 use crate::measure::{self, Outcome};
 use crate::progress::Progress;
 use crate::row::Row;
@@ -91,10 +91,10 @@ pub(crate) fn on_path(ground: &Ground, n: usize, progress: &Progress) -> anyhow:
         perform(ground, Arm::Pair, READER, Habit::Known)?.1.command("LOGOUT")?;
         ground.line_of(Arm::Pair)?.wait_flat(FLAT_LINK, PATIENCE)?;
     }
-    let carried = ground.pair.count(PAIR_BRANCH, "carried")?;
+    let carried = ground.carried()?;
     let row =
         fill(ground, Row::on_path("cold-start", "scripted", "cold"), READER, Habit::Known, n, progress)?;
-    let carried = ground.pair.count(PAIR_BRANCH, "carried")? - carried;
+    let carried = ground.carried()? - carried;
     ensure!(carried >= u64::try_from(n)?, "only {carried} of {n} starts went through the pair");
     // Who ends TLS is seen in the certificate.
     let shown = |arm| Ok::<_, anyhow::Error>(perform(ground, arm, READER, Habit::Known)?.1.shown());
