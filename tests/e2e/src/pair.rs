@@ -155,13 +155,13 @@ impl Pair {
         let Some(mut child) = self.nodes.get_mut(&place).and_then(|node| node.child.take()) else {
             return Ok(());
         };
-        for pid in pids {
+        for pid in &pids {
             // Some have ended meanwhile.
-            drop(i32::try_from(pid).map(|pid| sys::kill(pid, libc::SIGKILL)));
+            drop(i32::try_from(*pid).map(|pid| sys::kill(pid, libc::SIGKILL)));
         }
         child.kill()?;
         child.wait()?;
-        Ok(())
+        all_gone(&pids)
     }
 
     /// All processes of a node: the one that was started, and its children.
@@ -246,6 +246,27 @@ impl Drop for Pair {
 }
 
 /// A process and all that it has started.
+/// Waits until killed processes hold no files any more, of which nobody here is the parent: whoever starts the next one wants
+/// their queue.
+pub(crate) fn all_gone(pids: &[u32]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while pids.iter().any(|pid| holds_files(*pid)) {
+        ensure!(start.elapsed() < PATIENCE, "a killed process does not end");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether a process is there, and is more than a name for its parent to read. Its first thread may be just that while
+/// another one still runs.
+fn holds_files(pid: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+    })
+}
+
 fn descent(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut nth = 0;

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use lab::pki::Identity;
 use lab::{Lab, Place, sys};
 
 use crate::case::{Case, Watch};
+use crate::pair::all_gone;
 
 /// A configuration, as the README has it.
 #[derive(Debug, Clone)]
@@ -235,12 +236,8 @@ impl Waypost {
         self.child.kill()?;
         self.child.wait()?;
         // Nobody here is its parent. Whoever starts the next one wants its queue.
-        let start = Instant::now();
-        while netds.iter().chain(&nodes).any(|process| holds_files(*process)) {
-            ensure!(start.elapsed() < Duration::from_secs(20), "a killed node does not end");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        let all = netds.iter().chain(&nodes).filter_map(|pid| u32::try_from(*pid).ok());
+        all_gone(&all.collect::<Vec<u32>>())
     }
 
     /// SIGKILL for this process alone: where it is a supervisor, its node learns of it.
@@ -295,12 +292,6 @@ fn children(parent: i32, word: &str) -> Vec<i32> {
         command.split(|octet| *octet == 0).nth(1) == Some(word.as_bytes())
     };
     pids.into_iter().filter(is_one).collect()
-}
-
-/// Whether a process is there, and is more than a name for its parent to read.
-fn holds_files(process: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 impl Drop for Waypost {

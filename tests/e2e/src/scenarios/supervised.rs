@@ -385,7 +385,7 @@ pub(super) fn ip() -> std::net::IpAddr {
     Place::Server.v4()
 }
 
-fn netd(nodes: &mut Nodes<'_>) -> anyhow::Result<i32> {
+pub(super) fn netd(nodes: &mut Nodes<'_>) -> anyhow::Result<i32> {
     nodes.node(Place::Branch)?.netd().context("the supervisor has no netd")
 }
 
