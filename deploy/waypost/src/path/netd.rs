@@ -38,6 +38,7 @@ use signal_hook::{
 };
 use std::{
     io,
+    net::SocketAddr,
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::ExitStatusExt as _,
@@ -108,7 +109,8 @@ async fn stand(
     let place = Arc::new(place);
     let _once = handle.set(place.handle().clone());
     leash.show(&place, &wishes);
-    let broker = LocalBroker::new(Some(v4), v6);
+    let (started, named) = (config.clone(), file.to_owned());
+    let broker = LocalBroker::new(Some(v4), v6, move |at| may_listen(&started, &named, at));
     spawn("broker", move || hand_out(&brokers, &broker))?;
     tokio::spawn(answer(asked.into(), Arc::clone(&place)));
     // In this thread, which lasts: the node ends with it.
@@ -161,6 +163,22 @@ fn node(file: &Path, channel: OwnedFd) -> io::Result<std::process::Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("node").arg("-c").arg(file).stdin(Stdio::from(channel));
     command.spawn()
+}
+
+/// What the operator wants this node to listen at: when it was started, or by the file as it is now, which a reload reads.
+fn may_listen(started: &Config, file: &Path, at: SocketAddr) -> bool {
+    let names = |config: &Config| {
+        config.listeners.iter().any(|listener| listener.address == at)
+            || config.carries.iter().any(|carry| carry.listen == at)
+            || config.admin.listen == Some(at)
+            || config.link.as_ref().is_some_and(|link| link.listen == at)
+    };
+    let now = || file::read(file, FileUse::Look).is_ok_and(|loaded| loaded.usable().is_some_and(names));
+    let may = names(started) || now();
+    if !may {
+        tracing::error!(%at, "the node wants to listen where nothing is configured");
+    }
+    may
 }
 
 /// Sockets, until whoever asks is gone; then the listeners close.

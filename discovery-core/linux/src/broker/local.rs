@@ -1,10 +1,12 @@
 //! The broker in the process that has the rights.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use discovery_core::flow::Flow;
+use discovery_core::mutants;
 use socket2::{Protocol, Socket, Type};
 
 use super::{BrokerError, SocketBroker};
@@ -12,17 +14,27 @@ use crate::marks::ALONE;
 use crate::socket::{ConnectFailure, Connecting, Family, Target, TransparentListener};
 
 /// Makes sockets itself.
-#[derive(Debug)]
 pub struct LocalBroker {
     v4: Option<OwnedFd>,
     v6: Option<OwnedFd>,
+    may_listen: Box<dyn Fn(SocketAddr) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for LocalBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBroker").field("v4", &self.v4).field("v6", &self.v6).finish_non_exhaustive()
+    }
 }
 
 impl LocalBroker {
-    /// With the listeners that it hands out.
+    /// With the listeners that it hands out, and whether the operator has named an address to listen at.
     #[must_use]
-    pub fn new(v4: Option<TransparentListener>, v6: Option<TransparentListener>) -> Self {
-        Self { v4: v4.map(OwnedFd::from), v6: v6.map(OwnedFd::from) }
+    pub fn new(
+        v4: Option<TransparentListener>,
+        v6: Option<TransparentListener>,
+        may_listen: impl Fn(SocketAddr) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { v4: v4.map(OwnedFd::from), v6: v6.map(OwnedFd::from), may_listen: Box::new(may_listen) }
     }
 }
 
@@ -40,6 +52,9 @@ impl SocketBroker for LocalBroker {
     }
 
     fn listen(&self, at: SocketAddr) -> Result<OwnedFd, BrokerError> {
+        if !(self.may_listen)(at) && !mutants::on("broker-listens-anywhere") {
+            return Err(BrokerError::System(libc::EACCES));
+        }
         listening(at).map_err(|error| system(&error))
     }
 
@@ -97,6 +112,14 @@ fn errno(failure: ConnectFailure) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_listens_where_the_operator_named_nothing() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let broker = LocalBroker::new(None, None, move |asked| asked.ip() == at("127.0.0.1:0").ip());
+        assert!(broker.listen(at("127.0.0.1:0")).is_ok());
+        assert_eq!(broker.listen(at("127.0.0.2:0")).unwrap_err(), BrokerError::System(libc::EACCES));
+    }
 
     #[test]
     fn a_failure_survives_its_errno() {

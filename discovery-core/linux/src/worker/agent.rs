@@ -241,6 +241,7 @@ impl Steps {
         self.over = true;
         // Lost on its way, it is a connection that is over, and not one that ended in order.
         if let Some(socket) = &socket
+            && !mutants::on("worker-socket-in-order")
             && let Err(error) = sockopt::set_socket_linger(socket, Some(Duration::ZERO))
         {
             tracing::debug!(%error, "a socket that would end in order");

@@ -170,7 +170,7 @@ fn a_process_without_rights_gets_its_sockets_from_one_that_has_them() {
     let port = four.port().unwrap();
     let (asks, answers) = pair().unwrap();
     let broker = ground.spawn("n", move || {
-        let broker = LocalBroker::new(Some(four), Some(six));
+        let broker = LocalBroker::new(Some(four), Some(six), |_| true);
         while wait(&answers, PollFlags::IN, Duration::from_secs(10)) {
             if serve(answers.as_fd(), &broker).unwrap() == Served::Closed {
                 break;

@@ -420,7 +420,12 @@ pub(crate) fn adopted_many(case: &Case) -> anyhow::Result<()> {
     case.note("stall-max-ms", at(19));
     ensure!(adopted >= 18, "{adopted} of 20 were adopted: {}", nodes.status(Place::Branch)?);
     // On a quiet machine 60; nobody waits for a timer of TCP's.
-    ensure!(at(10) < 400, "the middle one of the longest stalls: {} ms", at(10));
+    ensure!(
+        at(10) <= 150 && at(19) <= 400,
+        "the longest stalls: {} ms, {} ms the middle one",
+        at(19),
+        at(10)
+    );
     for client in clients {
         client.ends()?;
     }

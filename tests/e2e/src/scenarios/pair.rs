@@ -307,6 +307,18 @@ impl Client {
         Ok(back.len() as u64)
     }
 
+    /// How long it takes until it learns that its connection is dead. Whoever writes learns it; a client that only waits
+    /// learns it when the link has given up.
+    fn told_dead(&mut self, since: Instant) -> anyhow::Result<Duration> {
+        loop {
+            match self.stream.write_all(b"after").and_then(|()| self.stream.read(&mut [0; 5])) {
+                Err(_) => return Ok(since.elapsed()),
+                Ok(0) => bail!("a cut connection looks like one that ended"),
+                Ok(_) => ensure!(since.elapsed() < STALL, "a connection lives on without its node"),
+            }
+        }
+    }
+
     /// Half-close, and the server's own end.
     pub(crate) fn ends(mut self) -> anyhow::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
@@ -501,21 +513,14 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
         live.echoes(b"before")?;
         let start = Instant::now();
         nodes.node(killed)?.kill()?;
+        // Beside the new connection: a SYN that the dying queue still had is repeated after a second.
+        let told = thread::spawn(move || live.told_dead(start));
         let next = Client::connect(&lab, ip)?;
         ensure!(next.connected < Duration::from_secs(3), "a new connection took {:?}", next.connected);
         next.sees_the_truth(ip)?;
-        // A SYN that the dying queue still had is lost, and repeated after a second: nobody was asked meanwhile.
-        let beside = next.connected;
         next.ends()?;
-        // Whoever writes learns it; a client that only waits learns it when the link has given up.
-        let told = loop {
-            let spoken = live.stream.write_all(b"after").and_then(|()| live.stream.read(&mut [0; 5]));
-            match spoken {
-                Err(_) => break start.elapsed().saturating_sub(beside),
-                Ok(0) => bail!("{}: a cut connection looks like one that ended", killed.name()),
-                Ok(_) => ensure!(start.elapsed() < STALL, "a connection lives on without its node"),
-            }
-        };
+        let told = told.join().map_err(|_| anyhow!("whoever speaks panicked"))?;
+        let told = told.with_context(|| killed.name())?;
         case.note(
             if killed == Place::Branch { "branch-told-ms" } else { "centre-told-ms" },
             u64::try_from(told.as_millis())?,
