@@ -16,6 +16,7 @@ pub use passed::{Passed, decode, encode};
 use crate::{
     flow::Flow,
     mutants,
+    packet::flags::{ACK, FIN, RST, SYN, URG},
     packet::{Item, SynFacts, Tcp, Timestamps},
     reason::Reason,
 };
@@ -350,11 +351,6 @@ impl Way {
     }
 }
 
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
-const URG: u8 = 32;
 /// The option's kind.
 const SACK: u8 = 5;
 

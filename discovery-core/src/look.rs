@@ -2,6 +2,7 @@
 
 use crate::{
     engine::{Hook, Kind, Room, Seen},
+    packet::flags::ACK,
     packet::{self, Unprobed, View, room},
     probe::{Codec, Found},
 };
@@ -29,5 +30,3 @@ pub fn look(view: &View<'_>, hook: Hook, codec: &Codec, query: &[u8], octets_max
     let ack = if tcp.flags() & ACK == 0 { 0 } else { tcp.ack() };
     Some(Seen { src: view.src(), dst: view.dst(), hook, kind, seq: tcp.seq(), ack, probe, room })
 }
-
-const ACK: u8 = 0x10;

@@ -6,6 +6,7 @@
 //! no octets of a stranger can make it panic.
 
 mod checksum;
+pub mod flags;
 pub mod forge;
 mod options;
 mod readdress;

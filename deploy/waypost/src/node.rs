@@ -487,14 +487,16 @@ impl Config {
                 let same_peers = |peer: &config::network::Peer| {
                     new.peers.iter().all(|other| {
                         other.id != peer.id
-                            || (&other.servers, &other.may_open) == (&peer.servers, &peer.may_open)
+                            || (&other.servers, &other.may_open, &other.may_dial)
+                                == (&peer.servers, &peer.may_open, &peer.may_dial)
                     })
                 };
                 (old.listen, &old.identity, &old.advertise) != (new.listen, &new.identity, &new.advertise)
                     || !old.peers.iter().all(same_peers)
                     || new.peers.iter().any(|peer| {
                         let known = old.peers.iter().any(|other| other.id == peer.id);
-                        !known && (!peer.servers.is_empty() || !peer.may_open.is_empty())
+                        let named = [&peer.servers, &peer.may_open, &peer.may_dial];
+                        !known && named.iter().any(|named| !named.is_empty())
                     })
             }
             (None, None) => false,

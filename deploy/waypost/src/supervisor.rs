@@ -108,11 +108,23 @@ fn open_watchdog(device: &Path) -> Result<Watchdog, Failure> {
 
 /// A node whose supervisor was killed a moment ago may still be about to end.
 fn free_path(interception: &Interception) -> Result<(), Failure> {
-    let until = Instant::now() + FREE_MAX;
+    let since = Instant::now();
+    once_free(|| path::could_stand(interception), || since.elapsed(), || thread::sleep(FREE_STEP))
+}
+
+/// Asks until it is free, or no more patience is left. The kernel denies a taken queue in the words in which it denies who has
+/// no right: that is waited for too, but not for long.
+fn once_free(
+    mut ask: impl FnMut() -> Result<(), Failure>,
+    mut waited: impl FnMut() -> Duration,
+    mut wait: impl FnMut(),
+) -> Result<(), Failure> {
     loop {
-        match path::could_stand(interception) {
-            Err(failure) if failure.exit != Exit::NoPermission && Instant::now() < until => {
-                thread::sleep(Duration::from_millis(50));
+        match ask() {
+            Err(failure)
+                if waited() < if failure.exit == Exit::NoPermission { DENIED_MAX } else { FREE_MAX } =>
+            {
+                wait();
             }
             done => return done,
         }
@@ -231,6 +243,9 @@ fn describe(report: &Report) -> SupervisorStatus {
 
 /// Far more than a file has mistakes that are worth reading.
 const SAID_OCTETS_MAX: u64 = 64 << 10;
+const FREE_STEP: Duration = Duration::from_millis(50);
+/// The kernel's own end of a queue whose process was killed.
+const DENIED_MAX: Duration = Duration::from_secs(2);
 /// The end of a node that is busy: it removes its rules, gives up the queue, and has its command told.
 const FREE_MAX: Duration = hook::PATIENCE.saturating_add(Duration::from_secs(15));
 
@@ -254,6 +269,24 @@ mod tests {
         assert!(checks("echo no such thing >&2; exit 1", long).unwrap_err().ends_with("says: no such thing"));
         let slow = checks("sleep 60", Duration::from_millis(200)).unwrap_err();
         assert!(slow.ends_with("took longer than 0.2 s"), "{slow}");
+    }
+
+    #[test]
+    fn a_path_that_is_taken_is_waited_for_and_a_denied_one_not_for_long() {
+        let waits = |exit: Exit, frees_after: u32| {
+            let (asked, waited) = (std::cell::Cell::new(0), std::cell::Cell::new(Duration::ZERO));
+            let ask = || {
+                asked.set(asked.get() + 1);
+                if asked.get() > frees_after { Ok(()) } else { Err(Failure::say(exit, "taken")) }
+            };
+            let done = once_free(ask, || waited.get(), || waited.set(waited.get() + FREE_STEP));
+            (done.map_err(|failure| failure.exit), waited.get())
+        };
+        assert_eq!(waits(Exit::NoPermission, 0), (Ok(()), Duration::ZERO));
+        assert_eq!(waits(Exit::NoPermission, 10), (Ok(()), FREE_STEP * 10));
+        assert_eq!(waits(Exit::NoPermission, u32::MAX), (Err(Exit::NoPermission), DENIED_MAX));
+        assert_eq!(waits(Exit::Unavailable, 60), (Ok(()), FREE_STEP * 60));
+        assert_eq!(waits(Exit::Unavailable, u32::MAX), (Err(Exit::Unavailable), FREE_MAX));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Shared by the packet loop, which turns, and whoever speaks with the proxies, who gives out ports. The kernel queues a
 //! connection's packets once it has seen a primer with its addresses: one sent here, which goes nowhere.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +12,12 @@ use std::time::{Duration, Instant};
 use discovery_core::candidates::{Candidate, Policy, choose};
 use discovery_core::deflector::Mode;
 use discovery_core::deflector::control::By;
-use discovery_core::deflector::legs::Legs;
+use discovery_core::deflector::legs::{Again, Legs};
 use discovery_core::engine::Peer;
 use discovery_core::flow::Flow;
+use discovery_core::packet::flags::{ACK, FIN, RST, SYN};
 use discovery_core::packet::forge::reset;
-use discovery_core::packet::{View, readdress, splice};
+use discovery_core::packet::{Tcp, View, readdress, splice};
 use discovery_core::probe::{Codec, Response};
 
 use crate::marks::{DELIVER, PRIMER};
@@ -43,8 +45,9 @@ struct State {
     candidates: Vec<Candidate>,
     deflected: u64,
     past: u64,
-    /// Proxies whose systems refused a client, and when: they say nothing of it themselves.
-    refused: Vec<(IpAddr, Instant)>,
+    /// Which client was refused by the system of which proxy, and when. Of this client alone it is believed: a refusal is
+    /// easily forged by who is refused.
+    refused: VecDeque<(SocketAddr, IpAddr, Instant)>,
     /// The one that the kernel was told of last.
     told: Option<Flow>,
 }
@@ -84,7 +87,7 @@ impl Deflect {
             candidates: Vec::new(),
             deflected: 0,
             past: 0,
-            refused: Vec::new(),
+            refused: VecDeque::new(),
             told: None,
         };
         let (primer, state) = (RawSender::open(PRIMER | DELIVER, v6)?, Mutex::new(state));
@@ -165,16 +168,17 @@ impl Deflect {
             return false;
         }
         let (now, flow) = (Instant::now(), view.from_client());
+        let isn = view.tcp().map_or(0, |tcp| tcp.seq());
         let mut state = self.lock();
         let mut candidates = state.candidates.clone();
-        candidates.retain(|candidate| !state.has_refused(candidate.peer.link.ip(), now));
+        candidates.retain(|candidate| !state.has_refused(flow.client, candidate.peer.link.ip(), now));
         let proxy = loop {
             let Some(peer) = choose(&candidates, self.inner.policy, &flow) else {
                 state.legs.release(now, flow);
                 state.past += 1;
                 return false;
             };
-            if state.legs.deflect(now, flow, peer.link.ip()) {
+            if state.legs.deflect(now, flow, isn, peer.link.ip()) {
                 break peer.link.ip();
             }
             candidates.retain(|candidate| candidate.peer != peer);
@@ -197,25 +201,28 @@ impl Deflect {
     }
 
     /// A packet of a connection that has been deflected.
-    pub(crate) fn turn(&self, view: &View<'_>, flags: u8, out: &mut Vec<u8>) -> Turning {
-        let now = Instant::now();
+    pub(crate) fn turn(&self, view: &View<'_>, tcp: &Tcp<'_>, out: &mut Vec<u8>) -> Turning {
+        let (now, flags, client) = (Instant::now(), tcp.flags(), view.dst());
         let mut state = self.lock();
         if flags & RST != 0
-            && let Some(proxy) = state.legs.refuses(now, view.src(), view.dst())
+            && let Some(proxy) = state.legs.refuses(now, view.src(), client, tcp.ack())
         {
-            state.refused.retain(|(other, at)| *other != proxy && now - *at < REFUSED_FOR);
-            state.refused.push((proxy, now));
+            state.refused.retain(|(_, _, at)| now.saturating_duration_since(*at) < REFUSED_FOR);
+            if state.refused.len() == REFUSALS_MAX {
+                state.refused.pop_front();
+            }
+            state.refused.push_back((client, proxy, now));
             // It was given to nobody.
             state.deflected = state.deflected.saturating_sub(1);
             return Turning::Refused;
         }
-        // A SYN that comes again asks for a proxy that is there.
-        if flags & (SYN | ACK) == SYN
-            && let Some(proxy) = state.legs.proxy_of(now, view.from_client())
-            && !state.takes(proxy, now)
-        {
-            state.legs.release(now, view.from_client());
-            return Turning::Nobodys;
+        if flags & (SYN | ACK) == SYN {
+            let State { legs, candidates, .. } = &mut *state;
+            let takes =
+                |proxy| candidates.iter().any(|one| one.standing.is_able() && one.peer.link.ip() == proxy);
+            if legs.again(now, view.from_client(), tcp.seq(), takes) == Again::Anew {
+                return Turning::Nobodys;
+            }
         }
         let turned = state.legs.turn(now, view.src(), view.dst(), flags & (FIN | RST) != 0);
         drop(state);
@@ -241,21 +248,16 @@ impl Deflect {
 }
 
 impl State {
-    fn takes(&self, proxy: IpAddr, now: Instant) -> bool {
-        let there = |candidate: &Candidate| candidate.standing.is_able() && candidate.peer.link.ip() == proxy;
-        self.candidates.iter().any(there) && !self.has_refused(proxy, now)
-    }
-
-    fn has_refused(&self, proxy: IpAddr, now: Instant) -> bool {
-        self.refused.iter().any(|(other, at)| *other == proxy && now - *at < REFUSED_FOR)
+    fn has_refused(&self, client: SocketAddr, proxy: IpAddr, now: Instant) -> bool {
+        self.refused.iter().any(|(other, by, at)| {
+            (*other, *by) == (client, proxy) && now.saturating_duration_since(*at) < REFUSED_FOR
+        })
     }
 }
 
 /// Longer than the silence by which a proxy is known to be gone; if it is not gone, it has connections again after that.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+/// Nobody has so many clients at a proxy that died a moment ago; what is forgotten is refused once more.
+const REFUSALS_MAX: usize = 1024;
 /// At one time: enough for all within some seconds, and little beside the packets themselves.
 const REMINDED_MAX: usize = 512;

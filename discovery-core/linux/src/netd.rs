@@ -252,7 +252,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 self.queue.flush()?;
             }
             let now = now();
-            if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
+            // Whoever carries connections is silent: what peers have said waits behind him, and nobody is blamed meanwhile.
+            if self.held.is_none() && self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
                 self.engine.handle_timeout(now);
                 self.obey();
             }
@@ -263,8 +264,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>, mono: Instant) -> io::Result<()> {
-        let due = self.engine.poll_timeout().map_or(BEAT_EVERY, |at| at.saturating_duration_since(mono));
-        let due = due.min(BEAT_EVERY);
+        let due = self.engine.poll_timeout().filter(|_| self.held.is_none());
+        let due = due.map_or(BEAT_EVERY, |at| at.saturating_duration_since(mono)).min(BEAT_EVERY);
         let timeout = Timespec { tv_sec: 0, tv_nsec: due.subsec_nanos().into() };
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -402,6 +403,11 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 Command::Event(event) => {
                     if let Event::Bypass { on } = event {
                         self.bypassed = on;
+                        // From now on packets go by unseen.
+                        if on {
+                            self.adoptions_until_later(now(), Reason::Bypass);
+                            self.queue.flush()?;
+                        }
                     }
                     self.engine.handle_event(now(), event);
                 }
@@ -409,7 +415,11 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                     let claimed = self.claim(flow, granted);
                     answer(claimed);
                 }
-                Command::Rules(rules) => self.rules = rules,
+                Command::Rules(rules) => {
+                    self.adoptions_until_later(now(), Reason::ExistingLater);
+                    self.queue.flush()?;
+                    self.rules = rules;
+                }
                 Command::Passed(ask) => ask(&mut self.adoptions.passed, now()),
                 Command::With(ask) => {
                     self.counters.queue = self.queue.counters();
@@ -419,7 +429,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 Command::Adoption(ticket, word) => self.adoption_word(now(), ticket, word)?,
                 Command::Stop => {
                     // What waits for them goes on.
-                    self.adoptions_blind(now());
+                    self.adoptions_end(now());
                     self.queue.flush()?;
                     return Ok(false);
                 }

@@ -11,17 +11,3 @@ pub use connect::{ConnectFailure, Connecting, Target};
 pub use listen::{Family, Intercepted, TransparentListener};
 pub use meant::{keep_syns, meant_server};
 pub use raw::{RawSender, destination};
-
-use std::io;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
-
-use socket2::Socket;
-
-/// Ends a connection with a reset instead of a FIN.
-///
-/// # Errors
-/// When it is no socket. It is closed all the same.
-pub fn reset(connection: OwnedFd) -> io::Result<()> {
-    Socket::from(connection).set_linger(Some(Duration::ZERO))
-}

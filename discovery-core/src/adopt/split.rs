@@ -40,8 +40,6 @@ pub struct Near {
     observation: Observation,
     phase: Phase,
     held: usize,
-    /// How many octets were told that follow YE.
-    told: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +49,9 @@ enum Phase {
     /// It is ready.
     Ready,
     /// What the client says waits.
-    Frozen { expects: u32, since: Instant, ye: Option<Ye> },
+    Frozen { expects: u32, since: Instant },
+    /// The server's end is the peer's. `next`: how far what follows YE has come; `since`: when it last did.
+    Filling { expects: u32, ye: u32, next: u32, since: Instant },
 }
 
 impl Near {
@@ -59,7 +59,7 @@ impl Near {
     #[must_use]
     pub fn begin(now: Instant, flow: Flow, terms: Option<Terms>) -> Self {
         let observation = Observation { terms, ..Observation::without_terms(now) };
-        Self { flow, observation, phase: Phase::Asked, held: 0, told: 0 }
+        Self { flow, observation, phase: Phase::Asked, held: 0 }
     }
 
     /// A packet of the connection.
@@ -67,7 +67,7 @@ impl Near {
     /// # Errors
     /// Why the connection cannot be adopted.
     pub fn see(&mut self, now: Instant, segment: &Segment<'_>) -> Result<Fate, Reason> {
-        if let Phase::Frozen { expects, .. } = self.phase
+        if let Phase::Frozen { expects, .. } | Phase::Filling { expects, .. } = self.phase
             && segment.up
             && segment.flags & RST == 0
         {
@@ -80,7 +80,11 @@ impl Near {
                 return Ok(Fate::Hold);
             }
         }
-        self.observation.see(now, segment)?;
+        match (self.observation.see(now, segment), self.phase) {
+            // It cannot go back: what is missing here comes behind YE.
+            (Err(Reason::AdoptUnsteady), Phase::Filling { .. }) => {}
+            (seen, _) => seen?,
+        }
         self.observation.settle(now);
         Ok(Fate::Pass)
     }
@@ -104,8 +108,12 @@ impl Near {
         if self.phase != Phase::Ready || !self.observation.sure {
             return None;
         }
+        // Else the observation would end while the peer may have cut.
+        if now.saturating_duration_since(self.observation.since) > OBSERVE_MAX - FROZEN_MAX {
+            return None;
+        }
         let (_, expects) = self.observation.up.known(true)?;
-        self.phase = Phase::Frozen { expects, since: now, ye: None };
+        self.phase = Phase::Frozen { expects, since: now };
         Some(CutWord { expects, terms })
     }
 
@@ -113,34 +121,35 @@ impl Near {
     ///
     /// # Errors
     /// When it was not asked to.
-    pub fn answered(&mut self, word: Ye) -> Result<(), Reason> {
-        match &mut self.phase {
-            Phase::Frozen { ye: ye @ None, .. } => {
-                *ye = Some(word);
+    pub fn answered(&mut self, now: Instant, word: Ye) -> Result<(), Reason> {
+        match self.phase {
+            Phase::Frozen { expects, .. } => {
+                self.phase = Phase::Filling { expects, ye: word.ye, next: word.from, since: now };
                 Ok(())
             }
-            Phase::Asked | Phase::Ready | Phase::Frozen { .. } => Err(Reason::AdoptUnsteady),
+            Phase::Asked | Phase::Ready | Phase::Filling { .. } => Err(Reason::AdoptUnsteady),
         }
     }
 
-    /// What the stream brought behind YE, or the next part of it. More than YE tells of is let go.
-    pub fn filled(&mut self, octets: &[u8]) {
-        if let Phase::Frozen { ye: Some(ye), .. } = self.phase {
-            let octets = octets.get(..ye.again().saturating_sub(self.told)).unwrap_or(octets);
-            let first = ye.from.wrapping_add(u32::try_from(self.told).unwrap_or(u32::MAX));
-            self.told = self.told.saturating_add(octets.len());
+    /// What the stream brought next behind YE. More than YE tells of is let go.
+    pub fn filled(&mut self, now: Instant, octets: &[u8]) {
+        if let Phase::Filling { next, since, ye, .. } = &mut self.phase {
+            let left = usize::try_from(ye.wrapping_sub(*next)).unwrap_or(usize::MAX);
+            let octets = octets.get(..left).unwrap_or(octets);
             let way = &mut self.observation.down;
-            way.shadow.sent(first, octets);
+            way.shadow.sent(*next, octets);
             if let Some(acked) = way.acked {
                 way.shadow.acked(acked);
             }
+            *next = next.wrapping_add(u32::try_from(octets.len()).unwrap_or(u32::MAX));
+            *since = now;
         }
     }
 
     /// The socket to the client, once everything is here that the client may have or still has to get.
     #[must_use]
     pub fn half(&self, now: Instant) -> Option<Half> {
-        let Phase::Frozen { expects, ye: Some(Ye { ye, .. }), .. } = self.phase else { return None };
+        let Phase::Filling { expects, ye, .. } = self.phase else { return None };
         let way = &self.observation.down;
         let acked = way.acked?;
         let (first, end) = way.shadow.ends().unwrap_or((acked, acked));
@@ -154,14 +163,18 @@ impl Near {
     /// Whether something of the client's may be held.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        matches!(self.phase, Phase::Frozen { .. })
+        matches!(self.phase, Phase::Frozen { .. } | Phase::Filling { .. })
     }
 
-    /// The server's end is the peer's already: if this one fails, so does the connection. What the client expects next.
+    /// The server's end is the peer's already: if this one fails, so does the connection. Where a reset may hit what the
+    /// client expects next: what it acknowledged, and the end of what passed.
     #[must_use]
-    pub fn is_beyond_return(&self) -> Option<u32> {
+    pub fn is_beyond_return(&self) -> Option<[u32; 2]> {
         match self.phase {
-            Phase::Frozen { ye: Some(_), .. } => self.observation.down.acked,
+            Phase::Filling { next, .. } => {
+                let way = &self.observation.down;
+                Some([way.acked.unwrap_or(next), way.next.unwrap_or(next)])
+            }
             Phase::Asked | Phase::Ready | Phase::Frozen { .. } => None,
         }
     }
@@ -172,6 +185,7 @@ impl Near {
         let too_long = match self.phase {
             Phase::Asked | Phase::Ready => self.observation.expired(now),
             Phase::Frozen { since, .. } => now.saturating_duration_since(since) > FROZEN_MAX,
+            Phase::Filling { since, .. } => now.saturating_duration_since(since) > FILLING_MAX,
         };
         too_long.then_some(Reason::AdoptUnsteady)
     }
@@ -279,8 +293,10 @@ fn end(segment: &Segment<'_>) -> u32 {
 
 /// Packets of one client that wait: a window of a fast line, in the pieces that the system makes of it.
 const HELD_MAX: usize = 2048;
-/// The other node answers a round trip later. A client repeats what is held after a quarter of a second at the earliest.
-const FROZEN_MAX: Duration = Duration::from_secs(1);
+/// The other node answers a round trip later, of a line that is slow and full, and after [`STRAGGLE_MAX`].
+const FROZEN_MAX: Duration = Duration::from_secs(2);
+/// Between YE and what follows it, and between any two pieces of that. Nothing goes back from there.
+const FILLING_MAX: Duration = Duration::from_secs(8);
 /// What the client repeats within the round trips of that.
 const STRAGGLE_MAX: Duration = Duration::from_millis(400);
 /// How long a connection is looked at before both nodes have to have cut.

@@ -34,6 +34,8 @@ pub struct Legs {
 #[derive(Clone, Copy, Debug)]
 struct Half {
     server: SocketAddr,
+    /// Of the client's SYN: a refusal says that it has seen it.
+    isn: u32,
     /// The proxy has said something to the client.
     answered: bool,
     life: Life,
@@ -52,6 +54,17 @@ struct Leg {
 struct Life {
     until: Instant,
     closing: bool,
+}
+
+/// What a client's SYN is to rule 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// No rule is about it.
+    Unknown,
+    /// It goes to the proxy that has the connection.
+    Stays,
+    /// The connection that had its ports is over, or its proxy is gone and had not answered: the rule has ended.
+    Anew,
 }
 
 /// Where a packet is to come from and go to instead.
@@ -84,7 +97,7 @@ impl Legs {
 
     /// Rule 1 for a connection. False when this client's port leads to this proxy already, for another server: the
     /// proxy could not tell the two apart.
-    pub fn deflect(&mut self, now: Instant, flow: Flow, proxy: IpAddr) -> bool {
+    pub fn deflect(&mut self, now: Instant, flow: Flow, isn: u32, proxy: IpAddr) -> bool {
         let key = (flow.client, proxy);
         if self.clients.peek(&key).is_some_and(|half| {
             half.life.until > now && half.server != flow.server && !mutants::on("deflector-servers-mixed")
@@ -98,7 +111,7 @@ impl Legs {
         if let Some(old) = self.clients.peek(&key).copied() {
             self.forget_client(key, &old);
         }
-        let half = Half { server: flow.server, answered: false, life: self.life(now) };
+        let half = Half { server: flow.server, isn, answered: false, life: self.life(now) };
         if let Some((key, half)) = self.clients.insert(key, half) {
             self.forget_client(key, &half);
         }
@@ -116,22 +129,33 @@ impl Legs {
         }
     }
 
-    /// The proxy that has a client's connection.
-    #[must_use]
-    pub fn proxy_of(&self, now: Instant, flow: Flow) -> Option<IpAddr> {
-        let proxy = *self.there.get(&flow)?;
-        let half = self.clients.peek(&(flow.client, proxy))?;
-        (half.life.until > now && half.server == flow.server).then_some(proxy)
+    /// A client's SYN, repeated or from ports that were used before. `takes`: whether a proxy takes connections. One that has
+    /// answered keeps the connection: whoever forges a SYN must not move it.
+    pub fn again(&mut self, now: Instant, flow: Flow, isn: u32, takes: impl FnOnce(IpAddr) -> bool) -> Again {
+        let Some(proxy) = self.there.get(&flow).copied() else { return Again::Unknown };
+        let half = self.clients.touch(&(flow.client, proxy));
+        let Some(half) = half.filter(|half| half.life.until > now && half.server == flow.server) else {
+            return Again::Unknown;
+        };
+        if half.life.closing || (!half.answered && !takes(proxy)) {
+            half.life.until = now;
+            return Again::Anew;
+        }
+        if !half.answered {
+            half.isn = isn;
+        }
+        Again::Stays
     }
 
-    /// Of a reset: whether a proxy refuses a client to whom it has said nothing, as the system of one does whose process is
-    /// gone. The client is nobody's then, and its next SYN may go elsewhere.
-    pub fn refuses(&mut self, now: Instant, src: SocketAddr, dst: SocketAddr) -> Option<IpAddr> {
+    /// Of a reset with this acknowledgement: whether a proxy refuses a client to whom it has said nothing, as the system of one
+    /// does whose process is gone. The client is nobody's then, and its next SYN may go elsewhere.
+    pub fn refuses(&mut self, now: Instant, src: SocketAddr, dst: SocketAddr, ack: u32) -> Option<IpAddr> {
         if src.port() != self.proxy_port {
             return None;
         }
         let half = self.clients.touch(&(dst, src.ip()))?;
-        if half.life.until <= now || half.answered {
+        let seen = ack == half.isn.wrapping_add(1) || mutants::on("deflector-refused-blindly");
+        if half.life.until <= now || half.answered || !seen {
             return None;
         }
         half.life.until = now;
@@ -335,6 +359,8 @@ mod tests {
         [10, 3, 0, n].into()
     }
 
+    const ISN: u32 = 1_000;
+
     fn legs() -> Legs {
         Legs::new(7784)
     }
@@ -344,7 +370,7 @@ mod tests {
         let (mut legs, now) = (legs(), start());
         let Flow { client, server } = flow();
         assert_eq!(legs.turn(now, client, server, false), None);
-        assert!(legs.deflect(now, flow(), proxy(1)));
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)));
         let accepts = SocketAddr::new(proxy(1), 7784);
         assert_eq!(legs.turn(now, client, server, false), Some(Turned { src: client, dst: accepts }));
         assert_eq!(legs.turn(now, accepts, client, false), Some(Turned { src: server, dst: client }));
@@ -366,9 +392,9 @@ mod tests {
     fn one_client_port_is_not_two_connections_of_one_proxy() {
         let (mut legs, now) = (legs(), start());
         let other = Flow { server: at("10.2.0.3:143"), ..flow() };
-        assert!(legs.deflect(now, flow(), proxy(1)) && legs.deflect(now, flow(), proxy(1)));
-        assert!(!legs.deflect(now, other, proxy(1)));
-        assert!(legs.deflect(now, other, proxy(2)));
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)) && legs.deflect(now, flow(), ISN, proxy(1)));
+        assert!(!legs.deflect(now, other, ISN, proxy(1)));
+        assert!(legs.deflect(now, other, ISN, proxy(2)));
         assert_eq!(
             legs.turn(now, SocketAddr::new(proxy(2), 7784), other.client, false).unwrap().src,
             other.server
@@ -384,7 +410,7 @@ mod tests {
         let client = SocketAddr::new([10, 1, 0, 2].into(), port);
         let accepts = SocketAddr::new(proxy(1), 7784);
         let flow = Flow { client, ..flow() };
-        assert!(legs.deflect(now, flow, proxy(1)));
+        assert!(legs.deflect(now, flow, ISN, proxy(1)));
         let answer = Turned { src: flow.server, dst: client };
         assert_eq!(legs.turn(now, accepts, client, false), Some(answer));
         // Nor once the rule for that client is over.
@@ -400,13 +426,13 @@ mod tests {
     fn a_connection_that_goes_to_another_proxy_has_left_the_first() {
         let (mut legs, now) = (legs(), start());
         let Flow { client, .. } = flow();
-        assert!(legs.deflect(now, flow(), proxy(1)) && legs.deflect(now, flow(), proxy(2)));
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)) && legs.deflect(now, flow(), ISN, proxy(2)));
         let accepts = |n| SocketAddr::new(proxy(n), 7784);
         assert_eq!(legs.turn(now, accepts(1), client, false), None);
         assert_eq!(legs.turn(now, client, flow().server, false).unwrap().dst, accepts(2));
         // The first one's row, used anew for another server, does not take the second's with it.
         let other = Flow { server: at("10.2.0.3:143"), ..flow() };
-        assert!(legs.deflect(now, other, proxy(1)));
+        assert!(legs.deflect(now, other, ISN, proxy(1)));
         assert_eq!(legs.turn(now, client, flow().server, false).unwrap().dst, accepts(2));
     }
 
@@ -415,22 +441,44 @@ mod tests {
         let (mut legs, now) = (legs(), start());
         let Flow { client, server } = flow();
         let accepts = |n| SocketAddr::new(proxy(n), 7784);
-        assert!(legs.deflect(now, flow(), proxy(1)));
-        assert_eq!(legs.refuses(now, at("10.3.0.1:80"), client), None, "from another port");
-        assert_eq!(legs.refuses(now, accepts(2), client), None, "from another proxy");
-        assert_eq!(legs.proxy_of(now, flow()), Some(proxy(1)));
-        assert_eq!(legs.refuses(now, accepts(1), client), Some(proxy(1)));
-        assert_eq!(legs.refuses(now, accepts(1), client), None, "once");
-        assert_eq!((legs.proxy_of(now, flow()), legs.turn(now, client, server, false)), (None, None));
-        assert!(legs.deflect(now, flow(), proxy(2)));
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)));
+        assert_eq!(legs.refuses(now, at("10.3.0.1:80"), client, ISN + 1), None, "from another port");
+        assert_eq!(legs.refuses(now, accepts(2), client, ISN + 1), None, "from another proxy");
+        assert_eq!(legs.refuses(now, accepts(1), client, ISN), None, "of somebody who has not seen the SYN");
+        assert_eq!(legs.refuses(now, accepts(1), client, ISN + 1), Some(proxy(1)));
+        assert_eq!(legs.refuses(now, accepts(1), client, ISN + 1), None, "once");
+        assert_eq!(legs.turn(now, client, server, false), None);
+        assert!(legs.deflect(now, flow(), ISN, proxy(2)));
         assert!(legs.turn(now, accepts(2), client, false).is_some());
-        assert_eq!(legs.refuses(now, accepts(2), client), None, "its reset is the client's");
-        assert_eq!(legs.proxy_of(now, flow()), Some(proxy(2)));
+        assert_eq!(legs.refuses(now, accepts(2), client, ISN + 1), None, "its reset is the client's");
         legs.release(now, flow());
         assert_eq!(legs.turn(now, client, server, false), None, "it goes past");
         // The same port again is a new connection.
-        assert!(legs.deflect(now, flow(), proxy(2)));
-        assert_eq!(legs.refuses(now, accepts(2), client), Some(proxy(2)));
+        assert!(legs.deflect(now, flow(), 70, proxy(2)));
+        assert_eq!(legs.refuses(now, accepts(2), client, 71), Some(proxy(2)));
+    }
+
+    #[test]
+    fn a_syn_that_comes_again_moves_nothing_that_was_answered() {
+        let (mut legs, now) = (legs(), start());
+        let Flow { client, server } = flow();
+        let accepts = SocketAddr::new(proxy(1), 7784);
+        assert_eq!(legs.again(now, flow(), ISN, |_| true), Again::Unknown);
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)));
+        assert_eq!(legs.again(now, flow(), 70, |_| true), Again::Stays, "repeated");
+        assert_eq!(legs.refuses(now, accepts, client, 71), Some(proxy(1)), "as it was said last");
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)));
+        assert_eq!(
+            legs.again(now, flow(), ISN, |proxy| proxy != accepts.ip()),
+            Again::Anew,
+            "its proxy is gone"
+        );
+        assert_eq!(legs.again(now, flow(), ISN, |_| true), Again::Unknown);
+        assert!(legs.deflect(now, flow(), ISN, proxy(1)));
+        assert!(legs.turn(now, accepts, client, false).is_some());
+        assert_eq!(legs.again(now, flow(), 70, |_| false), Again::Stays, "answered");
+        assert!(legs.turn(now, client, server, true).is_some());
+        assert_eq!(legs.again(now, flow(), 70, |_| true), Again::Anew, "that connection is over");
     }
 
     #[test]
@@ -439,7 +487,7 @@ mod tests {
         for n in 0..200_u8 {
             now += Duration::from_secs(61);
             let flow = Flow { server: SocketAddr::new([10, 2, 0, n].into(), 143), ..flow() };
-            assert!(legs.deflect(now, flow, proxy(1)), "the client's port is free again");
+            assert!(legs.deflect(now, flow, ISN, proxy(1)), "the client's port is free again");
             assert!(legs.turn(now, flow.client, flow.server, true).is_some());
         }
         assert_eq!((legs.clients.len(), legs.there.len()), (1, 1));
@@ -452,7 +500,7 @@ mod tests {
             (1..=5).map(|n| Flow { client: SocketAddr::new([10, 1, 0, n].into(), 7), ..flow() }).collect();
         for (n, flow) in flows.iter().enumerate() {
             // Some by a rule of one kind, some of the other, some of both.
-            assert!(n % 2 == 1 || legs.deflect(now, *flow, proxy(1)));
+            assert!(n % 2 == 1 || legs.deflect(now, *flow, ISN, proxy(1)));
             assert!(n % 2 == 0 || n == 3 || legs.reach(now, *flow, proxy(1)).is_some());
         }
         let live: Vec<Flow> =

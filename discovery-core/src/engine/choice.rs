@@ -99,13 +99,17 @@ impl Engine {
                 let full = found.len() >= self.config.candidates_max;
                 let known = found.iter_mut().find(|ranked| ranked.candidate.peer.key == offer.peer.key);
                 match known {
-                    Some(Ranked { candidate, .. }) => {
-                        candidate.load = candidate.load.max(offer.load);
+                    // Nobody displaces another one by what he tells of him.
+                    Some(Ranked { candidate, .. })
+                        if teller == offer.peer.key || crate::mutants::on("engine-load-told-by-another") =>
+                    {
+                        candidate.load = offer.load;
                         // The operator's word about its place counts more than its own.
                         if !named {
                             candidate.rank = offer.rank;
                         }
                     }
+                    Some(_) => {}
                     None if full => {}
                     None => {
                         let rank = teller_rank.saturating_add(offer.rank);
@@ -159,17 +163,30 @@ impl Engine {
         self.ask_next(now, flow)
     }
 
-    /// Asks another peer for a connection whose SYN was kept and never shown. Not when the first was asked long ago: the
+    /// The peer said that it does not take the connection. Asks another one, but not when the first was asked long ago: the
     /// client waits.
     pub(super) fn ask_next(&mut self, now: Now, flow: Flow) -> bool {
+        let asked = self.table.get(&flow).and_then(|entry| entry.asked.as_ref());
+        let late =
+            asked.is_none_or(|asked| now.mono.saturating_duration_since(asked.since) > self.config.open_max);
+        !late && self.ask_another(now, flow)
+    }
+
+    /// The peer said nothing for as long as is waited. Timers come after their time, and by how much is nobody's choice, so
+    /// no clock is asked here: one silence leads to another peer, and what was asked behind another one waited beside it.
+    pub(super) fn ask_after_silence(&mut self, now: Now, flow: Flow) -> bool {
+        let asked = self.table.get(&flow).and_then(|entry| entry.asked.as_ref());
+        asked.is_some_and(|asked| asked.keys.len() == 1) && self.ask_another(now, flow)
+    }
+
+    /// Asks another peer for a connection whose SYN was kept and never shown.
+    fn ask_another(&mut self, now: Now, flow: Flow) -> bool {
         let Some(entry) = self.table.get(&flow) else { return false };
         let (State::Opening { strict, unasked, .. }, Some(mut asked)) = (entry.state, entry.asked.clone())
         else {
             return false;
         };
-        let late = now.mono.saturating_duration_since(asked.since) > self.config.open_max;
-        if late || asked.keys.len() >= self.config.candidates_max || crate::mutants::on("engine-no-next-peer")
-        {
+        if asked.keys.len() >= self.config.candidates_max || crate::mutants::on("engine-no-next-peer") {
             return false;
         }
         let fresh = |ranked: &Ranked| {

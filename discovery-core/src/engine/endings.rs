@@ -46,7 +46,7 @@ impl Engine {
             State::Opening { peer, .. } => {
                 self.outputs.push_back(Output::Abort { flow, why: Reason::OpenTimedOut });
                 self.refusals.insert((peer.key, flow.server), now.mono + self.config.pmt.failed_ttl);
-                if self.ask_next(now, flow) {
+                if self.ask_after_silence(now, flow) {
                     return;
                 }
                 self.peer_failed(now, flow);

@@ -67,17 +67,17 @@ impl Rig {
         Now { mono: self.start + self.at, wall: UnixMillis(1_800_000_000_000).plus(self.at) }
     }
 
-    /// Lets time go by, with every timer at its time.
+    /// Lets time go by, with every timer a little after its time, as timers are.
     pub(super) fn wait(&mut self, by: Duration) {
         let until = self.at + by;
         while let Some(at) = self.engine.poll_timeout().map(|at| at.saturating_duration_since(self.start)) {
             if at > until {
                 break;
             }
-            self.at = self.at.max(at);
+            self.at = self.at.max(at + ms(1));
             self.engine.handle_timeout(self.now());
         }
-        self.at = until;
+        self.at = self.at.max(until);
     }
 
     pub(super) fn see(&mut self, seen: &Seen) -> (Verdict, Reason) {

@@ -6,8 +6,9 @@
 use super::{
     OPTIONS_OCTETS_MAX, View,
     checksum::Sum,
+    flags::{ACK, RST, SYN},
     rewrite::Area,
-    tcp::{ACK, RST, SYN, SYN_ACK},
+    tcp::SYN_ACK,
     view::{TCP, UDP},
 };
 use crate::flow::Flow;

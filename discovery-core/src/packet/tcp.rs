@@ -1,6 +1,9 @@
 //! The TCP header of a packet (RFC 9293 §3.1).
 
-use super::{Options, SynFacts};
+use super::{
+    Options, SynFacts,
+    flags::{ACK, FIN, RST, SYN},
+};
 
 /// The TCP header of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +103,4 @@ impl<'a> Tcp<'a> {
 /// The fixed part of a TCP header.
 pub(super) const HEADER_OCTETS: usize = 20;
 
-const FIN: u8 = 1;
-pub(super) const SYN: u8 = 2;
-pub(super) const RST: u8 = 4;
-pub(super) const ACK: u8 = 16;
 pub(super) const SYN_ACK: u8 = SYN | ACK;

@@ -16,10 +16,11 @@
 //! | 0x0b, 0x0c | PING, PONG | token u64 |
 //! | 0x0d | GOAWAY | reason u8, ignored rest |
 //! | 0x0e | NOTICE | stream 0, kind, octets |
-//! | 0x0f | CANDIDATES | number u8 of networks, each: 4 or 6 u8, its octets, bits u8; then nodes, each: address, key hint (8 octets), rank u8, flags u8 (1: takes connections), load u16 |
+//! | 0x0f | | ignored: what was CANDIDATES once, of nodes alone |
 //! | 0x10 | WARM | ignored: reserved for octets that nobody waits for |
 //! | 0x20-0x3f | | reserved for segments: not before both sides agreed on them |
-//! | 0x40-0x7f | | of a newer minor version, ignored |
+//! | 0x40 | CANDIDATES | number u8 of networks, each: 4 or 6 u8, its octets, bits u8; then nodes, each: address, key hint (8 octets), rank u8, flags u8 (1: takes connections), load u16 |
+//! | 0x41-0x7f | | of a newer minor version, ignored |
 //!
 //! Offsets, limits and credit count octets of the streams as their ends see them, so that another encoding changes
 //! none. A FIN counts as one more received. An address is `4 | 6` as u8, its octets, port u16.
@@ -349,9 +350,12 @@ mod kind {
     pub(super) const PONG: u8 = 0x0c;
     pub(super) const GOAWAY: u8 = 0x0d;
     pub(super) const NOTICE: u8 = 0x0e;
-    pub(super) const CANDIDATES: u8 = 0x0f;
+    /// Other octets under the same number would break the link with an older node.
+    pub(super) const CANDIDATES_ONCE: u8 = 0x0f;
     pub(super) const WARM: u8 = 0x10;
-    pub(super) const IGNORED_FIRST: u8 = 0x40;
+    /// Among what is ignored by those that do not know it.
+    pub(super) const CANDIDATES: u8 = 0x40;
+    pub(super) const IGNORED_FIRST: u8 = 0x41;
     pub(super) const IGNORED_LAST: u8 = 0x7f;
 }
 

@@ -5,6 +5,7 @@ use crate::{
     identity::{Authority, Presented},
     link::{Link, Taken},
     links::Inner,
+    narrow::Place,
     socket,
 };
 use bytes::BytesMut;
@@ -13,7 +14,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use wan_core::{
@@ -31,7 +32,7 @@ pub(crate) struct Met {
     pub(crate) arrived: BytesMut,
     pub(crate) lanes: LaneSet,
     /// Where it was dialled; none when the peer did.
-    pub(crate) place: Option<SocketAddr>,
+    pub(crate) place: Option<Place>,
 }
 
 /// Connects to `to`, finds whom it was meant for, and lets the link have it.
@@ -41,23 +42,26 @@ pub(crate) async fn dial(
     expected: &Expected,
     lanes: LaneSet,
 ) -> Result<Met, Reason> {
-    let tcp = socket::dial(to, inner.sockets(), inner.segment_max(to)).await?;
-    let mut heard = Heard { inner, place: to, ended: false };
-    let met = timeout(HANDSHAKE_MAX, meet(inner, tcp, to, expected, lanes)).await;
+    let segment = inner.segment_max(to);
+    let place = Place { at: to, narrow: segment.is_some() };
+    let tcp = socket::dial(to, inner.sockets(), segment).await?;
+    let mut heard = Heard { inner, place, since: Instant::now(), ended: false };
+    let met = timeout(HANDSHAKE_MAX, meet(inner, tcp, place, expected, lanes)).await;
     heard.ended = met.is_ok();
     met.unwrap_or(Err(Reason::PeerTimedOut))
 }
 
-/// A handshake that nobody let end, whoever was tired of it first, has met silence.
+/// A handshake that nobody let end, whoever was tired of it first, has met silence: if it was given time.
 struct Heard<'i> {
     inner: &'i Inner,
-    place: SocketAddr,
+    place: Place,
+    since: Instant,
     ended: bool,
 }
 
 impl Drop for Heard<'_> {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.ended && self.since.elapsed() >= SILENCE_MIN {
             self.inner.fell_silent(self.place);
         }
     }
@@ -66,10 +70,11 @@ impl Drop for Heard<'_> {
 async fn meet(
     inner: &Arc<Inner>,
     tcp: TcpStream,
-    to: SocketAddr,
+    place: Place,
     expected: &Expected,
     lanes: LaneSet,
 ) -> Result<Met, Reason> {
+    let to = place.at;
     let congestion = socket::prepare(&tcp).map_err(|_| Reason::PeerUnreachable)?;
     let setup = inner.setup();
     // No name is checked: see `trust`.
@@ -102,7 +107,7 @@ async fn meet(
     };
     let dialled = Link::side(&setup.node, &link.node);
     let taken = link.attach(dialled, &greeting, authority, to, congestion)?;
-    Ok(Met { link, taken, tls, arrived, lanes, place: Some(to) })
+    Ok(Met { link, taken, tls, arrived, lanes, place: Some(place) })
 }
 
 /// Somebody connected to us.
@@ -193,6 +198,8 @@ pub(crate) async fn part(tls: &mut TlsStream<TcpStream>, reason: Reason) {
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Who connected has said who it is by then: one round trip of a satellite, and one packet sent again on any other line.
 const TLS_MAX: Duration = Duration::from_secs(3);
+/// A dial that is given up sooner says nothing of the line: whoever dials counts the way to the other system too.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 const PART_MAX: Duration = Duration::from_millis(500);
 /// Of a newer version, too.
 const HELLO_OCTETS_MAX: usize = 4096;

@@ -8,12 +8,12 @@ use crate::{
     handshake,
     identity::{Authority, BadIdentity, Identity, Presented, key_hint},
     link::{Link, Owner},
-    narrow::Narrow,
+    narrow::{Narrow, Place},
     opener::{Grants, StreamOpener, covers, within},
     reachable::reachable,
     roster::Roster,
     socket::Sockets,
-    splice::splice,
+    splice::{Spliced, Unsaid, splice_until},
     status::LinkStatus,
     stream::LinkStream,
     trust::Tls,
@@ -32,7 +32,9 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use wan_core::{Candidates, Config, Lane, LaneSet, Notice, OpenFrame, Reason, StreamId, backoff, mutants};
+use wan_core::{
+    Candidates, Config, Kind, Lane, LaneSet, Notice, OpenFrame, Reason, StreamId, backoff, mutants,
+};
 
 /// A configured peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -368,8 +370,8 @@ impl Inner {
     }
 
     /// A connection that stood where we dialled met silence.
-    pub(crate) fn fell_silent(&self, place: SocketAddr) {
-        tracing::debug!(%place, "silence; the next connection there keeps its packets small");
+    pub(crate) fn fell_silent(&self, place: Place) {
+        tracing::debug!(place = %place.at, small = place.narrow, "silence; a connection there keeps its packets small");
         self.narrow.lock().unwrap_or_else(PoisonError::into_inner).note(place, Instant::now().into_std());
     }
 
@@ -687,6 +689,7 @@ impl Inner {
                 true => Ok(()),
                 false => self.grants.may_open(&link.node, &open),
             });
+        let (server, unsaid) = (open.flow.server, unsaid(open.kind));
         let opened = match allowed {
             // Whoever asks may give up first; what was begun for him ends with it.
             Ok(()) => tokio::select! {
@@ -698,7 +701,9 @@ impl Inner {
         match opened {
             Ok(mut opened) => {
                 if let Ok(stream) = link.accept(id, opened.info) {
-                    splice(stream, &mut *opened.io).await;
+                    let Spliced { sent, received, cut } = splice_until(stream, &mut *opened.io, unsaid).await;
+                    let cut = cut.map(Reason::word);
+                    tracing::debug!(peer = %link.node, %server, sent, received, cut, "a peer's stream ended");
                 } else {
                     opened.io.reset_on_close();
                     link.refuse(id, Reason::Cancelled);
@@ -706,6 +711,14 @@ impl Inner {
             }
             Err(reason) => link.refuse(id, reason),
         }
+    }
+}
+
+/// Mail sessions know the end of a session by what was said; a server that hangs up behind its last word is common.
+fn unsaid(kind: Kind) -> Unsaid {
+    match kind {
+        Kind::Origin => Unsaid::End,
+        Kind::Carry | Kind::Claim | Kind::Adopt => Unsaid::Cut,
     }
 }
 

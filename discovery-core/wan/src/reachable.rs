@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Whether a node can listen there. `loopback`: also on this very machine, where tests have their peers.
-pub(crate) fn reachable(address: SocketAddr, loopback: bool) -> bool {
+/// Whether something beyond this machine can listen there. `loopback`: also on this very machine, where tests have their
+/// peers.
+#[must_use]
+pub fn reachable(address: SocketAddr, loopback: bool) -> bool {
     let one = match address.ip().to_canonical() {
         IpAddr::V4(ip) => !ip.is_link_local() && !ip.is_broadcast(),
         IpAddr::V6(ip) => !ip.is_unicast_link_local(),

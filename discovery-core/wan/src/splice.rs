@@ -21,13 +21,31 @@ pub struct Spliced {
     pub sent: u64,
     /// Octets from the link into the connection.
     pub received: u64,
-    /// Why it ended before both directions had; the connection should then be reset too.
+    /// Why it ended before its time; the connection should then be reset too.
     pub cut: Option<Reason>,
 }
 
+/// What the end of a TLS stream is that came without TLS's word for it: somebody on the way can have made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unsaid {
+    /// A cut as any other.
+    Cut,
+    /// An end, so that no reset overtakes what was said before: for users who see by their own rules whether something is
+    /// missing, and take an end for a cut. It is still told as [`Spliced::cut`].
+    End,
+}
+
 /// Carries octets both ways until both directions have ended, or either side is cut.
-pub async fn splice(mut stream: LinkStream, io: &mut (impl AsyncIo + ?Sized)) -> Spliced {
-    let mut up = Up { done: false, octets: 0 };
+pub async fn splice(stream: LinkStream, io: &mut (impl AsyncIo + ?Sized)) -> Spliced {
+    splice_until(stream, io, Unsaid::Cut).await
+}
+
+pub(crate) async fn splice_until(
+    mut stream: LinkStream,
+    io: &mut (impl AsyncIo + ?Sized),
+    unsaid: Unsaid,
+) -> Spliced {
+    let mut up = Up { done: false, octets: 0, unsaid, unannounced: false };
     let mut down = Down { state: Downwards::Reading, octets: 0 };
     let cut = poll_fn(|cx| {
         let sent = up.poll(cx, &mut stream, io);
@@ -43,12 +61,16 @@ pub async fn splice(mut stream: LinkStream, io: &mut (impl AsyncIo + ?Sized)) ->
         stream.reset(Reason::ConnectionReset);
         io.reset_on_close();
     }
+    let cut = cut.or(up.unannounced.then_some(Reason::ServerTls));
     Spliced { sent: up.octets, received: down.octets, cut }
 }
 
 struct Up {
     done: bool,
     octets: u64,
+    unsaid: Unsaid,
+    /// It has ended so.
+    unannounced: bool,
 }
 
 impl Up {
@@ -78,10 +100,10 @@ impl Up {
                             }
                         }
                     }
-                    // TLS that was closed without a word about it. What was said before is the last that there is, and
-                    // whoever speaks through the stream sees by its own rules whether something is missing; a reset would
-                    // overtake it.
-                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    Poll::Ready(Err(error))
+                        if error.kind() == io::ErrorKind::UnexpectedEof && self.unsaid == Unsaid::End =>
+                    {
+                        self.unannounced = true;
                         Poll::Ready(Ok(0))
                     }
                     Poll::Ready(Err(_)) => Poll::Ready(Err(Reason::ConnectionReset)),

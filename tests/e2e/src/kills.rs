@@ -316,7 +316,7 @@ impl Ground {
         let start = Instant::now();
         while self.pair.count(Place::Branch, "carried")? <= before {
             let late = start.elapsed() > Duration::from_secs(20);
-            ensure!(!late, "nothing is carried: {}", self.pair.log(Place::Branch));
+            ensure!(!late, "nothing is carried:\n{}", self.pair.account(&[Place::Branch, Place::Centre]));
             let shots = shoot(&self.lab, vec![(Duration::ZERO, FIRST_PORT)], STALL)?;
             drop(shots.join());
         }

@@ -216,6 +216,17 @@ impl Pair {
         crate::waypost::tail(&String::from_utf8_lossy(&log.unwrap_or_default())).to_owned()
     }
 
+    /// For whoever looks for an error: what nodes say of the path, and the ends of their logs.
+    #[must_use]
+    pub fn account(&self, places: &[Place]) -> String {
+        let of = |place: &Place| {
+            let said =
+                self.status(*place).map_or_else(|error| error.to_string(), |status| status.to_string());
+            format!("{} says {said}\n{}", place.name(), self.log(*place))
+        };
+        places.iter().map(of).collect::<Vec<_>>().join("\n")
+    }
+
     fn state(&self, place: Place) -> Option<String> {
         self.status(place).ok()?.get("state")?.as_str().map(str::to_owned)
     }
@@ -245,7 +256,6 @@ impl Drop for Pair {
     }
 }
 
-/// A process and all that it has started.
 /// Waits until killed processes hold no files any more, of which nobody here is the parent: whoever starts the next one wants
 /// their queue.
 pub(crate) fn all_gone(pids: &[u32]) -> anyhow::Result<()> {
@@ -267,6 +277,7 @@ fn holds_files(pid: u32) -> bool {
     })
 }
 
+/// A process and all that it has started.
 fn descent(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut nth = 0;

@@ -157,6 +157,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a client speaks to its node by address, the node's peer to the server",
         carry::non_transparent,
     ),
+    row(
+        "non-transparent-replaced",
+        "the client's node is upgraded and killed while it carries",
+        carry::replaced,
+    ),
     row("udp-counted", "UDP flows pass, are counted, and obey the rules", datagrams::counted),
     row("datagram-response", "where options are taken out, a datagram answers", datagrams::answered),
     row(

@@ -37,6 +37,8 @@ struct Shell {
     bypass: bool,
     /// SYNs seen for a flow: what comes back must be one of them.
     syns: BTreeMap<Flow, Vec<Vec<u8>>>,
+    /// Those that went out with the query after they had been kept: once.
+    shown: BTreeMap<Flow, Vec<Vec<u8>>>,
     queries: BTreeMap<Flow, u32>,
     answers: BTreeMap<Flow, u32>,
     /// Sockets towards servers: connected or not.
@@ -105,6 +107,7 @@ impl Shell {
             agent: false,
             bypass: false,
             syns: BTreeMap::new(),
+            shown: BTreeMap::new(),
             queries: BTreeMap::new(),
             answers: BTreeMap::new(),
             sockets: BTreeMap::new(),
@@ -335,9 +338,8 @@ impl Shell {
                     assert!(self.injected.insert(flow), "{flow} is injected twice");
                     self.given_back(flow, &packet);
                 }
-                Output::ProbeSyn { flow, packet } | Output::ReleaseSyn { flow, packet } => {
-                    self.given_back(flow, &packet)
-                }
+                Output::ProbeSyn { flow, packet } => self.shown(flow, packet),
+                Output::ReleaseSyn { flow, packet } => self.given_back(flow, &packet),
                 Output::Unreachable { flow, packet, .. } => self.given_back(flow, &packet),
                 Output::Connect { flow } => {
                     assert_eq!(self.sockets.insert(flow, false), None, "a second socket for {flow}");
@@ -388,11 +390,23 @@ impl Shell {
         assert!(self.engine.recent().count() <= 5);
     }
 
-    fn given_back(&mut self, flow: Flow, packet: &[u8]) {
+    /// What was kept goes out with the query, as others do when they are seen, and is kept for what becomes of it.
+    fn shown(&mut self, flow: Flow, packet: Vec<u8>) {
         let syns = self.syns.get_mut(&flow).expect("a SYN of this flow was seen");
-        let place =
-            syns.iter().position(|syn| syn == packet).expect("it is one that was seen, and only once");
+        let place = syns.iter().position(|syn| *syn == packet).expect("it is one that was seen");
         syns.remove(place);
+        self.shown.entry(flow).or_default().push(packet);
+    }
+
+    fn given_back(&mut self, flow: Flow, packet: &[u8]) {
+        let seen = [&mut self.syns, &mut self.shown].into_iter().filter_map(|syns| syns.get_mut(&flow));
+        for syns in seen {
+            if let Some(place) = syns.iter().position(|syn| syn == packet) {
+                syns.remove(place);
+                return;
+            }
+        }
+        panic!("{flow}: it is none that was seen, or was given back before");
     }
 
     /// After two minutes without anything nothing is left but what a peer has.

@@ -67,9 +67,9 @@ fn script(data: &[u8]) {
             }
             6 => {
                 let word = Ye { from: u32::from(a), ye: u32::from(a) + u32::from(b) };
-                if near.answered(word).is_ok() {
+                if near.answered(now, word).is_ok() {
                     assert!(frozen.is_some(), "answered what was not asked");
-                    near.filled(OCTETS.get(..usize::from(b % 65)).unwrap_or_default());
+                    near.filled(now, OCTETS.get(..usize::from(b % 65)).unwrap_or_default());
                 }
             }
             _ => {

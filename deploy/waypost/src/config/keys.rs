@@ -367,6 +367,11 @@ pub(crate) const PEER: Section = Section {
             "a list of networks that it may ask for without a SYN that was seen here",
             r#"["10.2.0.0/16"]"#,
         ),
+        key(
+            "may_dial",
+            "a list of networks that it may reach from this node's own address, as its [[carry]] does",
+            r#"["10.2.0.0/16"]"#,
+        ),
     ],
 };
 

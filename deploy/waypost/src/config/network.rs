@@ -89,6 +89,8 @@ pub(crate) struct Peer {
     pub(crate) serves: Vec<Prefix>,
     /// Servers that it may ask for without a SYN that was seen here.
     pub(crate) may_open: Vec<Prefix>,
+    /// Servers that see this node's own address when it asks for them so.
+    pub(crate) may_dial: Vec<Prefix>,
 }
 
 /// Reads `[interception]` and its rules; none without the section.
@@ -332,7 +334,8 @@ fn peer(mut t: TableReader<'_, '_>, others: &[Peer]) -> Option<Peer> {
     }
     let pin = t.maybe("pin");
     let may_open = t.get("may_open", Vec::new());
-    Some(Peer { id: id?, address, pin, servers, preference, serves, may_open })
+    let may_dial = t.get("may_dial", Vec::new());
+    Some(Peer { id: id?, address, pin, servers, preference, serves, may_open, may_dial })
 }
 
 /// The TCP option in which probes travel.

@@ -32,17 +32,28 @@ use wan_core::Reason as Why;
 pub(super) async fn adopt(carrier: &Arc<Carrier>, flow: Flow) -> Result<OpenedStream, Why> {
     let (tell, mut steps) = steps();
     carrier.adopt_for_peer(flow, tell).ok_or(Why::Unsupported)?;
-    let (ticket, ready) = match timeout(READY_MAX, steps.recv()).await {
-        Ok(Some(Step::Ready(ticket, ready))) => (ticket, ready),
-        Ok(Some(Step::Refused(why))) => return Err(refused(why)),
-        Ok(Some(Step::Cut(_) | Step::Client(_) | Step::Server(..)) | None) => {
-            return Err(Why::ShuttingDown);
-        }
-        Err(_) => return Err(Why::UnknownFlow),
+    // A loop that finds nobody here any more begins nothing.
+    let ticket = match steps.recv().await {
+        Some(Step::Begun(ticket)) => ticket,
+        step => return Err(unready(step)),
     };
-    let state = State::Asked { ticket, word: Vec::new() };
-    let io = Adopting { carrier: Arc::clone(carrier), flow, steps, state };
-    Ok(OpenedStream { io: Box::new(io), info: ready.encode().into() })
+    // From here on the loop hears of it when the peer, who may give up at any time, is gone.
+    let state = State::Asked { word: Vec::new() };
+    let mut io = Adopting { carrier: Arc::clone(carrier), ticket, steps, state };
+    match timeout(READY_MAX, io.steps.recv()).await {
+        Ok(Some(Step::Ready(_, ready))) => Ok(OpenedStream { io: Box::new(io), info: ready.encode().into() }),
+        Ok(step) => Err(unready(step)),
+        Err(_) => Err(Why::UnknownFlow),
+    }
+}
+
+fn unready(step: Option<Step>) -> Why {
+    match step {
+        Some(Step::Refused(why)) => refused(why),
+        Some(Step::Begun(_) | Step::Ready(..) | Step::Cut(_) | Step::Client(_) | Step::Server(..)) | None => {
+            Why::ShuttingDown
+        }
+    }
 }
 
 /// What the peer is told.
@@ -59,16 +70,16 @@ fn refused(why: Reason) -> Why {
 
 struct Adopting {
     carrier: Arc<Carrier>,
-    flow: Flow,
+    ticket: Ticket,
     steps: UnboundedReceiver<Step>,
     state: State,
 }
 
 enum State {
     /// CUT is still to come, or the rest of it.
-    Asked { ticket: Ticket, word: Vec<u8> },
+    Asked { word: Vec<u8> },
     /// The loop is to make the socket.
-    Cutting { ticket: Ticket },
+    Cutting,
     /// `head` is to be told before anything that the server says.
     Carried { head: Bytes, server: Box<dyn AsyncIo> },
     /// Given up.
@@ -78,22 +89,25 @@ enum State {
 impl Adopting {
     /// The server, once there is its socket.
     fn poll_server(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(&mut Bytes, Pin<&mut dyn AsyncIo>)>> {
-        if let State::Asked { .. } | State::Cutting { .. } = self.state {
+        if let State::Asked { .. } | State::Cutting = self.state {
             match ready!(self.steps.poll_recv(cx)) {
                 Some(Step::Server(socket, ye, octets)) => {
-                    let serving = Serving::begin(&self.carrier, self.flow, None);
+                    let serving = Serving::begin(&self.carrier, self.ticket.flow, None);
                     let head = [ye.encode(), octets].concat().into();
                     self.state =
                         State::Carried { head, server: Box::new(serving.around(Tcp::from_fd(socket)?)) };
                 }
-                Some(Step::Refused(_) | Step::Ready(..) | Step::Cut(_) | Step::Client(_)) | None => {
+                Some(
+                    Step::Refused(_) | Step::Begun(_) | Step::Ready(..) | Step::Cut(_) | Step::Client(_),
+                )
+                | None => {
                     self.state = State::Over;
                 }
             }
         }
         match &mut self.state {
             State::Carried { head, server } => Poll::Ready(Ok((head, Pin::new(&mut **server)))),
-            State::Asked { .. } | State::Cutting { .. } | State::Over => {
+            State::Asked { .. } | State::Cutting | State::Over => {
                 Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
             }
         }
@@ -119,8 +133,8 @@ impl AsyncRead for Adopting {
 impl AsyncWrite for Adopting {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if let State::Asked { ticket, word } = &mut this.state {
-            let ticket = *ticket;
+        let ticket = this.ticket;
+        if let State::Asked { word } = &mut this.state {
             let mut octets = octets;
             let n = octets.len().min(CutWord::OCTETS - word.len());
             word.extend_from_slice(&octets.copy_to_bytes(n));
@@ -131,7 +145,7 @@ impl AsyncWrite for Adopting {
                     return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 };
                 this.carrier.adoption(ticket, Word::Cut(cut));
-                this.state = State::Cutting { ticket };
+                this.state = State::Cutting;
             }
             return Poll::Ready(Ok(n));
         }
@@ -142,7 +156,7 @@ impl AsyncWrite for Adopting {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
             State::Carried { server, .. } => Pin::new(&mut **server).poll_flush(cx),
-            State::Asked { .. } | State::Cutting { .. } | State::Over => Poll::Ready(Ok(())),
+            State::Asked { .. } | State::Cutting | State::Over => Poll::Ready(Ok(())),
         }
     }
 
@@ -150,7 +164,7 @@ impl AsyncWrite for Adopting {
         match &mut self.state {
             State::Carried { server, .. } => Pin::new(&mut **server).poll_shutdown(cx),
             // The client's end comes behind CUT, and YE was not said.
-            State::Asked { .. } | State::Cutting { .. } | State::Over => {
+            State::Asked { .. } | State::Cutting | State::Over => {
                 Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
             }
         }
@@ -161,7 +175,7 @@ impl AsyncIo for Adopting {
     fn set_receive_window(&self, octets: u32) -> io::Result<()> {
         match &self.state {
             State::Carried { server, .. } => server.set_receive_window(octets),
-            State::Asked { .. } | State::Cutting { .. } | State::Over => Ok(()),
+            State::Asked { .. } | State::Cutting | State::Over => Ok(()),
         }
     }
 
@@ -174,17 +188,17 @@ impl AsyncIo for Adopting {
 
 impl Drop for Adopting {
     fn drop(&mut self) {
-        if let State::Asked { ticket, .. } | State::Cutting { ticket } = self.state {
-            self.carrier.adoption(ticket, Word::Over(Reason::AbortedByPeer));
-            // Its socket may be here already.
-            self.steps.close();
-            while let Ok(step) = self.steps.try_recv() {
-                if let Step::Server(server, ..) = step {
-                    drop(server);
-                    self.carrier.tell(Event::Closed { flow: self.flow });
-                }
+        // Its socket may be here already.
+        self.steps.close();
+        while let Ok(step) = self.steps.try_recv() {
+            if let Step::Server(server, ..) = step {
+                drop(server);
+                self.carrier.tell(Event::Closed { flow: self.ticket.flow });
             }
         }
+        // The server hears of its end before the client's packets may reach it again.
+        self.state = State::Over;
+        self.carrier.adoption(self.ticket, Word::Over(Reason::AbortedByPeer));
     }
 }
 

@@ -29,8 +29,8 @@ use discovery_linux::{
     socket::{Connecting, Target},
 };
 use outcome::{failed, no_socket, refusal};
-use peers::Met;
 pub(super) use peers::watch_peers;
+use peers::{Lists, Met};
 use seams::AsyncIo;
 use serving::Served;
 pub(super) use serving::Serving;
@@ -71,6 +71,8 @@ struct State {
     /// Whether there is a link whose peer may serve whatever it offers, as the engine was told: clients are answered on
     /// its account. What a peer of a bound authority offers has to be asked for first.
     peers: HashMap<engine::Peer, Met>,
+    /// What peers have told last.
+    lists: Lists,
 }
 
 /// What a client's octets go to.

@@ -18,7 +18,7 @@ use tokio::{
     task::AbortHandle,
 };
 use wan::{Links, Peer, splice};
-use wan_core::{Kind, OpenFrame};
+use wan_core::{Kind, OpenFrame, Reason};
 
 /// The addresses at which this node carries.
 pub(super) struct Carrying {
@@ -81,11 +81,22 @@ async fn one(carry: &Carry, links: &Links, client: TcpStream, from: SocketAddr) 
     let Ok(mut client) = Tcp::new(client) else { return };
     match links.open(&Peer::Node(carry.peer.clone()), asks(carry.server, from)).await {
         Ok(stream) => {
-            let spliced = splice(stream, &mut client).await;
-            tracing::debug!(%from, server = %carry.server, cut = ?spliced.cut, "carried");
+            // What the client says goes along with what is asked.
+            let answer = stream.answer();
+            let (answer, spliced) = tokio::join!(answer, splice(stream, &mut client));
+            match answer {
+                Ok(_) => tracing::debug!(%from, server = %carry.server, cut = ?spliced.cut, "carried"),
+                // The stream was over before it was asked again.
+                Err(Reason::Cancelled) => not_carried(carry, from, spliced.cut.unwrap_or(Reason::Cancelled)),
+                Err(why) => not_carried(carry, from, why),
+            }
         }
-        Err(why) => tracing::warn!(%from, server = %carry.server, peer = %carry.peer, %why, "not carried"),
+        Err(why) => not_carried(carry, from, why),
     }
+}
+
+fn not_carried(carry: &Carry, from: SocketAddr, why: Reason) {
+    tracing::warn!(%from, server = %carry.server, peer = %carry.peer, %why, "not carried");
 }
 
 fn asks(server: SocketAddr, from: SocketAddr) -> OpenFrame {

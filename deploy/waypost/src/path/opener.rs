@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{net::TcpStream, time::timeout};
-use wan::{OpenedStream, StreamOpener};
+use wan::{OpenedStream, StreamOpener, reachable};
 use wan_core::{Kind, Notice, OpenFrame, Reason as Why};
 
 /// Opens the servers' ends of peers' streams.
@@ -32,6 +32,8 @@ pub(super) struct Opener {
     carrier: Arc<Carrier>,
     /// What each may ask for without a SYN that was seen here.
     may_open: HashMap<NodeId, Vec<Prefix>>,
+    /// What each may reach from this node's own address.
+    may_dial: HashMap<NodeId, Vec<Prefix>>,
     shown: Mutex<Shown>,
     origins: Origins,
     /// Without a place on the path there are no SYNs to be seen, and servers see this node.
@@ -48,13 +50,20 @@ impl Opener {
         off_path: Option<Arc<OffPath>>,
     ) -> Self {
         let may_open = link.peers.iter().map(|peer| (peer.id.clone(), peer.may_open.clone())).collect();
-        Self { carrier, may_open, shown: Mutex::default(), origins: Origins::new(mail), stands, off_path }
+        let may_dial = link.peers.iter().map(|peer| (peer.id.clone(), peer.may_dial.clone())).collect();
+        Self {
+            carrier,
+            may_open,
+            may_dial,
+            shown: Mutex::default(),
+            origins: Origins::new(mail),
+            stands,
+            off_path,
+        }
     }
 
     fn granted(&self, peer: &NodeId, open: &OpenFrame) -> bool {
-        let server = open.flow.server.ip();
-        let prefixes = self.may_open.get(peer);
-        prefixes.is_some_and(|prefixes| prefixes.iter().any(|prefix| prefix.contains(server)))
+        named(&self.may_open, peer, open)
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -65,8 +74,9 @@ impl Opener {
     async fn reach(&self, peer: &NodeId, open: &OpenFrame) -> Result<(Box<dyn AsyncIo>, Bytes), Why> {
         let flow = open.flow;
         let named = self.granted(peer, open);
+        let own = (open.kind == Kind::Carry && !open.spoof).then(|| self::named(&self.may_dial, peer, open));
         let granted = open.kind != Kind::Claim && (named || self.shown().covers(peer, flow, Instant::now()));
-        match by(self.off_path.is_some(), self.stands, named, open.spoof) {
+        match by(self.off_path.is_some(), self.stands, named, own) {
             By::Nothing => return Err(Why::NotGranted),
             By::Dial => return dial(open).await,
             By::Deflector => {
@@ -157,14 +167,22 @@ enum By {
 
 /// Without a place on the path there is no SYN to be seen: the operator's word is all there is, `named`. The rules of a
 /// deflector say what its proxies may reach, and not for whom. A client that came to the peer's own address has no SYN
-/// anywhere: it is not to be seen by the server (`spoof`).
-fn by(off_path: bool, stands: bool, named: bool, spoof: bool) -> By {
-    match (off_path, stands, named, spoof) {
-        (_, _, true, false) | (false, false, true, true) => By::Dial,
-        (true, _, true, true) => By::Deflector,
-        (false, true, _, true) => By::Claim,
-        (true, _, false, _) | (false, false, false, _) | (false, true, false, false) => By::Nothing,
+/// anywhere, and the server is to see this node (`own`: whether that is granted): more than any client is shown, unless this
+/// node has nothing else to show.
+fn by(off_path: bool, stands: bool, named: bool, own: Option<bool>) -> By {
+    match (own, off_path, stands, named) {
+        (Some(true), ..) | (_, false, false, true) => By::Dial,
+        (None, true, _, true) => By::Deflector,
+        (None, false, true, _) => By::Claim,
+        (Some(false), true, ..) | (Some(false), _, true, _) | (_, _, _, false) => By::Nothing,
     }
+}
+
+/// Whether the operator named the server for this peer. An address written in the other family's way is none that he named.
+fn named(grants: &HashMap<NodeId, Vec<Prefix>>, peer: &NodeId, open: &OpenFrame) -> bool {
+    let server = open.flow.server.ip();
+    let prefixes = grants.get(peer).filter(|_| server.to_canonical() == server);
+    prefixes.is_some_and(|prefixes| prefixes.iter().any(|prefix| prefix.contains(server)))
 }
 
 impl StreamOpener for Opener {
@@ -182,6 +200,10 @@ impl StreamOpener for Opener {
 }
 
 async fn dial(open: &OpenFrame) -> Result<(Box<dyn AsyncIo>, Bytes), Why> {
+    // However wide the grant is: not what this machine says to itself, nor to its neighbours only.
+    if !reachable(open.flow.server, false) {
+        return Err(Why::NotGranted);
+    }
     let dialled = timeout(DIAL_MAX, TcpStream::connect(open.flow.server)).await;
     let stream = match dialled {
         Ok(Ok(stream)) => stream,
@@ -247,13 +269,11 @@ mod tests {
             (true, true, true, By::Deflector),
             (true, true, false, By::Nothing),
         ] {
-            assert_eq!(by(off_path, stands, named, true), reached, "{off_path} {stands} {named}");
-            let own = if named { By::Dial } else { By::Nothing };
-            assert_eq!(
-                by(off_path, stands, named, false),
-                own,
-                "its own address: {off_path} {stands} {named}"
-            );
+            assert_eq!(by(off_path, stands, named, None), reached, "{off_path} {stands} {named}");
+            // Where a client's address, or a deflector's rules, would be the way, only for who may have this node's own.
+            assert_eq!(by(off_path, stands, named, Some(true)), By::Dial, "{off_path} {stands} {named}");
+            let own = if named && !off_path && !stands { By::Dial } else { By::Nothing };
+            assert_eq!(by(off_path, stands, named, Some(false)), own, "{off_path} {stands} {named}");
         }
     }
 }

@@ -7,6 +7,7 @@
 //! nothing but what the node may know.
 
 use crate::api::{Explained, PathStatus};
+use discovery_core::{engine, probe::KeyHint};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::HashMap,
@@ -54,6 +55,12 @@ pub(super) struct Offered {
     /// In percent.
     pub(super) load: u8,
     pub(super) able: bool,
+}
+
+impl Offered {
+    pub(super) fn peer(&self) -> engine::Peer {
+        engine::Peer { link: self.link, key: KeyHint(self.key) }
+    }
 }
 
 /// What the packet loop knows of what would become of a connection.

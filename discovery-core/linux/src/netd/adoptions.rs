@@ -8,6 +8,7 @@ use discovery_core::adopt::split::{Far, FarCut, Fate, Near, Ye};
 use discovery_core::adopt::{Observation, Passed, Segment, Terms};
 use discovery_core::engine::{Adopter, Peer, Reason};
 use discovery_core::flow::Flow;
+use discovery_core::packet::flags::{RST, SYN};
 
 use super::split::{Step, Tell, Ticket, Word};
 use crate::queue::PacketId;
@@ -27,6 +28,8 @@ struct Observed {
     watch: Watch,
     /// A packet has come because every one does.
     begun: bool,
+    /// When the last one came: that they still do, only a packet says.
+    seen: Option<Instant>,
 }
 
 enum Watch {
@@ -53,9 +56,14 @@ enum Watch {
 enum Over {
     /// Its next packets make it known to the kernel.
     Refused,
+    /// Its next packets go on, and then it may be tried again.
+    Later,
     /// Its other end's socket is the peer's: what comes from the peer's side is a straggler, which would show one end
-    /// octets that the other node's socket has not.
-    Adopted { drops_up: bool },
+    /// octets that the other node's socket has not. `far`: which attempt it was, of the server's node.
+    Adopted { drops_up: bool, far: Option<(u64, Ye)> },
+    /// There was no way back, and no socket. The client is told at whatever it says: a reset counts only at the very
+    /// number that it expects (RFC 5961 §3.2).
+    Torn,
 }
 
 /// What becomes of a packet.
@@ -67,6 +75,8 @@ pub(super) enum Seen {
     Held,
     /// It ends here.
     Drop,
+    /// It ends here, and its sender is told that its connection is over, at this number.
+    Reset(u32),
     /// It goes on, and its connection is of no interest any more.
     Settled(Option<Outcome>),
 }
@@ -92,14 +102,19 @@ pub(super) enum Outcome {
         octets: Vec<u8>,
         tell: Tell,
     },
-    /// `reset`: there is no way back, and this is what the client expects next.
+    /// The server's node has cut and its peer did not go on: the client is told, where it may expect it.
+    Torn {
+        flow: Flow,
+        at: [u32; 2],
+    },
+    /// `reset`: there is no way back, and there the client may expect it.
     Refused {
         flow: Flow,
         by: Adopter,
         why: Reason,
         tell: Option<Tell>,
         held: Vec<PacketId>,
-        reset: Option<u32>,
+        reset: Option<[u32; 2]>,
     },
 }
 
@@ -144,13 +159,13 @@ impl Adoptions {
         now: Instant,
         flow: Flow,
         mss: u16,
-        tell: Tell,
+        mut tell: Tell,
     ) -> Result<Option<Outcome>, (Reason, Tell)> {
         let back = Flow { client: flow.server, server: flow.client };
         let gives_way = flow.client < flow.server;
         let outcome = match self.observed.get(&back).map(|observed| &observed.watch) {
             Some(Watch::Near { near, .. }) if gives_way && !near.is_frozen() => {
-                self.refused(back, Reason::TupleInUse)
+                self.refused(now, back, Reason::TupleInUse)
             }
             Some(_) => return Err((Reason::TupleInUse, tell)),
             None => None,
@@ -158,13 +173,19 @@ impl Adoptions {
         if self.observed.contains_key(&flow) {
             return Err((Reason::TupleInUse, tell));
         }
-        if self.is_full() {
+        // Nobody shows that what he asks for is there: some room is this node's own.
+        let far = self.observed.values().filter(|observed| matches!(observed.watch, Watch::Far { .. }));
+        if self.is_full() || far.count() >= FAR_MAX {
             return Err((Reason::ExistingLater, tell));
+        }
+        let nth = self.next();
+        // Whoever asked may have gone since.
+        if !tell(Step::Begun(Ticket { flow, nth })) {
+            return Err((Reason::AbortedByPeer, tell));
         }
         self.over.remove(&back);
         let terms = self.terms(flow, mss);
         tracing::debug!(%flow, ?terms, "observed, to adopt it for a peer");
-        let nth = self.next();
         self.observe(flow, Watch::Far { far: Far::begin(now, flow, terms), nth, tell, ruled: false });
         Ok(outcome)
     }
@@ -176,7 +197,7 @@ impl Adoptions {
 
     fn observe(&mut self, flow: Flow, watch: Watch) {
         self.over.remove(&flow);
-        self.observed.insert(flow, Observed { watch, begun: false });
+        self.observed.insert(flow, Observed { watch, begun: false, seen: None });
     }
 
     fn terms(&mut self, flow: Flow, mss: u16) -> Option<Terms> {
@@ -220,8 +241,9 @@ impl Adoptions {
         match (observed.begun, watched) {
             // It waited in the queue before its flow was watched.
             (false, false) => return Seen::Pass,
-            (true, false) => return Seen::Settled(self.refused(flow, Reason::AdoptUnsteady)),
-            (_, true) => observed.begun = true,
+            (true, false) if observed.watch.is_beyond_return() => {}
+            (true, false) => return Seen::Settled(self.refused(now, flow, Reason::AdoptUnsteady)),
+            (_, true) => (observed.begun, observed.seen) = (true, Some(now)),
         }
         let fate = match &mut observed.watch {
             Watch::Alone(observation) => observation.see(now, segment).map(|()| Fate::Pass),
@@ -237,37 +259,47 @@ impl Adoptions {
                 }
                 Seen::Held
             }
-            Err(why) => Seen::Settled(self.refused(flow, why)),
+            Err(why) => Seen::Settled(self.refused(now, flow, why)),
         }
     }
 
     fn was_observed(&mut self, flow: Flow, segment: &Segment<'_>) -> Seen {
-        const SYN: u8 = 2;
         match self.over.get(&flow) {
-            Some((Over::Adopted { drops_up }, _)) if segment.flags & SYN == 0 => {
+            // It begins anew.
+            Some((Over::Adopted { .. } | Over::Torn, _)) if segment.flags & SYN != 0 => {
+                self.over.remove(&flow);
+                Seen::Pass
+            }
+            Some((Over::Adopted { drops_up, .. }, _)) => {
                 if segment.up == *drops_up {
                     Seen::Drop
                 } else {
                     Seen::Pass
                 }
             }
-            // It begins anew.
-            Some((Over::Adopted { .. }, _)) => {
-                self.over.remove(&flow);
-                Seen::Pass
-            }
+            Some((Over::Torn, _)) if segment.up && segment.flags & RST == 0 => Seen::Reset(segment.ack),
+            Some((Over::Torn, _)) => Seen::Drop,
+            Some((Over::Later, _)) => Seen::Pass,
             // More of them may be in the queue.
             Some((Over::Refused, _)) | None => Seen::Settled(None),
         }
     }
 
-    /// Something was not seen, nobody knows of which flow: nothing is certain of any.
-    pub(super) fn blind(&mut self) -> Vec<Outcome> {
-        let flows: Vec<Flow> = self.observed.keys().copied().collect();
-        flows.into_iter().filter_map(|flow| self.refused(flow, Reason::AdoptUnsteady)).collect()
+    /// Something was not seen, nobody knows of which flow: nothing is certain of any. What cannot go back gets what it
+    /// misses from the peer.
+    pub(super) fn blind(&mut self, now: Instant, why: Reason) -> Vec<Outcome> {
+        let open = self.observed.iter().filter(|(_, observed)| !observed.watch.is_beyond_return());
+        let flows: Vec<Flow> = open.map(|(flow, _)| *flow).collect();
+        flows.into_iter().filter_map(|flow| self.refused(now, flow, why)).collect()
     }
 
-    pub(super) fn refused(&mut self, flow: Flow, why: Reason) -> Option<Outcome> {
+    /// Nobody is there any more to go on with any.
+    pub(super) fn end(&mut self, now: Instant) -> Vec<Outcome> {
+        let flows: Vec<Flow> = self.observed.keys().copied().collect();
+        flows.into_iter().filter_map(|flow| self.refused(now, flow, Reason::AdoptUnsteady)).collect()
+    }
+
+    pub(super) fn refused(&mut self, now: Instant, flow: Flow, why: Reason) -> Option<Outcome> {
         let watch = self.observed.remove(&flow)?.watch;
         let (by, tell, held, reset) = match watch {
             Watch::Alone(_) => (Adopter::Alone, None, Vec::new(), None),
@@ -276,12 +308,24 @@ impl Adoptions {
             }
             Watch::Far { tell, .. } => (Adopter::Server, Some(tell), Vec::new(), None),
         };
+        if reset.is_some() {
+            self.over.insert(flow, (Over::Torn, now + OVER_FOR));
+        }
         Some(Outcome::Refused { flow, by, why, tell, held, reset })
     }
 
-    /// The next packet of a flow that is given up, and not by one of its packets, makes it known.
-    pub(super) fn settle_later(&mut self, now: Instant, flow: Flow) {
-        self.over.insert(flow, (Over::Refused, now + OVER_FOR));
+    /// What the next packets of a flow that is given up, and not by one of its packets, come to: it is known then, or may
+    /// be adopted later.
+    pub(super) fn settle_later(&mut self, now: Instant, flow: Flow, why: Reason) {
+        if matches!(self.over.get(&flow), Some((Over::Torn, _))) {
+            return;
+        }
+        let over = if [Reason::ExistingLater, Reason::PeerDown, Reason::Bypass].contains(&why) {
+            (Over::Later, now + LATER_AFTER)
+        } else {
+            (Over::Refused, now + OVER_FOR)
+        };
+        self.over.insert(flow, over);
     }
 
     /// Whether this is a moment for the flow. What was shown has left, and what comes waits until the next call returns.
@@ -291,15 +335,19 @@ impl Adoptions {
                 && match &observed.watch {
                     Watch::Alone(observation) => observation.is_steady(now),
                     Watch::Near { near, .. } => near.half(now).is_some(),
-                    Watch::Far { far, .. } => far.half(now).is_some(),
+                    Watch::Far { far, .. } => observed.is_seen(now) && far.half(now).is_some(),
                 }
         })
     }
 
     /// Tells the peer what is to be told by now.
     pub(super) fn tell(&mut self, now: Instant, flow: Flow) -> Option<Outcome> {
-        let told = match &mut self.observed.get_mut(&flow)?.watch {
+        let observed = self.observed.get_mut(&flow)?;
+        let seen = observed.is_seen(now);
+        let told = match &mut observed.watch {
             Watch::Alone(_) => true,
+            // The peer cuts only while it sees the packets, and this one's last is on its way there.
+            Watch::Near { .. } if !seen => true,
             Watch::Near { near, tell, .. } => match near.freeze(now) {
                 Some(word) => tell(Step::Cut(word)),
                 None => true,
@@ -309,19 +357,21 @@ impl Adoptions {
                 None => true,
             },
         };
-        if told { None } else { self.refused(flow, Reason::AdoptUnsteady) }
+        if told { None } else { self.refused(now, flow, Reason::AdoptUnsteady) }
     }
 
     /// What the peer said of an attempt, if it is still the one.
     pub(super) fn word(&mut self, now: Instant, ticket: Ticket, word: Word) -> Option<Outcome> {
-        let watch = &mut self.observed.get_mut(&ticket.flow)?.watch;
+        let Some(Observed { watch, .. }) = self.observed.get_mut(&ticket.flow) else {
+            return self.torn(ticket, &word);
+        };
         let taken = match (watch, word) {
             (Watch::Near { nth, .. } | Watch::Far { nth, .. }, _) if *nth != ticket.nth => return None,
             (Watch::Near { .. } | Watch::Far { .. }, Word::Over(why)) => Err(why),
             (Watch::Near { near, .. }, Word::Ready(ready)) => near.ready(ready),
-            (Watch::Near { near, .. }, Word::Ye(ye)) => near.answered(ye),
+            (Watch::Near { near, .. }, Word::Ye(ye)) => near.answered(now, ye),
             (Watch::Near { near, .. }, Word::Filled(octets)) => {
-                near.filled(&octets);
+                near.filled(now, &octets);
                 Ok(())
             }
             (Watch::Far { far, .. }, Word::Cut(cut)) => far.asked(now, cut),
@@ -329,7 +379,20 @@ impl Adoptions {
             | (Watch::Near { .. }, Word::Cut(_))
             | (Watch::Alone(_), _) => return None,
         };
-        taken.err().and_then(|why| self.refused(ticket.flow, why))
+        taken.err().and_then(|why| self.refused(now, ticket.flow, why))
+    }
+
+    /// The peer may not have heard that this node has cut, and lets the client's packets pass: they must reach the server's
+    /// answer that its end is gone.
+    fn torn(&mut self, ticket: Ticket, word: &Word) -> Option<Outcome> {
+        let (over, _) = self.over.get_mut(&ticket.flow)?;
+        match (*over, word) {
+            (Over::Adopted { far: Some((nth, ye)), .. }, Word::Over(_)) if nth == ticket.nth => {
+                *over = Over::Refused;
+                Some(Outcome::Torn { flow: ticket.flow, at: [ye.from, ye.ye] })
+            }
+            (Over::Adopted { .. } | Over::Refused | Over::Later | Over::Torn, _) => None,
+        }
     }
 
     /// Makes the sockets.
@@ -357,18 +420,18 @@ impl Adoptions {
             Ok(made) => made,
             Err(error) => {
                 tracing::warn!(%flow, %error, "the system makes no socket in the middle of a connection");
-                return self.refused(flow, Reason::AdoptFailed);
+                return self.refused(now, flow, Reason::AdoptFailed);
             }
         };
         let watch = self.observed.remove(&flow)?.watch;
         let until = now + OVER_FOR;
         match (made, watch) {
             (Made::Client(client), Watch::Near { peer, tell, held, .. }) => {
-                self.over.insert(flow, (Over::Adopted { drops_up: false }, until));
+                self.over.insert(flow, (Over::Adopted { drops_up: false, far: None }, until));
                 Some(Outcome::Near { flow, peer, client, tell, held })
             }
-            (Made::Server(server, word, octets), Watch::Far { tell, .. }) => {
-                self.over.insert(flow, (Over::Adopted { drops_up: true }, until));
+            (Made::Server(server, word, octets), Watch::Far { tell, nth, .. }) => {
+                self.over.insert(flow, (Over::Adopted { drops_up: true, far: Some((nth, word)) }, until));
                 Some(Outcome::Far { flow, server, word, octets, tell })
             }
             (Made::Both((client, server)), _) => Some(Outcome::Alone { flow, client, server }),
@@ -388,7 +451,22 @@ impl Adoptions {
             why.map(|why| (*flow, why))
         });
         let over: Vec<(Flow, Reason)> = over.collect();
-        over.into_iter().filter_map(|(flow, why)| self.refused(flow, why)).collect()
+        over.into_iter().filter_map(|(flow, why)| self.refused(now, flow, why)).collect()
+    }
+}
+
+impl Watch {
+    fn is_beyond_return(&self) -> bool {
+        match self {
+            Self::Near { near, .. } => near.is_beyond_return().is_some(),
+            Self::Alone(_) | Self::Far { .. } => false,
+        }
+    }
+}
+
+impl Observed {
+    fn is_seen(&self, now: Instant) -> bool {
+        self.seen.is_some_and(|seen| now.saturating_duration_since(seen) <= SEEN_FOR)
     }
 }
 
@@ -415,6 +493,7 @@ impl std::fmt::Debug for Outcome {
             Self::Alone { flow, .. } => write!(f, "{flow} adopted"),
             Self::Near { flow, .. } => write!(f, "{flow} adopted with a peer"),
             Self::Far { flow, .. } => write!(f, "{flow} adopted for a peer"),
+            Self::Torn { flow, .. } => write!(f, "{flow} torn"),
             Self::Refused { flow, why, .. } => write!(f, "{flow} {}", why.word()),
         }
     }
@@ -422,17 +501,23 @@ impl std::fmt::Debug for Outcome {
 
 /// Every packet of each goes through this loop.
 const OBSERVED_MAX: usize = 16;
+/// Of these, for peers.
+const FAR_MAX: usize = OBSERVED_MAX / 2;
+/// After a packet, the flow's others are taken to come here still. CUT comes so much later than the packet it follows.
+const SEEN_FOR: Duration = Duration::from_millis(250);
+/// Whoever could not adopt a connection is asked again after this.
+const LATER_AFTER: Duration = Duration::from_secs(2);
 /// Longer than the kernel's rules send packets of one here because it was watched.
 const OVER_FOR: Duration = Duration::from_secs(40);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use discovery_core::adopt::split::{CutWord, Ready};
     use discovery_core::now::UnixMillis;
     use discovery_core::packet::SynFacts;
+    use discovery_core::packet::flags::ACK;
     use std::time::Duration;
-
-    const ACK: u8 = 16;
 
     fn flow() -> Flow {
         Flow { client: "10.1.0.2:40000".parse().unwrap(), server: "10.2.0.2:143".parse().unwrap() }
@@ -478,16 +563,16 @@ mod tests {
         let Seen::Settled(outcome) = see(&mut adoptions, late, true, false) else { panic!("it goes on") };
         assert!(steady(outcome) && adoptions.is_empty());
         let mut adoptions = begun(now);
-        assert!(steady(adoptions.blind().pop()) && adoptions.is_empty());
+        assert!(steady(adoptions.blind(now, Reason::AdoptUnsteady).pop()) && adoptions.is_empty());
     }
 
     #[test]
     fn what_is_given_up_without_a_packet_is_settled_by_its_next_one() {
         let now = Instant::now();
         let mut adoptions = begun(now);
-        assert!(steady(adoptions.refused(flow(), Reason::AdoptUnsteady)));
+        assert!(steady(adoptions.refused(now, flow(), Reason::AdoptUnsteady)));
         assert_eq!(adoptions.of(flow()), None);
-        adoptions.settle_later(now, flow());
+        adoptions.settle_later(now, flow(), Reason::AdoptUnsteady);
         assert_eq!(adoptions.of(flow()), Some((flow(), true)));
         for up in [true, false] {
             assert!(matches!(see(&mut adoptions, now, up, true), Seen::Settled(None)));
@@ -500,7 +585,7 @@ mod tests {
         let now = Instant::now();
         for drops_up in [true, false] {
             let mut adoptions = Adoptions::default();
-            adoptions.over.insert(flow(), (Over::Adopted { drops_up }, now + OVER_FOR));
+            adoptions.over.insert(flow(), (Over::Adopted { drops_up, far: None }, now + OVER_FOR));
             assert!(matches!(see(&mut adoptions, now, drops_up, true), Seen::Drop));
             assert!(matches!(see(&mut adoptions, now, !drops_up, true), Seen::Pass));
             let syn = Segment { flags: 2, ..segment(drops_up) };
@@ -549,6 +634,117 @@ mod tests {
         let refused =
             matches!(over, Some(Outcome::Refused { by: told, why: Reason::PeerDown, .. }) if told == by);
         assert!(refused && adoptions.is_empty());
+    }
+
+    /// The client's node, whose peer has cut; something is missing still.
+    fn beyond_return(now: Instant) -> (Adoptions, Ticket) {
+        let mut adoptions = begun(now);
+        adoptions.end(now);
+        let mut ticket = None;
+        adoptions.begin_near(now, flow(), 1460, peer(), |begun| {
+            ticket = Some(begun);
+            tell()
+        });
+        let ticket = ticket.unwrap();
+        let late = now + Duration::from_secs(1);
+        for (at, up) in [(now, true), (now, false), (late, true)] {
+            assert!(matches!(see(&mut adoptions, at, up, true), Seen::Pass));
+        }
+        assert!(adoptions.word(late, ticket, Word::Ready(Ready { terms: None })).is_none());
+        assert!(adoptions.tell(late, flow()).is_none());
+        assert!(adoptions.word(late, ticket, Word::Ye(Ye { from: 900, ye: 902 })).is_none());
+        (adoptions, ticket)
+    }
+
+    #[test]
+    fn what_cannot_go_back_goes_on_though_something_was_not_seen() {
+        let now = Instant::now();
+        let late = now + Duration::from_secs(1);
+        let (mut adoptions, ticket) = beyond_return(now);
+        assert!(adoptions.blind(late, Reason::AdoptUnsteady).is_empty());
+        assert!(matches!(see(&mut adoptions, late, false, false), Seen::Pass), "without the mark");
+        assert!(!adoptions.is_moment(late, flow()));
+        assert!(adoptions.word(late, ticket, Word::Filled(b"ab".to_vec())).is_none());
+        assert!(adoptions.is_moment(late, flow()));
+        assert_eq!(adoptions.end(late).len(), 1);
+    }
+
+    #[test]
+    fn a_client_whose_connection_is_torn_is_told_at_whatever_it_says() {
+        let now = Instant::now();
+        let (mut adoptions, ticket) = beyond_return(now);
+        let over = adoptions.word(now, ticket, Word::Over(Reason::PeerDown));
+        assert!(matches!(over, Some(Outcome::Refused { reset: Some([900, 900]), .. })));
+        adoptions.settle_later(now, flow(), Reason::PeerDown);
+        let further = Segment { ack: 950, ..segment(true) };
+        for _ in 0..2 {
+            assert!(matches!(adoptions.see(now, flow(), &further, true, PacketId(1)), Seen::Reset(950)));
+        }
+        assert!(matches!(see(&mut adoptions, now, false, true), Seen::Drop));
+        let reset = Segment { flags: 4, ..segment(true) };
+        assert!(matches!(adoptions.see(now, flow(), &reset, true, PacketId(1)), Seen::Drop));
+    }
+
+    #[test]
+    fn whoever_cut_for_a_peer_that_is_gone_lets_the_client_reach_the_server() {
+        let now = Instant::now();
+        let mut adoptions = Adoptions::default();
+        let far = Some((7, Ye { from: 900, ye: 950 }));
+        adoptions.over.insert(flow(), (Over::Adopted { drops_up: true, far }, now + OVER_FOR));
+        assert!(matches!(see(&mut adoptions, now, true, true), Seen::Drop));
+        let over = Word::Over(Reason::AbortedByPeer);
+        assert!(adoptions.word(now, Ticket { flow: flow(), nth: 6 }, over.clone()).is_none(), "another one");
+        let torn = adoptions.word(now, Ticket { flow: flow(), nth: 7 }, over);
+        assert!(matches!(torn, Some(Outcome::Torn { at: [900, 950], .. })));
+        assert!(matches!(see(&mut adoptions, now, true, true), Seen::Settled(None)));
+    }
+
+    #[test]
+    fn who_may_later_is_asked_again_and_not_made_known() {
+        let now = Instant::now();
+        for why in [Reason::ExistingLater, Reason::PeerDown, Reason::Bypass] {
+            let mut adoptions = begun(now);
+            assert_eq!(adoptions.blind(now, why).len(), 1);
+            adoptions.settle_later(now, flow(), why);
+            assert!(matches!(see(&mut adoptions, now, true, true), Seen::Pass), "{why:?}");
+            adoptions.expired(now + LATER_AFTER);
+            assert_eq!(adoptions.of(flow()), None, "{why:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_alone_is_no_moment_where_no_packet_comes() {
+        let now = Instant::now();
+        let late = now + Duration::from_secs(1);
+        for (seen, expected) in [(late, true), (now, false)] {
+            let mut adoptions = begun(now);
+            let terms = adoptions.passed.terms(&flow()).unwrap();
+            adoptions.end(now);
+            let ticket = Ticket { flow: flow(), nth: 1 };
+            assert!(adoptions.begin_far(now, flow(), 1460, tell()).is_ok());
+            for (at, up) in [(now, true), (now, false), (late, true)] {
+                assert!(matches!(see(&mut adoptions, at, up, true), Seen::Pass));
+            }
+            assert!(adoptions.tell(late, flow()).is_none());
+            adoptions.observed.get_mut(&flow()).unwrap().seen = Some(seen);
+            let cut = Word::Cut(CutWord { expects: 100, terms });
+            assert!(adoptions.word(late, ticket, cut).is_none());
+            assert_eq!(adoptions.is_moment(late, flow()), expected);
+        }
+    }
+
+    #[test]
+    fn peers_do_not_fill_all_and_one_that_is_gone_begins_nothing() {
+        let now = Instant::now();
+        let mut adoptions = Adoptions::default();
+        let gone = adoptions.begin_far(now, flow(), 1460, Box::new(|_| false));
+        assert!(matches!(gone, Err((Reason::AbortedByPeer, _))) && adoptions.is_empty());
+        for port in 1..=u16::try_from(FAR_MAX).unwrap() {
+            let other = Flow { client: (flow().client.ip(), port).into(), ..flow() };
+            assert!(adoptions.begin_far(now, other, 1460, tell()).is_ok());
+        }
+        let more = adoptions.begin_far(now, flow(), 1460, tell());
+        assert!(matches!(more, Err((Reason::ExistingLater, _))) && !adoptions.is_full());
     }
 
     #[test]

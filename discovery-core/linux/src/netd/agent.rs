@@ -151,7 +151,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             let _not_there = epoll::delete(&self.poll, &lifeline);
             tracing::info!("whoever carries connections is gone: new ones flow untouched");
             self.engine.handle_event(now(), Event::AgentDown);
-            self.adoptions_blind(now());
+            self.adoptions_end(now());
             self.obey();
         }
     }

@@ -1,8 +1,9 @@
 //! The loop of a deflector: packets of connections that were given to a proxy are turned, and new ones are given to one.
 
 use discovery_core::engine::{Hook, Kind};
+use discovery_core::packet::flags::{ACK, SYN};
 use discovery_core::packet::forge::syn_ack;
-use discovery_core::packet::{Acknowledged, View};
+use discovery_core::packet::{Acknowledged, Tcp, View};
 use discovery_core::probe::Probe;
 use discovery_core::rule::Action;
 
@@ -53,16 +54,16 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         let known = packet.mark & TURNED != 0;
         if known {
             // What cannot be read is what cannot be turned, and half a connection goes nowhere as it is.
-            let Some((view, flags)) =
-                View::parse(packet.payload).ok().filter(|_| packet.whole).and_then(with_flags)
+            let Some((view, tcp)) =
+                View::parse(packet.payload).ok().filter(|_| packet.whole).and_then(with_tcp)
             else {
                 return Some(Done::Taken);
             };
-            match deflect.turn(&view, flags, out) {
+            match deflect.turn(&view, &tcp, out) {
                 Turning::Turned => return Some(Done::Turned(mark)),
                 Turning::Refused => return Some(Done::Taken),
                 // Of a connection that flows past, between ends that were deflected before.
-                Turning::Nobodys if flags & (SYN | ACK) != SYN => return Some(Done::Passed(mark)),
+                Turning::Nobodys if tcp.flags() & (SYN | ACK) != SYN => return Some(Done::Passed(mark)),
                 Turning::Nobodys => {}
             }
         }
@@ -103,12 +104,9 @@ fn without_proxy(action: Action, mark: u32) -> Option<Done> {
     }
 }
 
-fn with_flags(view: View<'_>) -> Option<(View<'_>, u8)> {
-    view.tcp().map(|tcp| (view, tcp.flags()))
+fn with_tcp(view: View<'_>) -> Option<(View<'_>, Tcp<'_>)> {
+    view.tcp().map(|tcp| (view, tcp))
 }
-
-const SYN: u8 = 2;
-const ACK: u8 = 16;
 
 #[cfg(test)]
 mod tests {

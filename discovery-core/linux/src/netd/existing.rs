@@ -93,7 +93,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     ) -> io::Result<()> {
         let watched = packet.mark & WATCHED != 0;
         let seen = if segment.up && self.adoptions.is_unruled(flow) && !self.adopts(packet, flow) {
-            Seen::Settled(self.adoptions.refused(flow, Reason::AdoptUnpaired))
+            Seen::Settled(self.adoptions.refused(now.mono, flow, Reason::AdoptUnpaired))
         } else {
             self.adoptions.see(now.mono, flow, segment, watched, packet.id)
         };
@@ -101,6 +101,10 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         match seen {
             Seen::Held => {}
             Seen::Drop => self.queue.verdict(packet.id, Verdict::Drop),
+            Seen::Reset(seq) => {
+                self.queue.verdict(packet.id, Verdict::Drop);
+                self.reset_client(flow, &[seq]);
+            }
             Seen::Pass => {
                 self.queue.verdict(packet.id, Verdict::Accept);
                 if watched {
@@ -108,7 +112,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 }
             }
             Seen::Settled(outcome) => {
-                self.queue.verdict(packet.id, settled);
+                let torn = matches!(outcome, Some(Outcome::Refused { reset: Some(_), .. }));
+                self.queue.verdict(packet.id, if torn { Verdict::Drop } else { settled });
                 if let Some(outcome) = outcome {
                     self.adopted(now, outcome);
                 }
@@ -186,8 +191,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
 
     /// Without a packet of the connection at hand.
     fn given_up(&mut self, now: Now, outcome: Outcome) {
-        if let Outcome::Refused { flow, .. } = &outcome {
-            self.adoptions.settle_later(now.mono, *flow);
+        if let Outcome::Refused { flow, why, .. } = &outcome {
+            self.adoptions.settle_later(now.mono, *flow, *why);
         }
         self.adopted(now, outcome);
     }
@@ -219,11 +224,16 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 }
                 let verdict = if reset.is_some() { Verdict::Drop } else { Verdict::Accept };
                 held.into_iter().for_each(|id| self.queue.verdict(id, verdict));
-                if let Some(seq) = reset
-                    && let Err(error) = self.senders.reset_client(flow, seq)
-                {
-                    tracing::debug!(%flow, %error, "reset not sent");
-                }
+                self.reset_client(flow, reset.as_ref().map_or(&[], |at| at.as_slice()));
+            }
+            Outcome::Torn { flow, at } => self.reset_client(flow, &at),
+        }
+    }
+
+    fn reset_client(&self, flow: Flow, at: &[u32]) {
+        for seq in at {
+            if let Err(error) = self.senders.reset_client(flow, *seq) {
+                tracing::debug!(%flow, %error, "reset not sent");
             }
         }
     }
@@ -244,7 +254,19 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
 
     /// A packet went on that could not be read, or did not come here.
     pub(super) fn adoptions_blind(&mut self, now: Now) {
-        for outcome in self.adoptions.blind() {
+        self.adoptions_until_later(now, Reason::AdoptUnsteady);
+    }
+
+    /// Packets will not come here, or other rules hold of them.
+    pub(super) fn adoptions_until_later(&mut self, now: Now, why: Reason) {
+        for outcome in self.adoptions.blind(now.mono, why) {
+            self.given_up(now, outcome);
+        }
+    }
+
+    /// Nobody goes on with any, not even with what cannot go back.
+    pub(super) fn adoptions_end(&mut self, now: Now) {
+        for outcome in self.adoptions.end(now.mono) {
             self.given_up(now, outcome);
         }
     }

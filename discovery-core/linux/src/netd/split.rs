@@ -18,6 +18,8 @@ pub struct Ticket {
 
 /// What the loop says.
 pub enum Step {
+    /// Server's node: it is observed. Nobody else hears more of it than its ticket.
+    Begun(Ticket),
     /// Server's node: it can cut; tell the peer.
     Ready(Ticket, Ready),
     /// Client's node: what the client says is held; tell the peer.
@@ -64,6 +66,7 @@ impl fmt::Debug for Word {
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Begun(ticket) => f.debug_tuple("Begun").field(ticket).finish(),
             Self::Ready(ticket, ready) => f.debug_tuple("Ready").field(ticket).field(ready).finish(),
             Self::Cut(word) => f.debug_tuple("Cut").field(word).finish(),
             Self::Client(_) => f.write_str("Client"),

@@ -224,6 +224,7 @@ struct Steps {
 impl Steps {
     fn tell(&mut self, step: Step) {
         match step {
+            Step::Begun(ticket) => self.send(Stepped::Begun(ticket), None),
             Step::Ready(ticket, ready) => self.send(Stepped::Ready(ticket, ready), None),
             Step::Cut(cut) => self.send(Stepped::Cut(cut), None),
             Step::Client(client) => self.last(Stepped::Client, Some(client)),

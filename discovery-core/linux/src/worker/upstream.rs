@@ -244,6 +244,7 @@ impl ToNetd {
                 self.adoptions().going.insert(whose, going);
                 return;
             }
+            (Stepped::Begun(ticket), _) => (Step::Begun(ticket), Some(unsteady(ticket))),
             (Stepped::Ready(ticket, ready), _) => (Step::Ready(ticket, ready), Some(unsteady(ticket))),
             (Stepped::Cut(cut), _) => {
                 let over = match whose {
@@ -262,7 +263,7 @@ impl ToNetd {
             }
             (Stepped::Refused(why), _) => (Step::Refused(why), None),
         };
-        let goes_on = matches!(step, Step::Ready(..) | Step::Cut(_));
+        let goes_on = matches!(step, Step::Begun(_) | Step::Ready(..) | Step::Cut(_));
         if (going.tell)(step) {
             if goes_on {
                 self.adoptions().going.insert(whose, going);

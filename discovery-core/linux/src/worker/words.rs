@@ -100,6 +100,7 @@ pub(super) enum Whose {
 /// [`crate::netd::Step`], without its socket.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Stepped {
+    Begun(Ticket),
     Ready(Ticket, Ready),
     Cut(CutWord),
     /// The socket is beside it.
@@ -115,6 +116,7 @@ pub(super) enum Stepped {
 impl std::fmt::Debug for Stepped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Begun(ticket) => f.debug_tuple("Begun").field(ticket).finish(),
             Self::Ready(ticket, ready) => f.debug_tuple("Ready").field(ticket).field(ready).finish(),
             Self::Cut(cut) => cut.fmt(f),
             Self::Client => f.write_str("Client"),
@@ -181,6 +183,7 @@ impl Order {
             Self::Adopt { ticket, peer } => out.letter(b'j').ticket(ticket).peer(peer),
             Self::Stepped { whose, step } => {
                 let letter = match &step {
+                    Stepped::Begun(_) => b'0',
                     Stepped::Ready(..) => b'1',
                     Stepped::Cut(_) => b'2',
                     Stepped::Client => b'3',
@@ -190,6 +193,7 @@ impl Order {
                 };
                 out.letter(letter).whose(whose);
                 match step {
+                    Stepped::Begun(ticket) => out.ticket(ticket),
                     Stepped::Ready(ticket, ready) => out.ticket(ticket).octets(&ready.encode()),
                     Stepped::Cut(cut) => out.octets(&cut.encode()),
                     Stepped::Client => &mut out,
@@ -223,9 +227,10 @@ impl Order {
             b'x' => Self::AbortOnward { flow: rest.flow()?, next: rest.peer()?, isn: rest.number()? },
             b't' => Self::Adopted { flow: rest.flow()? },
             b'j' => Self::Adopt { ticket: rest.ticket()?, peer: rest.peer()? },
-            b'1'..=b'6' => {
+            b'0'..=b'6' => {
                 let whose = rest.whose()?;
                 let step = match letter {
+                    b'0' => Stepped::Begun(rest.ticket()?),
                     b'1' => Stepped::Ready(rest.ticket()?, Ready::decode(rest.all())?),
                     b'2' => Stepped::Cut(CutWord::decode(rest.all())?),
                     b'3' => Stepped::Client,
@@ -521,6 +526,7 @@ mod tests {
 
     fn steps() -> Vec<Order> {
         let all = [
+            Stepped::Begun(ticket()),
             Stepped::Ready(ticket(), Ready { terms: None }),
             Stepped::Cut(CutWord { expects: 7, terms: terms() }),
             Stepped::Client,

@@ -1,12 +1,11 @@
 use super::*;
-use crate::packet::Timestamps;
+use crate::packet::{Timestamps, flags::ACK};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Instant,
 };
 
-const ACK: u8 = 16;
 const TERMS: Terms = Terms { mss: 1460, scale: Some((7, 10)), sack: true };
 const CLIENT: u32 = u32::MAX - 20_000;
 const SERVER: u32 = 7_000;
@@ -68,15 +67,15 @@ fn two_sockets_meet_at_the_numbers_of_the_cut() {
     assert_eq!((word, octets.as_slice()), (Ye { from: 900, ye: 909 }, &b"under way"[..]));
 
     assert_eq!(near.is_beyond_return(), None);
-    near.answered(word).unwrap();
-    assert_eq!(near.is_beyond_return(), Some(900));
-    assert_eq!(near.answered(word), Err(Reason::AdoptUnsteady), "twice");
+    near.answered(later, word).unwrap();
+    assert_eq!(near.is_beyond_return(), Some([900, 900]));
+    assert_eq!(near.answered(later, word), Err(Reason::AdoptUnsteady), "twice");
     assert_eq!(near.half(later), None, "what passed the peer is not here");
     let mut filled = near.clone();
     let (first, rest) = octets.split_at(4);
-    filled.filled(first);
+    filled.filled(later, first);
     assert_eq!(filled.half(later), None, "the rest is not here");
-    filled.filled(&[rest, b"more than was told of"].concat());
+    filled.filled(later, &[rest, b"more than was told of"].concat());
     near.see(later, &segment(false, 900, 100, b"under way")).unwrap();
     for near in [near, filled] {
         let half = near.half(later).unwrap();
@@ -112,7 +111,7 @@ fn what_was_never_said_to_pass_is_believed_of_nobody() {
     assert_eq!((far.half(now), far.expired(now + STRAGGLE_MAX)), (None, None));
     assert_eq!(far.expired(now + STRAGGLE_MAX + ms(1)), Some(Reason::AdoptUnsteady));
     let (mut near, _) = ready(now);
-    assert_eq!(near.answered(Ye { from: 1, ye: 2 }), Err(Reason::AdoptUnsteady), "it was not asked");
+    assert_eq!(near.answered(now, Ye { from: 1, ye: 2 }), Err(Reason::AdoptUnsteady), "it was not asked");
 }
 
 #[test]
@@ -129,6 +128,35 @@ fn without_terms_nobody_guesses_and_nobody_waits_for_ever() {
     assert_eq!(near.expired(now + ms(700) + FROZEN_MAX), None);
     assert_eq!(near.expired(now + ms(701) + FROZEN_MAX), Some(Reason::AdoptUnsteady));
     assert_eq!(far.expired(now + LOOKED_AT_MAX + ms(1)), Some(Reason::AdoptUnsteady));
+}
+
+/// A full line takes longer to bring what follows YE than anybody waits for YE, and an observation lasts.
+#[test]
+fn what_cannot_go_back_goes_on_as_long_as_pieces_come() {
+    let now = start();
+    let (mut near, _) = ready(now);
+    let late = now + OBSERVE_MAX - FROZEN_MAX;
+    assert_eq!(near.clone().freeze(late + ms(1)), None, "the observation would end first");
+    near.freeze(late).unwrap();
+    near.answered(late, Ye { from: 900, ye: 910 }).unwrap();
+    let mut at = late;
+    for _ in 0..9 {
+        at += FILLING_MAX;
+        assert_eq!(near.expired(at), None);
+        near.filled(at, b"x");
+        assert_eq!(near.see(at, &segment(false, 900, 100, b"x")), Ok(Fate::Pass));
+    }
+    assert_eq!((near.half(at), near.is_beyond_return()), (None, Some([900, 901])));
+    assert_eq!(near.expired(at + FILLING_MAX + ms(1)), Some(Reason::AdoptUnsteady));
+    near.filled(at, b"x");
+    assert_eq!(near.half(at).unwrap().unacknowledged, b"xxxxxxxxxx");
+}
+
+/// What the client repeats is waited for at the other node, and its answer still has to come.
+#[test]
+fn the_slowest_line_answers_in_time() {
+    assert!(FROZEN_MAX >= STRAGGLE_MAX + ms(1500));
+    assert!(FILLING_MAX < OBSERVE_MAX && FROZEN_MAX < OBSERVE_MAX);
 }
 
 #[test]
@@ -487,7 +515,7 @@ impl World {
             }
             Travels::Ye(word) => match self.near.as_mut() {
                 Some(near) => {
-                    near.answered(word).unwrap();
+                    near.answered(now, word).unwrap();
                     self.again.0 = word.again();
                 }
                 // It gave up a moment ago: the server's end is told.
@@ -502,7 +530,7 @@ impl World {
                 if let Some(near) = self.near.as_mut()
                     && self.again.1.len() >= self.again.0
                 {
-                    near.filled(self.again.1.get(..self.again.0).unwrap());
+                    near.filled(now, self.again.1.get(..self.again.0).unwrap());
                 }
             }
             Travels::Dead => {

@@ -105,7 +105,7 @@ fn it_goes_direct_when_none_is_left() {
     rig.see(&syn(flow(), ISN));
     rig.wait(ms(3_999));
     assert_eq!(rig.outputs().len(), 3, "one silence, and another one begun");
-    rig.wait(ms(1));
+    rig.wait(ms(2));
     assert_eq!(rig.outputs(), [Output::Abort { flow: flow(), why: Reason::OpenTimedOut }, release()]);
     // Nobody there at all.
     let mut rig = named(&[0, 1]);
@@ -204,6 +204,22 @@ fn a_peer_that_is_asked_may_tell_of_others_and_the_node_chooses_itself() {
     }
 }
 
+/// Of its place and its load everybody speaks for himself.
+#[test]
+fn nobody_displaces_another_by_what_he_tells_of_him() {
+    for (teller, asked, why) in [(2, 1, Reason::StaticHit), (1, 2, Reason::StandIn)] {
+        let mut rig = named(&[0, 1]);
+        let list = told(&rig, &[(1, 9, 95, true), (2, 0, 0, true)]);
+        rig.engine.told(peer(teller).key, list);
+        assert_eq!(asks(&mut rig, flow()), (Some(asked), why), "told by {teller}");
+    }
+    // Nor is one that was told of moved by a second word.
+    let mut rig = learnt();
+    let list = told(&rig, &[(1, 1, 0, true), (2, 0, 0, true), (2, 9, 99, true)]);
+    rig.engine.told(peer(1).key, list);
+    assert_eq!(asks(&mut rig, flow()), (Some(2), Reason::ToldHit));
+}
+
 #[test]
 fn who_carries_in_the_place_of_another_is_not_learnt_and_the_teller_is_asked_next() {
     let mut rig = learnt();
@@ -224,6 +240,11 @@ fn a_strangers_list_leads_nobody_astray() {
     // It has a link, and is asked for nothing.
     let list = told(&rig, &[(3, 0, 0, true), (1, 0, 99, false)]);
     rig.engine.told(peer(3).key, list.clone());
+    let known = |rig: &Rig| {
+        let candidates = rig.engine.candidates(rig.now(), &flow());
+        candidates.iter().map(|ranked| ranked.candidate.peer).collect::<Vec<_>>()
+    };
+    assert_eq!(known(&rig), [peer(1)]);
     for port in 0..64 {
         assert_eq!(asks(&mut rig, flow_of(port)), (Some(1), Reason::TableHit));
     }
@@ -300,7 +321,7 @@ proptest! {
                 }
             }
             if past {
-                let soon = rig.at - began <= ms(2_000);
+                let soon = rig.at - began <= ms(2_000) || asked.len() == 1;
                 let all = rig.engine.candidates(rig.now(), &flow());
                 let left = all.iter().find(|r| r.candidate.standing.is_able() && !asked.contains(&r.candidate.peer));
                 prop_assert!(!soon || left.is_none(), "{:?} was not asked", left);

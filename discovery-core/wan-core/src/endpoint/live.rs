@@ -16,6 +16,8 @@ pub(super) struct Conn {
     pub(super) woken: bool,
     pub(super) rtt: Option<Duration>,
     heard: Instant,
+    /// Of a frame that is not whole: shown again each time, and heard once.
+    begun: usize,
     /// The last question, and when.
     token: u64,
     asked: Instant,
@@ -31,14 +33,23 @@ impl Conn {
             woken: false,
             rtt: None,
             heard: now,
+            begun: 0,
             token: 0,
             asked: now,
             waiting: false,
         }
     }
 
-    pub(super) fn heard(&mut self, now: Instant) {
-        self.heard = now;
+    /// What has arrived and was not taken yet.
+    pub(super) fn heard(&mut self, now: Instant, octets: usize) {
+        if octets != self.begun || mutants::on("link-half-heard") {
+            self.heard = now;
+        }
+    }
+
+    /// What of it is still not taken.
+    pub(super) fn begun(&mut self, octets: usize) {
+        self.begun = octets;
     }
 
     /// The answer to a question; those that were not asked are nothing.

@@ -25,7 +25,7 @@ impl Endpoint {
         octets: &mut BytesMut,
     ) -> Result<(), Violation> {
         match self.conns.get_mut(&conn) {
-            Some(state) => state.heard(now.mono),
+            Some(state) => state.heard(now.mono, octets.len()),
             None => {
                 octets.clear();
                 return Ok(());
@@ -37,6 +37,9 @@ impl Endpoint {
             if state.said.len() > SAID_OCTETS_MAX && !mutants::on("link-flood-unbounded") {
                 return Err(Violation::Flood);
             }
+        }
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.begun(octets.len());
         }
         Ok(())
     }

@@ -145,6 +145,22 @@ fn half_a_minute_without_a_line_loses_nothing() {
 }
 
 #[test]
+fn half_a_frame_is_not_heard_again_each_time_that_it_is_looked_at() {
+    let mut pair = pair();
+    let conn = pair.conns()[0];
+    pair.conns().into_iter().for_each(|conn| pair.cut(conn, [false, false]));
+    // The line went in the middle of a frame.
+    let mut arrived = BytesMut::from(&[20, 1, 0][..]);
+    for tick in 0..32 {
+        let now = pair.now();
+        pair.ends[0].endpoint.handle_received(now, conn, &mut arrived).unwrap();
+        assert!(tick > 0 || arrived.len() == 3, "it is whole");
+        pair.advance(Duration::from_millis(100));
+    }
+    assert!(pair.ends[0].endpoint.attached().is_empty(), "silence is not noticed");
+}
+
+#[test]
 fn an_outage_beyond_its_limit_ends_what_stood() {
     let mut pair = pair();
     let id = pair.open(0, Class::Interactive).unwrap();

@@ -78,7 +78,9 @@ impl Body {
             kind::GOAWAY => return Ok(Frame::Goaway(Reason::from_code(self.octet()?))),
             kind::NOTICE => self.notice()?,
             kind::CANDIDATES => self.candidates()?,
-            kind::WARM | kind::IGNORED_FIRST..=kind::IGNORED_LAST => return Ok(Frame::Ignored),
+            kind::CANDIDATES_ONCE | kind::WARM | kind::IGNORED_FIRST..=kind::IGNORED_LAST => {
+                return Ok(Frame::Ignored);
+            }
             _ => return Err(Violation::UnknownType),
         };
         if self.0.is_empty() { Ok(frame) } else { Err(Violation::WrongLength) }

@@ -68,13 +68,24 @@ fn what_breaks_a_rule_is_named() {
 
 #[test]
 fn what_a_newer_minor_says_is_passed_over() {
-    for kind in [kind::WARM, 0x40, 0x5a, 0x7f] {
+    for kind in [kind::CANDIDATES_ONCE, kind::WARM, 0x41, 0x5a, 0x7f] {
         let mut octets = BytesMut::from(&[3, kind, 1, 2, 2, kind::GOAWAY, 12][..]);
         assert_eq!(decode(&mut octets), Ok(Some(Frame::Ignored)));
         assert_eq!(decode(&mut octets), Ok(Some(Frame::Goaway(Reason::ShuttingDown))));
     }
     let longer = b"\x04\x0d\x0c\x01\x02";
     assert_eq!(read(longer), Ok(Some(Frame::Goaway(Reason::ShuttingDown))));
+}
+
+/// Nodes of one version 1.0 that know a list of candidates, know one of another shape under 0x0f, and know none.
+#[test]
+fn a_list_of_candidates_is_passed_over_by_who_does_not_know_it() {
+    let list = Candidates { networks: vec![Prefix::new([10, 2, 0, 0].into(), 16)], ..Candidates::default() };
+    let octets = encoded(&Frame::Candidates(list));
+    // What 1.0 ignores, as it always did.
+    assert!(octets.get(1).is_some_and(|kind| (0x40..=0x7f).contains(kind)), "{octets:?}");
+    let once = b"\x12\x0f\x04\x0a\x01\x00\x02\x1e\x61\x01\x02\x03\x04\x05\x06\x07\x08\x00\x00";
+    assert_eq!(read(once), Ok(Some(Frame::Ignored)));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 use wan::{AllGranted, Links, OpenedStream, Peer, PeerSpec, StreamOpener};
-use wan_core::{OpenFrame, Reason};
+use wan_core::{Kind, OpenFrame, Reason};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_reaches_the_server_and_each_direction_ends_alone() {
@@ -210,9 +210,14 @@ async fn last_words_before_an_unsaid_end_are_heard() {
     theirs.peers.known.insert(id("b"), PeerSpec { addresses: vec![at], ..PeerSpec::default() });
     let a = links(&theirs);
     for _ in 0..20 {
-        let mut stream = a.open(&Peer::Node(id("b")), open(at, Class::Interactive)).await.unwrap();
+        let asks = OpenFrame { kind: Kind::Origin, ..open(at, Class::Interactive) };
+        let mut stream = a.open(&Peer::Node(id("b")), asks).await.unwrap();
         let mut heard = Vec::new();
         stream.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"last words");
     }
+    // Whoever knows no ends of his own is told that it is none.
+    let mut stream = a.open(&Peer::Node(id("b")), open(at, Class::Interactive)).await.unwrap();
+    let ended = stream.read_to_end(&mut Vec::new()).await;
+    assert_eq!(ended.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
 }

@@ -110,15 +110,20 @@ impl Client {
         Ok(())
     }
 
-    /// How long until the client learns that its connection is dead: it speaks until then.
+    /// How long until the client learns that its connection is dead.
     pub(crate) fn told_dead(&mut self) -> anyhow::Result<Duration> {
-        let start = Instant::now();
-        loop {
-            match self.stream.write_all(b"after").and_then(|()| self.stream.read(&mut [0; 5])) {
-                Err(_) => return Ok(start.elapsed()),
-                Ok(0) => bail!("a cut connection looks like one that ended"),
-                Ok(_) => ensure!(start.elapsed() < STALL, "a connection lives on without its node"),
-            }
+        told_dead(&mut self.stream, Instant::now())
+    }
+}
+
+/// How long after `since` whoever holds this end learns that the connection is dead: it speaks until then. One that only
+/// waits learns it when the link has given up.
+pub(crate) fn told_dead(stream: &mut TcpStream, since: Instant) -> anyhow::Result<Duration> {
+    loop {
+        match stream.write_all(b"after").and_then(|()| stream.read(&mut [0; 5])) {
+            Err(_) => return Ok(since.elapsed()),
+            Ok(0) => bail!("a cut connection looks like one that ended"),
+            Ok(_) => ensure!(since.elapsed() < STALL, "a connection lives on without its node"),
         }
     }
 }

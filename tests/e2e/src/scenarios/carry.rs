@@ -1,15 +1,18 @@
 //! Nobody on anybody's path: a client speaks to an address of the branch's node, the node to its peer, and the peer to
 //! the server.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use lab::{Lab, Place};
 
 use super::deflector::run_node;
-use super::pair::{Capture, Client, ECHO, Nodes, echo_server, noise, wan_device};
+use super::pair::{Capture, Client, ECHO, Nodes, STALL, echo_server, noise, wan_device};
 use crate::case::Case;
-use crate::waypost::Waypost;
+use crate::path::ends::told_dead;
+use crate::waypost::{Waypost, tail};
 
 /// Each end sees the node that it speaks to, and the WAN the link alone; a server that nobody granted is reached by nobody,
 /// and one that does not answer is no end of the node.
@@ -22,16 +25,80 @@ pub(crate) fn non_transparent(case: &Case) -> anyhow::Result<()> {
     let off_path = start_centre(case, &lab, &nodes, "may_open = [\"10.81.2.0/24\", \"fd00:81:0:2::/64\"]")?;
     both(&lab)?;
     drop(off_path);
-    let granted = "[[rule]]\naction = \"intercept\"\nports = [8000]\n\
-                   [[peer]]\nid = \"br\"\nmay_open = [\"10.81.2.0/24\", \"fd00:81:0:2::/64\"]\n";
-    nodes.start_with(Place::Centre, "", granted)?;
+    let servers = "[\"10.81.2.0/24\", \"fd00:81:0:2::/64\"]";
+    let on_path = |grant: &str| {
+        format!(
+            "[[rule]]\naction = \"intercept\"\nports = [{ECHO}]\n[[peer]]\nid = \"br\"\n{grant} = {servers}\n"
+        )
+    };
+    nodes.start_with(Place::Centre, "", &on_path("may_dial"))?;
     both(&lab)?;
-    nodes.node(Place::Centre)?.signal(libc::SIGTERM)?;
-    nodes.node(Place::Centre)?.wait(super::pair::STALL)?;
-    branch.watch.announce("not carried");
+    let stop = |nodes: &mut Nodes<'_>| {
+        nodes.node(Place::Centre)?.signal(libc::SIGTERM)?;
+        nodes.node(Place::Centre)?.wait(STALL)
+    };
+    stop(&mut nodes)?;
+    // What clients' addresses may be used for is not what this node's own may be.
+    nodes.start_with(Place::Centre, "", &on_path("may_open"))?;
+    refused(&lab, &branch)?;
+    stop(&mut nodes)?;
     let _without = start_centre(case, &lab, &nodes, "")?;
-    for ip in [Place::Branch.v4(), Place::Branch.v6()] {
-        ensure!(Client::connect(&lab, ip).is_err(), "{ip}: a server was reached that nobody granted");
+    refused(&lab, &branch)
+}
+
+/// The branch's node is replaced while it carries: what stands goes on, and its successor has the addresses. Killed, it takes
+/// what it carries with it, and is back.
+pub(crate) fn replaced(case: &Case) -> anyhow::Result<()> {
+    let lab = case.lab()?;
+    echo_server(&lab)?;
+    let mut nodes = Nodes::of(case, &lab)?;
+    let _centre = start_centre(case, &lab, &nodes, "may_open = [\"10.81.2.0/24\"]")?;
+    let rule = format!("[[rule]]\naction = \"intercept\"\nports = [{ECHO}]\n");
+    nodes.start_with(
+        Place::Branch,
+        "",
+        &format!("{rule}{}", carries(&[(Place::Branch.v4(), Place::Server.v4())])),
+    )?;
+    nodes.node(Place::Branch)?.watch.announce("not carried");
+    let mut live = vec![until_connected(&lab, Place::Branch.v4())?];
+    for nth in 0..3 {
+        let before = nodes.node(Place::Branch)?.node();
+        nodes.upgrade(Place::Branch)?;
+        live.push(until_connected(&lab, Place::Branch.v4())?);
+        ensure!(nodes.node(Place::Branch)?.node() != before, "the {nth}th time: it was not replaced");
+        for client in &mut live {
+            client.echoes(&noise(100_000)).with_context(|| format!("after the {nth}th time"))?;
+        }
+    }
+    nodes.node(Place::Branch)?.watch.announce("the node has ended");
+    let newest = nodes.node(Place::Branch)?.node().context("no node")?;
+    let mut last = live.pop().context("a client")?;
+    let start = Instant::now();
+    lab::sys::kill(newest, libc::SIGKILL)?;
+    let told = told_dead(&mut last.stream, start)?;
+    ensure!(told < Duration::from_secs(1), "a dead connection was told after {told:?}");
+    until_connected(&lab, Place::Branch.v4())?.echoes(&noise(100_000))?;
+    // Those of its predecessors never noticed.
+    live.into_iter().try_for_each(Client::ends)
+}
+
+/// In both families, and because the peer says so.
+fn refused(lab: &Lab, branch: &Waypost) -> anyhow::Result<()> {
+    for (near, server) in [(Place::Branch.v4(), Place::Server.v4()), (Place::Branch.v6(), Place::Server.v6())]
+    {
+        let told = |text: &str| {
+            let server = SocketAddr::new(server, ECHO).to_string();
+            let says = |line: &&str| line.contains(&server) && line.contains("\"not-granted\"");
+            text.lines().filter(says).count()
+        };
+        let before = told(&branch.watch.text());
+        let start = Instant::now();
+        // The link comes back first.
+        while told(&branch.watch.text()) == before {
+            ensure!(Client::connect(lab, near).is_err(), "{near}: a server was reached that nobody granted");
+            ensure!(start.elapsed() < STALL, "{near}: nobody says why:\n{}", tail(&branch.watch.text()));
+            thread::sleep(Duration::from_millis(50));
+        }
     }
     Ok(())
 }
@@ -45,7 +112,7 @@ fn both(lab: &Lab) -> anyhow::Result<()> {
         let (at_client, on_wan, at_server) =
             (capture(Place::Client, "eth0")?, capture(Place::Centre, &wan)?, capture(Place::Server, "eth0")?);
         let mut client = until_connected(lab, near)?;
-        let seen: std::net::SocketAddr = client.seen_as().parse()?;
+        let seen: SocketAddr = client.seen_as().parse()?;
         let dialled = if near.is_ipv4() { far.v4() } else { far.v6() };
         ensure!(
             seen.ip() == dialled || lab_address(lab, far, seen.ip())?,
@@ -82,29 +149,32 @@ fn lab_address(lab: &Lab, place: Place, ip: IpAddr) -> anyhow::Result<bool> {
 
 /// The first ones may come before the link stands.
 fn until_connected(lab: &Lab, near: IpAddr) -> anyhow::Result<Client> {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     loop {
         match Client::connect(lab, near) {
-            Err(error) if start.elapsed() > super::pair::STALL => return Err(error),
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(100)),
+            Err(error) if start.elapsed() > STALL => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
             Ok(client) => return Ok(client),
         }
     }
 }
 
 fn start_branch(case: &Case, lab: &Lab, nodes: &Nodes<'_>) -> anyhow::Result<Waypost> {
-    let mut text = format!("[[peer]]\nid = \"dc\"\naddress = \"{}:7782\"\n", Place::Centre.v4());
-    for (listen, server) in
-        [(Place::Branch.v4(), Place::Server.v4()), (Place::Branch.v6(), Place::Server.v6())]
-    {
-        let (listen, server) =
-            (std::net::SocketAddr::new(listen, ECHO), std::net::SocketAddr::new(server, ECHO));
-        text.push_str(&format!("[[carry]]\nlisten = \"{listen}\"\nserver = \"{server}\"\npeer = \"dc\"\n"));
-    }
+    let text = carries(&[(Place::Branch.v4(), Place::Server.v4()), (Place::Branch.v6(), Place::Server.v6())]);
     let branch = start(case, lab, nodes, Place::Branch, &text)?;
     // Until the peer is there.
     branch.watch.announce("not carried");
     Ok(branch)
+}
+
+/// The branch's peer, and where clients reach which server through it.
+fn carries(ends: &[(IpAddr, IpAddr)]) -> String {
+    let mut text = format!("[[peer]]\nid = \"dc\"\naddress = \"{}:7782\"\n", Place::Centre.v4());
+    for (listen, server) in ends {
+        let (listen, server) = (SocketAddr::new(*listen, ECHO), SocketAddr::new(*server, ECHO));
+        text += &format!("[[carry]]\nlisten = \"{listen}\"\nserver = \"{server}\"\npeer = \"dc\"\n");
+    }
+    text
 }
 
 fn start_centre(case: &Case, lab: &Lab, nodes: &Nodes<'_>, grants: &str) -> anyhow::Result<Waypost> {

@@ -1,14 +1,17 @@
 //! Whoever says on the path, or on the link, what is not so: answers that nobody gave, peers of another age or of none.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Stdio};
-use std::time::Duration;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::Ground;
 use sha2::{Digest as _, Sha256};
 
+use super::pair::STALL;
 use crate::case::Case;
 use crate::path::capture::Packet;
 use crate::path::ends::{Client, both, serve};
@@ -19,7 +22,7 @@ use crate::path::until;
 /// A program of a test's own in a place; it ends with the value.
 struct Liar {
     child: Child,
-    said: BufReader<ChildStdout>,
+    said: Receiver<String>,
 }
 
 impl Liar {
@@ -27,25 +30,34 @@ impl Liar {
     fn start(ground: &Ground, place: &str, program: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = ground.command(place, "python3");
         let mut child = command.args(["-c", program]).args(arguments).stdout(Stdio::piped()).spawn()?;
-        let said = BufReader::new(child.stdout.take().context("its output")?);
-        let mut liar = Self { child, said };
-        let word = liar.line()?;
+        let output = BufReader::new(child.stdout.take().context("its output")?);
+        let (tell, said) = channel();
+        let liar = Self { child, said };
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                drop(tell.send(line));
+            }
+        });
+        let word = liar.line(STALL)?;
         ensure!(word == "ready", "it says {word:?}");
         Ok(liar)
     }
 
-    fn line(&mut self) -> anyhow::Result<String> {
-        let mut line = String::new();
-        self.said.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
+    fn line(&self, patience: Duration) -> anyhow::Result<String> {
+        self.said.recv_timeout(patience).context("it says nothing")
     }
 
-    /// Everything else that it has said.
-    fn end(mut self) -> anyhow::Result<String> {
-        lab::sys::kill(i32::try_from(self.child.id())?, libc::SIGTERM)?;
-        let mut rest = String::new();
-        self.said.read_to_string(&mut rest)?;
-        Ok(rest)
+    /// The first line that ends so, whichever of its connections ends first.
+    fn hears(&self, end: &str) -> anyhow::Result<String> {
+        let until = Instant::now() + STALL;
+        let mut others = Vec::new();
+        loop {
+            match self.line(until.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.ends_with(end) => return Ok(line),
+                Ok(line) => others.push(line),
+                Err(error) => return Err(error.context(format!("it hears {others:?}"))),
+            }
+        }
     }
 }
 
@@ -187,7 +199,7 @@ pub(crate) fn peers(case: &Case) -> anyhow::Result<()> {
         let (certificate, key) = (identity.join("cert.pem"), identity.join("key.pem"));
         let paths = [&certificate, &key].map(|path| path.to_str().unwrap_or_default());
         let says = says.replace(' ', "");
-        let mut liar = Liar::start(&ground, "b", SPEAKS, &[paths[0], paths[1], &says])?;
+        let liar = Liar::start(&ground, "b", SPEAKS, &[paths[0], paths[1], &says])?;
         nodes.start(&[("a", Standing::routed())])?;
         nodes.node("a")?.watch.announce("breaks the rules of the link");
         line.forget();
@@ -195,8 +207,7 @@ pub(crate) fn peers(case: &Case) -> anyhow::Result<()> {
             let took = Client::whole(&ground, "c", server)?;
             ensure!(took < Duration::from_millis(2900), "{what}: {server}: {took:?}");
         }
-        let heard = liar.line()?;
-        ensure!(heard.ends_with(&format!("020d{reason}")), "{what}: it hears {heard:?}");
+        let heard = liar.hears(&format!("020d{reason}")).with_context(|| (*what).to_owned())?;
         case.note(what, heard);
         ensure!(nodes.count("a", "answered")? >= 1, "{what}: nobody answered, so nothing is shown");
         ensure!(nodes.count("a", "carried")? == 0, "{what}: carried");
@@ -207,7 +218,7 @@ pub(crate) fn peers(case: &Case) -> anyhow::Result<()> {
         let answers = client.iter().filter(|p| p.is_answer() && !p.probe).count();
         ensure!(answers == 2, "{what}: {answers} answers at the client: {client:?}");
         nodes.node("a")?.kill()?;
-        drop(liar.end()?);
+        drop(liar);
         ground.nft("b", "delete table inet other")?;
     }
     // The control: its own link.

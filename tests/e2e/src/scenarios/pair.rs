@@ -9,13 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use lab::{Lab, Place};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::case::Case;
 pub(crate) use crate::path::ends::noise;
+use crate::path::ends::told_dead;
 use crate::waypost::{Waypost, tail};
 
 pub(crate) const ECHO: u16 = 8000;
@@ -307,18 +308,6 @@ impl Client {
         Ok(back.len() as u64)
     }
 
-    /// How long it takes until it learns that its connection is dead. Whoever writes learns it; a client that only waits
-    /// learns it when the link has given up.
-    fn told_dead(&mut self, since: Instant) -> anyhow::Result<Duration> {
-        loop {
-            match self.stream.write_all(b"after").and_then(|()| self.stream.read(&mut [0; 5])) {
-                Err(_) => return Ok(since.elapsed()),
-                Ok(0) => bail!("a cut connection looks like one that ended"),
-                Ok(_) => ensure!(since.elapsed() < STALL, "a connection lives on without its node"),
-            }
-        }
-    }
-
     /// Half-close, and the server's own end.
     pub(crate) fn ends(mut self) -> anyhow::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
@@ -342,7 +331,8 @@ impl Capture {
 
     /// Of what fits, by a command that is to be tcpdump.
     pub(crate) fn of(mut command: Command, device: &str, filter: &str) -> anyhow::Result<Self> {
-        command.args(["-i", device, "-l", "-n", "-v", "--immediate-mode", filter]);
+        // Headers only, and room for a burst: what a full buffer drops would look like what was never sent.
+        command.args(["-i", device, "-l", "-n", "-v", "-s", "192", "-B", "8192", "--immediate-mode", filter]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("tcpdump")?;
         let (tell, lines) = channel();
         let stdout = child.stdout.take().context("tcpdump's output")?;
@@ -366,6 +356,17 @@ impl Capture {
         Ok(Self { child, lines })
     }
 
+    /// Waits until it has seen a line with `what`; whether it has.
+    pub(crate) fn sees(&self, what: &str, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while let Ok(line) = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            if line.contains(what) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// How many SYNs, and how many of them with the probe.
     fn end(self) -> anyhow::Result<(usize, usize)> {
         let text = self.lines()?;
@@ -384,6 +385,14 @@ impl Capture {
         lab::sys::kill(i32::try_from(self.child.id())?, libc::SIGTERM)?;
         self.child.wait()?;
         Ok(self.lines.iter().collect())
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It may have ended in order.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
@@ -514,7 +523,7 @@ pub(crate) fn killed(case: &Case) -> anyhow::Result<()> {
         let start = Instant::now();
         nodes.node(killed)?.kill()?;
         // Beside the new connection: a SYN that the dying queue still had is repeated after a second.
-        let told = thread::spawn(move || live.told_dead(start));
+        let told = thread::spawn(move || told_dead(&mut live.stream, start));
         let next = Client::connect(&lab, ip)?;
         ensure!(next.connected < Duration::from_secs(3), "a new connection took {:?}", next.connected);
         next.sees_the_truth(ip)?;

@@ -1,13 +1,16 @@
 //! Which peers the engine can count on, and what they say of themselves and of each other.
 
+mod lists;
+
 use super::Carrier;
 use crate::path::questions::{Answer, Key, Offered, Question};
 use discovery_core::{
     engine::{self, Event},
     id::NodeId,
-    probe::KeyHint,
 };
+pub(super) use lists::Lists;
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::{Arc, PoisonError},
     time::Duration,
@@ -20,16 +23,25 @@ use wan_core::Candidates;
 pub(super) struct Met {
     up: bool,
     pub(super) node: Option<NodeId>,
-    /// Another one has told of it, and is believed.
-    told: bool,
+    /// Nothing else leads to it.
+    told: Option<ToldBy>,
     /// When it is looked for again, and how often it was in vain.
     again: Option<(Instant, u32)>,
+}
+
+/// Another one has told of it, and is believed.
+struct ToldBy {
+    teller: NodeId,
+    /// When anybody named it last.
+    last: Instant,
 }
 
 impl Carrier {
     /// Makes the link to a peer that was learnt, so that the next connection finds it warm.
     pub(in super::super) async fn meet(self: Arc<Self>, peer: engine::Peer) {
         let Some(links) = self.links.get() else { return };
+        // The path leads to it, whoever tells of it.
+        self.lock().peers.entry(peer).or_default().told = None;
         match links.connect(&self.at(peer)).await {
             Ok(node) => self.met(peer, node),
             Err(why) => {
@@ -48,7 +60,7 @@ impl Carrier {
 
     fn set_up(&self, peer: engine::Peer, up: bool) {
         let mut state = self.lock();
-        let met = state.peers.entry(peer).or_default();
+        let Some(met) = state.peers.get_mut(&peer) else { return };
         let changed = std::mem::replace(&mut met.up, up) != up;
         met.again = if up { None } else { met.again.or(Some((Instant::now() + AGAIN_MIN, 0))) };
         drop(state);
@@ -65,8 +77,15 @@ impl Carrier {
         }
     }
 
-    /// A peer tells who serves as well as itself. Whether that matters, the engine knows.
+    /// A peer tells who serves as well as itself.
     pub(in super::super) fn told(self: &Arc<Self>, from: &NodeId, list: &Candidates) {
+        if self.lock().lists.heard(Instant::now(), from, list) {
+            self.pass_on(from, list);
+        }
+    }
+
+    /// Whether a list matters, the engine knows.
+    fn pass_on(self: &Arc<Self>, from: &NodeId, list: &Candidates) {
         let (Some(upward), Some(links)) = (self.upward.get(), self.links.get()) else { return };
         let offers: Vec<Offered> = list
             .nodes
@@ -88,30 +107,21 @@ impl Carrier {
         let networks: Vec<(IpAddr, u8)> =
             list.networks.iter().map(|network| (network.address(), network.bits())).collect();
         tracing::trace!(%from, nodes = offers.len(), networks = networks.len(), "told of candidates");
-        let (carrier, questions) = (Arc::clone(self), Arc::clone(&upward.questions));
+        let (carrier, teller, questions) = (Arc::clone(self), from.clone(), Arc::clone(&upward.questions));
         tokio::spawn(async move {
             let told = Question::Told { tellers, networks, offers: offers.clone() };
             // No stranger makes this node dial.
             if let Some(Answer::Counts(true)) = questions.ask(&told).await {
-                carrier.look_for(&offers);
+                carrier.look_for(&teller, &offers);
             }
         });
     }
 
     /// Makes links to those that may be asked, so that they can be.
-    fn look_for(self: &Arc<Self>, offers: &[Offered]) {
-        for offer in offers.iter().filter(|offer| offer.able).take(LOOKED_FOR_MAX) {
-            let peer = engine::Peer { link: offer.link, key: KeyHint(offer.key) };
-            let mut state = self.lock();
-            let full = state.peers.len() >= PEERS_MAX;
-            let fresh = !state.peers.contains_key(&peer) && !full;
-            if fresh {
-                state.peers.insert(peer, Met { told: true, ..Met::default() });
-            }
-            drop(state);
-            if fresh {
-                tokio::spawn(Arc::clone(self).meet(peer));
-            }
+    fn look_for(self: &Arc<Self>, teller: &NodeId, offers: &[Offered]) {
+        let fresh = named_by(&mut self.lock().peers, Instant::now(), teller, offers);
+        for peer in fresh {
+            tokio::spawn(Arc::clone(self).look_again(peer));
         }
     }
 
@@ -146,7 +156,7 @@ impl Carrier {
         let mut state = self.lock();
         let mut missed = Vec::new();
         for (peer, met) in &mut state.peers {
-            let known = met.told
+            let known = met.told.is_some()
                 || met.node.is_some()
                 || self.named.get().is_some_and(|named| named.contains_key(peer));
             if let Some((at, tries)) = met.again
@@ -166,10 +176,43 @@ impl Carrier {
     async fn look_again(self: Arc<Self>, peer: engine::Peer) {
         let Some(links) = self.links.get() else { return };
         match links.connect(&self.at(peer)).await {
-            Ok(node) => self.met(peer, node),
+            // Nobody may name it any more.
+            Ok(node) if self.lock().peers.contains_key(&peer) => self.met(peer, node),
+            Ok(_) => {}
             Err(why) => tracing::debug!(link = %peer.link, %why, "a peer is still away"),
         }
     }
+}
+
+/// A list names nodes. Those of which nothing was known, to which links are to be made.
+fn named_by(
+    peers: &mut HashMap<engine::Peer, Met>,
+    now: Instant,
+    teller: &NodeId,
+    offers: &[Offered],
+) -> Vec<engine::Peer> {
+    let by = |met: &&Met| met.told.as_ref().is_some_and(|told| told.teller == *teller);
+    let mut of_teller = peers.values().filter(by).count();
+    let mut fresh = Vec::new();
+    for offer in offers.iter().filter(|offer| offer.able) {
+        let peer = offer.peer();
+        if let Some(met) = peers.get_mut(&peer) {
+            met.told.iter_mut().for_each(|told| told.last = now);
+        } else if of_teller < LOOKED_FOR_MAX && peers.len() < PEERS_MAX {
+            let told = Some(ToldBy { teller: teller.clone(), last: now });
+            let again = Some((now + AGAIN_MIN, 0));
+            peers.insert(peer, Met { told, again, ..Met::default() });
+            of_teller += 1;
+            fresh.push(peer);
+        }
+    }
+    fresh
+}
+
+/// Who is not there, and whom nobody names any more, is not looked for either.
+fn forget_unnamed(peers: &mut HashMap<engine::Peer, Met>, now: Instant) {
+    let named = |told: &ToldBy| now.saturating_duration_since(told.last) < TOLD_FOR;
+    peers.retain(|_, met| met.up || met.told.as_ref().is_none_or(named));
 }
 
 /// Tells the engine which links stand.
@@ -181,6 +224,12 @@ pub(in super::super) async fn watch_peers(carrier: Arc<Carrier>) {
         for peer in peers {
             carrier.set_up(peer, links.is_sure(&carrier.at(peer)));
         }
+        let now = Instant::now();
+        forget_unnamed(&mut carrier.lock().peers, now);
+        let due = carrier.lock().lists.due(now);
+        for (from, list) in due {
+            carrier.pass_on(&from, &list);
+        }
         for peer in carrier.take_missed() {
             tokio::spawn(Arc::clone(&carrier).look_again(peer));
         }
@@ -191,7 +240,49 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// As long as a node takes that is started anew.
 const AGAIN_MIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
-/// Of one list.
-const LOOKED_FOR_MAX: usize = 8;
+/// A list is told every second.
+const TOLD_FOR: Duration = Duration::from_secs(10);
+/// Of one teller.
+const LOOKED_FOR_MAX: usize = 16;
 /// As many as the engine remembers.
 const PEERS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    fn offer(n: u16) -> Offered {
+        let [a, b] = n.to_be_bytes();
+        let link = SocketAddr::from(([10, 9, a, b], 7777));
+        Offered { link, key: [a, b, 0, 0, 0, 0, 0, 0], rank: 0, load: 0, able: true }
+    }
+
+    #[test]
+    fn one_that_tells_of_many_leaves_room_for_others_and_who_is_no_longer_named_is_forgotten() {
+        let (mut peers, start) = (HashMap::new(), Instant::now());
+        let [greedy, honest] = ["greedy", "honest"].map(|name| NodeId::new(name).unwrap());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        // The operator's, and one of the path: they stay.
+        peers.insert(offer(9_999).peer(), Met::default());
+        let mut dialled = 0;
+        for second in 0..9_u16 {
+            let many: Vec<Offered> = (64 * second..64 * (second + 1)).map(offer).collect();
+            dialled += named_by(&mut peers, at(u64::from(second)), &greedy, &many).len();
+            forget_unnamed(&mut peers, at(u64::from(second)));
+        }
+        assert_eq!(dialled, LOOKED_FOR_MAX, "others each second");
+        assert_eq!(named_by(&mut peers, at(9), &honest, &[offer(5_000)]), [offer(5_000).peer()]);
+        assert_eq!(named_by(&mut peers, at(9), &honest, &[offer(5_000), offer(1)]), [], "once is enough");
+        // One has a link, one was named again by somebody else.
+        peers.get_mut(&offer(0).peer()).unwrap().up = true;
+        forget_unnamed(&mut peers, at(10));
+        let mut left: Vec<engine::Peer> = peers.keys().copied().collect();
+        left.sort_unstable();
+        assert_eq!(left, [0, 1, 5_000, 9_999].map(|n| offer(n).peer()));
+        // Who is not able there is not named.
+        named_by(&mut peers, at(18), &honest, &[Offered { able: false, ..offer(5_000) }, offer(1)]);
+        forget_unnamed(&mut peers, at(19));
+        assert!(!peers.contains_key(&offer(5_000).peer()) && peers.contains_key(&offer(1).peer()));
+    }
+}

@@ -80,7 +80,11 @@ impl Carrier {
             },
             _ = stream.read_u8() => return Err(gone(&stream)),
         };
-        stream.write_all(&cut.encode()).await.map_err(|_| gone(&stream))?;
+        let cut = cut.encode();
+        tokio::select! {
+            written = stream.write_all(&cut) => written.map_err(|_| gone(&stream))?,
+            step = steps.recv() => return Err(unexpected(step)),
+        }
         let mut word = [0; Ye::OCTETS];
         tokio::select! {
             read = stream.read_exact(&mut word) => drop(read.map_err(|_| gone(&stream))?),
@@ -88,9 +92,34 @@ impl Carrier {
         }
         let ye = Ye::decode(&word).ok_or(Reason::AdoptUnpaired)?;
         self.adoption(ticket, Word::Ye(ye));
-        let mut again = vec![0; ye.again()];
-        stream.read_exact(&mut again).await.map_err(|_| gone(&stream))?;
-        self.adoption(ticket, Word::Filled(again));
+        let mut client = None;
+        let (mut left, mut piece) = (ye.again(), vec![0; PIECE_MAX.min(ye.again())]);
+        while left > 0 {
+            let most = left.min(piece.len());
+            let into = piece.get_mut(..most).unwrap_or_default();
+            let read = tokio::select! {
+                read = stream.read(into) => read.unwrap_or(0),
+                // It may have everything without these, which are still to be taken off the stream.
+                step = steps.recv(), if client.is_none() => match step {
+                    Some(Step::Client(socket)) => {
+                        client = Some(socket);
+                        continue;
+                    }
+                    step => return Err(unexpected(step)),
+                },
+            };
+            if read == 0 {
+                if client.take().is_some() {
+                    self.tell(Event::Closed { flow: ticket.flow });
+                }
+                return Err(gone(&stream));
+            }
+            left -= read;
+            self.adoption(ticket, Word::Filled(piece.iter().take(read).copied().collect()));
+        }
+        if let Some(client) = client {
+            return Ok((stream, client));
+        }
         let last = tokio::select! {
             step = steps.recv() => step,
             () = broken(&stream) => return Err(gone(&stream)),
@@ -125,6 +154,9 @@ impl Carrier {
     }
 }
 
+/// Of what follows YE.
+const PIECE_MAX: usize = 64 << 10;
+
 /// Returns when the stream is over.
 async fn broken(stream: &LinkStream) {
     let mut pause = tokio::time::interval(super::peers::LOOK_EVERY);
@@ -141,7 +173,9 @@ fn gone(stream: &LinkStream) -> Reason {
 fn unexpected(step: Option<Step>) -> Reason {
     match step {
         Some(Step::Refused(why)) => why,
-        Some(Step::Ready(..) | Step::Cut(_) | Step::Client(_) | Step::Server(..)) | None => Reason::AgentDown,
+        Some(Step::Begun(_) | Step::Ready(..) | Step::Cut(_) | Step::Client(_) | Step::Server(..)) | None => {
+            Reason::AgentDown
+        }
     }
 }
 
