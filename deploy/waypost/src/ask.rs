@@ -66,9 +66,12 @@ pub(crate) fn get_supervised<T: DeserializeOwned>(
     answers: bool,
 ) -> Result<Option<(Bytes, T)>, Failure> {
     let patience = if answers { PATIENCE_SUPERVISED } else { PATIENCE_HANGING };
-    match ask(&socket(node)?, Method::Get, path, patience)? {
-        Asked::Answer(octets, value) => Ok(Some((octets, value))),
-        Asked::Nobody | Asked::Late => Ok(None),
+    match ask(&socket(node)?, Method::Get, path, patience) {
+        Ok(Asked::Answer(octets, value)) => Ok(Some((octets, value))),
+        Ok(Asked::Nobody | Asked::Late) => Ok(None),
+        // It ended while it was asked, which is its supervisor's to tell.
+        Err(failure) if failure.cause::<hyper::Error>().is_some() => Ok(None),
+        Err(failure) => Err(failure),
     }
 }
 

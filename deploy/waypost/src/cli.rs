@@ -41,7 +41,13 @@ pub(crate) enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
-    /// The node itself, of a configuration with `[interception]`: `run` is its supervisor, and alone starts it
+    /// What has the rights of a node on the path: `run` is its supervisor, and alone starts it
+    #[command(hide = true)]
+    Netd {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// The node itself, of a configuration with `[interception]`, without rights: `netd` alone starts it
     #[command(hide = true)]
     Node {
         #[command(flatten)]

@@ -17,7 +17,6 @@ mod front;
 mod identity;
 mod interception;
 mod keying;
-mod leash;
 mod logging;
 mod node;
 mod notify;
@@ -64,6 +63,7 @@ fn obey(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Branch(wanted) => branch::branch(&wanted),
         Command::Run { config: ConfigFile { config } } => run::run(&config),
+        Command::Netd { config: ConfigFile { config } } => path::netd::run(&config),
         Command::Node { config: ConfigFile { config } } => run::supervised(&config),
         Command::Check { config: ConfigFile { config }, online } => check::check(&config, online),
         Command::Config(ConfigCommand::Show { config: ConfigFile { config }, changed }) => {

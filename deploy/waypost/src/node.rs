@@ -9,7 +9,7 @@ use crate::{
     exit::{Exit, Failure},
     front::Shown,
     keying::OrganisationKey,
-    path::Path,
+    path::{Path, upward::Upward},
     prefetch::Prefetch,
     run::Ended,
     storage,
@@ -70,6 +70,8 @@ struct Served {
     terms: HashMap<ServerId, Arc<ServerTerms>>,
     fronts: HashMap<ServerId, Arc<FrontTls>>,
     doors: Vec<Door>,
+    /// Who gives out reserved ports.
+    upward: Option<Upward>,
 }
 
 /// A door as `status` shows it.
@@ -82,7 +84,8 @@ pub(crate) struct DoorFacts {
 
 impl Node {
     /// Opens everything that `config` names; nothing is served before all of it is there. Inside a tokio runtime.
-    pub(crate) async fn start(config: &Config) -> Result<Self, Failure> {
+    /// `upward`: of a node without rights, on the path.
+    pub(crate) async fn start(config: &Config, upward: Option<&Upward>) -> Result<Self, Failure> {
         make_dir(&config.node.state_dir)?;
         let keying = Arc::new(OrganisationKey::open(&config.node.user_key_file)?);
         let origins = Arc::new(Origins::new(parking(config)?));
@@ -131,6 +134,7 @@ impl Node {
             terms: HashMap::new(),
             fronts: HashMap::new(),
             doors: Vec::new(),
+            upward: upward.cloned(),
         };
         for (server, shown) in shown(config)? {
             served.fronts.insert(server, shown.front()?);
@@ -143,7 +147,7 @@ impl Node {
         served.renew_mail(&mail);
         mail.look_up().await;
         tokio::spawn(mail::look_up_again_and_again(Arc::downgrade(&mail)));
-        let path = Path::start(config, &mail).await?.map(Arc::new);
+        let path = Path::start(config, &mail, upward).await?.map(Arc::new);
         Ok(Self {
             path,
             mail,
@@ -242,10 +246,10 @@ impl Node {
         let Some(path) = &self.path else { return };
         path.leave();
         match ended {
-            Ended::HandedOver => path.stop_taking().await,
+            Ended::HandedOver => {}
             Ended::Ended => {
                 path.drained(by).await;
-                path.stop().await;
+                path.stop();
             }
         }
     }
@@ -339,7 +343,9 @@ impl Served {
             return Err(Failure::say(Exit::Bug, format_args!("no server {}", listener.server)));
         };
         let tls = self.fronts.get(&listener.server);
-        self.doors.push(Door::open(listener, server, tls, Arc::clone(terms), handler, draining)?);
+        let reserved = self.upward.as_ref().and_then(|upward| upward.reserved(listener.address));
+        let bound = reserved.transpose().map_err(|error| door::cannot_listen(listener.address, error))?;
+        self.doors.push(Door::open(listener, bound, server, tls, Arc::clone(terms), handler, draining)?);
         Ok(())
     }
 

@@ -1,11 +1,13 @@
-//! The node on the path between clients and servers: the packet loop, the links to other nodes, and what carries
-//! connections between the two.
+//! The node on the path between clients and servers: the packet loop in a process of its own ([`netd`]), the links to other
+//! nodes, and what carries connections between the two.
 //!
 //! ```text
-//!  client ──SYN──► netd (thread) ──open, single──► Carrier ◄──stream── Links ◄── other nodes
+//!  client ──SYN──► netd (process) ──open, single──► Carrier ◄──stream── Links ◄── other nodes
 //!     └──accepted by the transparent listener────────► │  ──claim──► netd: the connection opened early
 //!                                                      └──splice: client ⇄ stream, stream ⇄ server
 //! ```
+//! What carries them has no right to any of the sockets it uses: it is given them ([`upward`]).
+//!
 //! Sessions with the mail servers of the configuration end here (`carrier::mail`); anything else is carried as octets.
 
 mod adopting;
@@ -15,28 +17,28 @@ mod carry;
 mod deflecting;
 mod facts;
 mod identity;
+pub(crate) mod netd;
 mod off_path;
 mod opener;
 mod origin;
-mod persisted;
 mod plan;
 mod pulse;
+mod questions;
 mod shown;
 mod tcp;
 mod telling;
+pub(crate) mod upward;
 mod view;
 
 use crate::{
-    api::{DeflectorStatus, Explained, PathStatus},
+    api::{Explained, PathStatus},
     config::{Config, network, value::InterfaceName},
     exit::{Exit, Failure},
     node::mail::Mail,
-    supervisor::rights,
 };
-use agent::PathAgent;
+use bytes::Bytes;
 use carrier::Carrier;
 use carry::Carrying;
-use deflecting::Deflecting;
 use discovery_core::{
     deflector::control::Control,
     dry::Dry,
@@ -45,76 +47,55 @@ use discovery_core::{
     flow::{Flow, Ingress},
     id::NodeId,
     probe::KeyHint,
-    rule::RuleSet,
     seam::sink::Sink,
 };
 use discovery_linux::{
-    broker::Early,
-    deflect::DeflectCounters,
-    marks::ALONE,
-    netd::{Handle, Netd, NetdSettings},
+    broker::SocketBroker,
     queue::{NfQueue, PacketQueue},
-    rules::{Instance, Listen, Plan, Rules},
+    rules::{Listen, Plan, Rules},
     socket::{Family, TransparentListener},
-    supervisor::{Supervised, Watched},
+    worker,
 };
 use off_path::{CONTROL, OffPath};
 use opener::{Asked, Opener};
-use persisted::Persisted;
 use pulse::Pulse;
+use questions::{Answer, LoopExplained, Question, Questions};
 use std::{
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use telling::Telling;
 use tokio::net::TcpListener;
+use upward::Upward;
 use wan::{AllGranted, Links};
 use wan_core::{Candidates, Notice};
 
 /// See the module's documentation.
 pub(crate) struct Path {
-    handle: Option<Handle>,
     links: Links,
     carrier: Arc<Carrier>,
     /// None without a place on the path.
-    stands: Option<Stands>,
-    /// Whether packets have stopped coming, as far as the engine was told.
-    bypassed: AtomicBool,
-    deflecting: Option<Arc<Deflecting>>,
+    upward: Option<Upward>,
+    pulse: OnceLock<Pulse>,
     /// For clients that come to an address of this node.
     carrying: Carrying,
     telling: Arc<Telling>,
-    /// As they are in force, for `explain`.
-    ruled: RuleSet,
-    first_interface: Option<Ingress>,
-    instance: Option<Instance>,
     /// How probe responses name this node: it cannot change while it runs.
     key: KeyHint,
-    /// What outlives the process; none without a place on the path.
-    persisted: Option<Arc<Persisted>>,
-    loop_ended: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
-}
-
-/// What a supervisor is shown.
-struct Stands {
-    listen: Listen,
-    pulse: Arc<Pulse>,
 }
 
 impl Path {
     /// Opens what `config` names; none when the node neither stands on a path nor speaks to others. Inside a tokio
     /// runtime. The rules are the supervisor's and come last ([`Path::show`]): nothing is taken that could not be carried.
-    pub(crate) async fn start(config: &Config, mail: &Arc<Mail>) -> Result<Option<Self>, Failure> {
+    pub(crate) async fn start(
+        config: &Config,
+        mail: &Arc<Mail>,
+        upward: Option<&Upward>,
+    ) -> Result<Option<Self>, Failure> {
         let Some(link) = &config.link else { return Ok(None) };
-        let known = identity::load(config, link)?;
+        let known = identity::load(config, link, sockets(upward))?;
         let carrier = Arc::new(Carrier::default());
         let roles = Arc::new(Roles::default());
         let off_path = config.off_path.as_ref().map(|off_path| Arc::new(OffPath::new(off_path)));
@@ -141,7 +122,7 @@ impl Path {
             let _once = roles.off_path.set(Arc::clone(&off_path));
             off_path.start(links.clone(), known.key, link.listen.port()).await?;
         }
-        let listener = listen(link.listen).await?;
+        let listener = listen(link.listen, upward).await?;
         tracing::info!(address = %link.listen, node = %config.node.id, "the link listens");
         let serving = links.clone();
         tokio::spawn(async move {
@@ -149,150 +130,85 @@ impl Path {
                 tracing::error!(%error, "the link takes no more connections; restart the node");
             }
         });
-        let carrying = Carrying::start(&config.carries, &links).await?;
-        let mut path = Self {
-            handle: None,
+        let carrying = Carrying::start(&config.carries, &links, upward).await?;
+        let path = Self {
             links,
             carrier,
-            stands: None,
-            bypassed: AtomicBool::new(false),
-            deflecting: None,
+            upward: upward.cloned(),
+            pulse: OnceLock::new(),
             carrying,
-            telling,
-            ruled: RuleSet::default(),
-            first_interface: None,
-            instance: None,
+            telling: Arc::clone(&telling),
             key: known.key,
-            persisted: None,
-            loop_ended: Mutex::default(),
         };
-        if let Some(interception) = &config.interception {
-            path.stand(config, interception, link, known.key, &roles).await?;
+        if let Some(upward) = upward {
+            if config.deflector.is_some() {
+                let _once = roles.deflector.set(Arc::clone(&upward.questions));
+                telling.deflecting(Arc::clone(&upward.questions));
+            }
+            path.stand(upward).await?;
         }
         Ok(Some(path))
     }
 
-    async fn stand(
-        &mut self,
-        config: &Config,
-        interception: &network::Interception,
-        link: &network::Link,
-        key: KeyHint,
-        roles: &Roles,
-    ) -> Result<(), Failure> {
-        let needs = |what: &'static str| move |error| plan::needs_rights(what, error);
-        let v4 = TransparentListener::bind(Family::V4, 0).map_err(needs("the transparent listener"))?;
-        // A machine without IPv6 has none of its traffic either.
-        let v6 = TransparentListener::bind(Family::V6, 0).ok();
-        let port =
-            |listener: &TransparentListener| listener.port().map_err(needs("the transparent listener"));
-        let listen = Listen { v4: port(&v4)?, v6: v6.as_ref().map(port).transpose()? };
-        self.instance = Some(plan::plan(interception, config.deflector.as_ref(), listen)?.instance().clone());
-        let addresses = plan::addresses(interception, link).await?;
-        let mut settings = NetdSettings::new(addresses, key);
-        settings.v6 = v6.is_some();
-        settings.here = plan::here(interception).await?;
-        settings.codec = plan::codec(interception);
-        settings.ports = plan::ports(interception);
-        let queued = plan::queue(interception, config.deflector.is_some());
-        settings.batch = (queued.batch_packets, queued.copy_octets);
-        let queue = open_queue(interception, config.deflector.is_some())?;
-        let engine = Engine::new(plan::engine(interception, link));
-        let agent = PathAgent::new(Arc::clone(&self.carrier), tokio::runtime::Handle::current());
-        let (mut netd, handle) =
-            Netd::new(engine, queue, agent, Early::default(), settings).map_err(needs("raw sockets"))?;
-        self.ruled = plan::rules(interception).await?;
-        self.first_interface = interception.interfaces.first().and_then(plan::number);
-        handle.rules(self.ruled.clone());
-        if let Some(deflector) = &config.deflector {
-            let (rules, ingress) = (self.ruled.clone(), self.first_interface.unwrap_or(Ingress(0)));
-            let codec = plan::codec(interception);
-            let deflecting = Deflecting::new(deflector, codec, v6.is_some(), rules, ingress);
-            let deflecting = Arc::new(deflecting.map_err(needs("raw sockets"))?);
-            netd.deflect(deflecting.deflect.clone());
-            let _once = roles.deflecting.set(Arc::clone(&deflecting));
-            self.deflecting = Some(Arc::clone(&deflecting));
-            self.telling.deflecting(Arc::clone(&deflecting));
-            tokio::spawn(deflecting::watch(deflecting));
-        }
-        let pulse = Pulse::start();
-        let beating = Arc::clone(&pulse);
-        netd.on_beat(move || beating.beat());
-        self.carrier.handle(handle.clone());
-        let ended = thread::Builder::new()
-            .name("netd".to_owned())
-            .spawn(move || {
-                rights::as_supervisor();
-                let ended = netd.run();
-                if let Err(error) = &ended {
-                    tracing::error!(%error, "the packet queue was lost; connections flow past this node until it is started anew");
-                }
-                ended
-            })
-            .map_err(|error| Failure::io("the system gives no threads", error))?;
-        for listener in [Some(v4), v6].into_iter().flatten() {
-            let listener = std::net::TcpListener::from(OwnedFd::from(listener));
-            let listener = TcpListener::from_std(listener).map_err(needs("the transparent listener"))?;
+    async fn stand(&self, upward: &Upward) -> Result<(), Failure> {
+        let failed = |error| Failure::io("the transparent listener", error);
+        for family in [Family::V4, Family::V6] {
+            let listener = match upward.socket(move |broker| broker.listener(family)).await {
+                Ok(listener) => std::net::TcpListener::from(listener),
+                // A machine without IPv6 has none of its traffic either.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            let listener = TcpListener::from_std(listener).map_err(failed)?;
             tokio::spawn(accept(Arc::clone(&self.carrier), listener));
         }
-        self.persisted = Some(Persisted::begin(&config.node.state_dir, &handle, &self.carrier).await);
-        handle.tell(engine::Event::AgentUp);
+        self.carrier.upward(upward.clone());
+        upward.obey(&self.carrier, &self.telling).map_err(|error| Failure::io("netd", error))?;
         tokio::spawn(carrier::watch_peers(Arc::clone(&self.carrier)));
-        self.stands = Some(Stands { listen, pulse });
-        *lock(&self.loop_ended) = Some(ended);
-        self.handle = Some(handle);
         Ok(())
     }
 
-    /// It can carry what is taken: shows its supervisor where it listens, and from now on that it turns. `false` without a
-    /// place on the path.
-    pub(crate) fn show(&self, supervised: &Supervised) -> bool {
-        let Some(Stands { listen, pulse }) = &self.stands else { return false };
-        // Whoever waits for its wishes learns of its end.
-        let (Watched::Yes | Watched::Orphan) = pulse.show(supervised.clone(), *listen);
-        true
+    /// It can carry what is taken: says so, and shows from now on that it turns.
+    pub(crate) fn show(&self) -> Result<(), Failure> {
+        let Some(upward) = &self.upward else { return Ok(()) };
+        upward.ready();
+        let netd = Arc::clone(&upward.netd);
+        let pulse = Pulse::start(move || netd.notice(worker::Notice::Beat));
+        let _once = self.pulse.set(pulse.map_err(|error| Failure::io("the system gives no threads", error))?);
+        Ok(())
     }
 
     /// What can be asked of it.
     pub(crate) async fn status(&self) -> PathStatus {
-        let bypassed = self.bypassed.load(Ordering::Relaxed);
-        let (handle, instance) = (self.handle.as_ref(), self.instance.clone());
-        let mut status = view::look(handle, instance, bypassed, &self.links, &self.carrier).await;
-        status.forgotten_files = self.persisted.as_ref().map_or(0, |persisted| persisted.forgotten());
-        status.deflector = self.deflecting.as_ref().map(|deflecting| {
-            let DeflectCounters { deflected, past, rules: (clients, servers), ready } =
-                deflecting.deflect.counters();
-            let n = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            DeflectorStatus { deflected, past, ready: n(ready), clients: n(clients), servers: n(servers) }
-        });
+        let mut status = match &self.upward {
+            None => PathStatus { state: "link-only".to_owned(), ..PathStatus::default() },
+            Some(upward) => match upward.questions.ask(&Question::Status).await {
+                Some(Answer::Status(mut status, peers)) => {
+                    view::named(&mut status.candidates, &peers, &self.carrier);
+                    *status
+                }
+                Some(Answer::Explained(_) | Answer::Say(_) | Answer::Proxies(_) | Answer::Counts(_))
+                | None => PathStatus { state: view::HANGING.to_owned(), ..PathStatus::default() },
+            },
+        };
+        status.carried = u64::try_from(self.carried()).unwrap_or(u64::MAX);
+        status.peers = self.links.status().into_iter().map(view::peer).collect();
         status
     }
 
     /// What would become of a connection; none when nobody stands on the path, or the loop hangs.
     pub(crate) async fn explain(&self, flow: Flow) -> Option<Explained> {
-        let handle = self.handle.as_ref()?;
-        let ingress = self.first_interface.unwrap_or(Ingress(0));
-        view::explain(handle, self.ruled.clone(), &self.carrier, flow, ingress).await
-    }
-
-    /// Packets stop coming, or come again. Waits until the loop has heard it, if it turns: it then orders nothing more that
-    /// the rules would not deliver.
-    pub(crate) fn bypass(&self, on: bool) {
-        let Some(handle) = &self.handle else { return };
-        self.bypassed.store(on, Ordering::Relaxed);
-        self.telling.aside(on);
-        handle.tell(engine::Event::Bypass { on });
-        let (heard, hears) = mpsc::channel();
-        handle.with(move |_, _, _| {
-            let _gone = heard.send(());
-        });
-        let _hangs = hears.recv_timeout(HEARS_WITHIN);
+        let Flow { client, server } = flow;
+        match self.upward.as_ref()?.questions.ask(&Question::Explain { client, server }).await? {
+            Answer::Explained(explained) => Some(named(*explained?, &self.carrier, flow)),
+            Answer::Status(..) | Answer::Say(_) | Answer::Proxies(_) | Answer::Counts(_) => None,
+        }
     }
 
     /// Takes on who may be a peer, and a new certificate of the same key. The rest needs a restart.
     pub(crate) fn reload(&self, config: &Config) -> Result<(), Failure> {
         let Some(link) = &config.link else { return Ok(()) };
-        let known = identity::load(config, link)?;
+        let known = identity::load(config, link, sockets(self.upward.as_ref()))?;
         if known.key != self.key {
             let what = "the identity of this node has another key, which it takes on at the next start only";
             return Err(Failure::say(Exit::Usage, what));
@@ -315,38 +231,8 @@ impl Path {
     }
 
     /// Ends what is carried.
-    pub(crate) async fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.links.stop();
-        self.stop_taking().await;
-    }
-
-    /// Gives up the packet queue; what is carried goes on.
-    pub(crate) async fn stop_taking(&self) {
-        if let Some(persisted) = &self.persisted {
-            persisted.save().await;
-        }
-        if let Some(handle) = &self.handle {
-            handle.stop();
-        }
-        let ended = lock(&self.loop_ended).take();
-        if let Some(ended) = ended {
-            let ended = tokio::task::spawn_blocking(move || ended.join()).await;
-            if let Ok(Ok(Err(error))) = ended {
-                tracing::error!(%error, "the packet queue was lost");
-            }
-        }
-    }
-
-    /// Gives up the packet queue without a runtime, and without waiting for a loop that hangs.
-    pub(crate) fn free_queue(&self) {
-        if let Some(handle) = &self.handle {
-            handle.stop();
-        }
-        let ended = lock(&self.loop_ended).take();
-        let until = std::time::Instant::now() + HEARS_WITHIN;
-        while ended.as_ref().is_some_and(|ended| !ended.is_finished()) && std::time::Instant::now() < until {
-            thread::sleep(Duration::from_millis(5));
-        }
     }
 
     /// How many connections are carried.
@@ -372,11 +258,22 @@ pub(crate) async fn dry(config: &Config) -> Result<Dry, Failure> {
     Ok(Dry::new(engine, rules, plan::codec(interception), Ingress(0), &peers, start))
 }
 
+/// With what the node knows of it beside the packet loop.
+fn named(explained: LoopExplained, carrier: &Carrier, flow: Flow) -> Explained {
+    let LoopExplained { mut explained, peers, ends_here } = explained;
+    view::named(&mut explained.candidates, &peers, carrier);
+    if ends_here {
+        explained.mail = carrier.mail_names(flow);
+    }
+    explained
+}
+
 /// What a node is beside a place on the path: a deflector, or the proxy of one.
 #[derive(Default)]
 struct Roles {
     links: OnceLock<Links>,
-    deflecting: OnceLock<Arc<Deflecting>>,
+    /// Where a deflector's table is.
+    deflector: OnceLock<Arc<Questions>>,
     off_path: OnceLock<Arc<OffPath>>,
 }
 
@@ -386,15 +283,20 @@ impl Roles {
     }
 
     /// A word from a peer, beside its streams.
-    fn hear(&self, from: &NodeId, control: Control) {
-        if let Some(off_path) = self.off_path.get() {
-            off_path.hear(from, control);
-        }
-        if let (Some(deflecting), Some(links)) = (self.deflecting.get(), self.links.get())
-            && let Some(answer) = deflecting.hear(from, control)
+    fn hear(&self, from: NodeId, octets: Bytes) {
+        if let Some(off_path) = self.off_path.get()
+            && let Some(control) = Control::decode(&octets)
         {
-            let notice = Notice::Other { kind: CONTROL, octets: answer.encode().into() };
-            links.notify(Some(from), &notice);
+            off_path.hear(&from, control);
+        }
+        if let (Some(deflector), Some(links)) = (self.deflector.get(), self.links.get()) {
+            let (deflector, links) = (Arc::clone(deflector), links.clone());
+            let heard = Question::Heard { from: from.to_string(), octets: octets.to_vec() };
+            tokio::spawn(async move {
+                if let Some(Answer::Say(Some(octets))) = deflector.ask(&heard).await {
+                    links.notify(Some(&from), &Notice::Other { kind: CONTROL, octets: octets.into() });
+                }
+            });
         }
     }
 }
@@ -433,8 +335,12 @@ fn open_queue(interception: &network::Interception, deflects: bool) -> Result<Nf
     NfQueue::open(plan::queue(interception, deflects)).map_err(|error| plan::needs_rights(what, error))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
+fn sockets(upward: Option<&Upward>) -> Option<Arc<dyn wan::Sockets>> {
+    upward.map(|upward| Arc::new(upward.clone()) as Arc<_>)
+}
+
+async fn listen(address: SocketAddr, upward: Option<&Upward>) -> Result<TcpListener, Failure> {
+    upward::listener(upward, address).await.map_err(|error| {
         Failure::io(
             format!("the link cannot listen on {address}; [link] listen names another address"),
             error,
@@ -463,14 +369,5 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
 /// [`CONTROL`].
 const ASIDE: u64 = 2;
 
-/// A loop that hangs hears nothing, and orders nothing either.
-const HEARS_WITHIN: Duration = Duration::from_millis(150);
 /// Descriptors may be scarce for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The mark of connections that no rule may touch.
-pub(crate) const UNTOUCHED: u32 = ALONE;

@@ -5,20 +5,21 @@ use crate::{
     admin::{Admin, Health},
     config::{Config, FileUse},
     exit::{Exit, Failure},
-    file,
-    leash::Leash,
-    logging,
+    file, logging,
     logging::Level,
     node::{DRAIN, Node},
     notify,
-    path::Path as OnPath,
+    path::{
+        Path as OnPath,
+        upward::{Upward, Wished},
+    },
     prefetch::Prefetch,
     supervisor,
 };
-use discovery_linux::supervisor::Supervised;
+use discovery_linux::worker::ToNetd;
 use epc::store::StoreOpenError;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use std::{path::Path, sync::Arc};
+use std::{future, path::Path, sync::Arc};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::spawn_blocking,
@@ -38,12 +39,15 @@ pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
     }
 }
 
-/// Runs the node of `path` as the child of its supervisor, which has read the file a moment ago and said what is odd.
+/// Runs the node of `path` as the child of netd, without any right, and under its supervisor, which has read the file a
+/// moment ago and said what is odd.
 pub(crate) fn supervised(path: &Path) -> Result<Exit, Failure> {
-    supervisor::rights::as_others();
-    let supervised = Supervised::from_stdin().map_err(|_| {
+    let netd = ToNetd::from_stdin().map_err(|_| {
         Failure::say(Exit::Usage, "only `waypost run` starts this, which is what to use instead")
     })?;
+    supervisor::rights::as_others();
+    supervisor::rights::give_up_all()
+        .map_err(|error| Failure::io("the node does not run with rights that it cannot give up", error))?;
     let loaded = file::read(path, FileUse::Look)?;
     if loaded.usable().is_none() {
         // It has changed since.
@@ -57,7 +61,7 @@ pub(crate) fn supervised(path: &Path) -> Result<Exit, Failure> {
         );
         return Err(Failure::say(Exit::Usage, what));
     }
-    node(config, Some(path), Some(supervised)).map_err(store_may_become_free)
+    node(config, Some(path), Some(netd)).map_err(store_may_become_free)
 }
 
 /// The store of a node that is about to end is held by nobody's mistake: another start finds it free.
@@ -69,11 +73,7 @@ fn store_may_become_free(failure: Failure) -> Failure {
 }
 
 /// Runs the node of `config`; a reload reads `path` again.
-pub(crate) fn node(
-    config: &Config,
-    path: Option<&Path>,
-    supervised: Option<Supervised>,
-) -> Result<Exit, Failure> {
+pub(crate) fn node(config: &Config, path: Option<&Path>, netd: Option<ToNetd>) -> Result<Exit, Failure> {
     let level = logging::start(&config.log);
     logging::keep_panics_quiet();
     raise_file_limit();
@@ -82,10 +82,13 @@ pub(crate) fn node(
         .build()
         .map_err(|error| Failure::io("the system gives no threads", error))?;
     let done = runtime.block_on(async {
-        let leash = supervised.map(|supervised| Leash::new(supervised, config)).transpose()?;
-        let node = Arc::new(Node::start(config).await?);
+        let (upward, wished) = match netd {
+            Some(netd) => Upward::begin(netd).await.map(|(upward, wished)| (Some(upward), Some(wished)))?,
+            None => (None, None),
+        };
+        let node = Arc::new(Node::start(config, upward.as_ref()).await?);
         // From here on a signal is an order, and no longer the end.
-        let wishes = Wishes::new(leash);
+        let wishes = Wishes::new(wished);
         let on_path = node.path().cloned();
         let done = match (wishes, Admin::start(&config.admin, Arc::clone(&node)).await) {
             (Ok(mut wishes), Ok(admin)) => {
@@ -93,7 +96,7 @@ pub(crate) fn node(
                 admin.stop();
                 if let (Ended::HandedOver, Some(path)) = (ended, &on_path) {
                     let_go(node).await;
-                    carry_on(path, &mut wishes).await;
+                    carry_on(path, upward.as_ref(), &mut wishes).await;
                 }
                 tracing::info!("ended");
                 Ok(Exit::Fine)
@@ -102,7 +105,7 @@ pub(crate) fn node(
         };
         // Nothing of it may stay in the kernel, however it ends.
         if let Some(path) = on_path {
-            path.stop().await;
+            path.stop();
         }
         done
     });
@@ -112,7 +115,7 @@ pub(crate) fn node(
 }
 
 /// A session needs two files, and the usual soft limit of 1,024 is for programs that still use select(2).
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         limit.current = limit.maximum;
@@ -123,13 +126,14 @@ fn raise_file_limit() {
 
 async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level, wishes: &mut Wishes) -> Ended {
     admin.say(Health::Ready);
-    match &wishes.leash {
-        // It is ready when the rules are in place, and says so.
-        Some(leash) => leash.show(node),
-        None => {
-            notify::ready();
-            tracing::info!("ready");
-        }
+    if wishes.wished.is_none() {
+        notify::ready();
+        tracing::info!("ready");
+    } else if let Some(path) = node.path()
+        && let Err(failure) = path.show()
+    {
+        // Its supervisor is ready when the rules are in place, says so, and starts another one when it hears nothing.
+        tracing::error!(error = %failure, "the node cannot show that it turns");
     }
     let ended = loop {
         match wishes.next().await {
@@ -140,7 +144,7 @@ async fn serve(node: &Node, admin: &Admin, path: Option<&Path>, level: &Level, w
     };
     tracing::info!("draining; a second signal hurries");
     admin.say(Health::Draining);
-    if wishes.leash.is_none() {
+    if wishes.wished.is_none() {
         notify::stopping();
     }
     let by = Instant::now() + DRAIN;
@@ -177,9 +181,9 @@ async fn let_go(node: Arc<Node>) {
 }
 
 /// What the path carries goes on, without the rest of the node; new connections are a successor's.
-async fn carry_on(path: &OnPath, wishes: &mut Wishes) {
-    if let Some(leash) = &wishes.leash {
-        leash.released();
+async fn carry_on(path: &OnPath, upward: Option<&Upward>, wishes: &mut Wishes) {
+    if let Some(upward) = upward {
+        upward.released();
     }
     tracing::info!(carried = path.carried(), "a successor may start; what is carried goes on here");
     let until = Instant::now() + CARRY_ON_MAX;
@@ -258,18 +262,22 @@ pub(crate) enum Wish {
 /// Of a supervisor, or, where there is none, by signal.
 struct Wishes {
     signals: Signals,
-    leash: Option<Leash>,
+    wished: Option<Wished>,
 }
 
 impl Wishes {
-    fn new(leash: Option<Leash>) -> Result<Self, Failure> {
-        Ok(Self { signals: Signals::new()?, leash })
+    fn new(wished: Option<Wished>) -> Result<Self, Failure> {
+        Ok(Self { signals: Signals::new()?, wished })
     }
 
     async fn next(&mut self) -> Wish {
-        match &mut self.leash {
+        match &mut self.wished {
             // Signals to a whole group of processes reach the supervisor too, and are its to pass on.
-            Some(leash) => leash.next().await,
+            Some(wished) => match wished.recv().await {
+                Some(wish) => wish,
+                // netd is gone; the end comes without anybody's wish.
+                None => future::pending().await,
+            },
             None => self.signals.next().await,
         }
     }

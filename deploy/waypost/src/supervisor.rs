@@ -182,7 +182,7 @@ impl Care for NodeCare<'_> {
     fn command(&mut self) -> Command {
         let mut command = Command::new(&self.program.executable);
         // The supervisor alone speaks to systemd.
-        command.arg("node").arg("-c").arg(&self.program.file).env_remove("NOTIFY_SOCKET");
+        command.arg("netd").arg("-c").arg(&self.program.file).env_remove("NOTIFY_SOCKET");
         command
     }
 

@@ -158,6 +158,7 @@ fn a_wrong_command_line_is_64_and_says_what_is_right() {
     ends(&["run"], 64, &["--config <FILE>"]);
     // What `run` starts is nothing for people.
     ends(&["node", "-c", "/dev/null"], 64, &["only `waypost run` starts this"]);
+    ends(&["netd", "-c", "/dev/null"], 64, &["only `waypost run` starts this"]);
     ends(&["branch", "--mail", "mail.example.org"], 64, &["imaps://", "for example"]);
     ends(&["branch", "--mail", "imaps://mia@mail.example.org"], 64, &["users log in through Waypost"]);
     ends(

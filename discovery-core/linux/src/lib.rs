@@ -9,6 +9,8 @@
 //! Every failure here ends in traffic that flows as if nothing of this were installed: queues are bypassed when
 //! nobody reads them, rules match only sockets that exist, and the supervisor removes what its dead left behind.
 //!
+//! The process that has these rights is not the one that carries connections: see `worker`.
+//!
 //! The only unsafe code is in `sys`.
 
 pub mod broker;
@@ -23,3 +25,4 @@ pub mod socket;
 pub mod supervisor;
 mod sys;
 pub mod tcp_info;
+pub mod worker;

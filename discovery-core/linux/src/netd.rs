@@ -11,6 +11,7 @@
 //! One thread. Nothing in it waits but for all of these at once; an [`Agent`] must not wait either.
 
 mod adoptions;
+mod agent;
 mod connects;
 mod deflecting;
 mod existing;
@@ -26,17 +27,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use discovery_core::engine::{self, Claim, Engine, Event, Existing, Peer, Reason};
+use discovery_core::engine::{self, Claim, Engine, Event, Existing, Reason};
 use discovery_core::flow::Flow;
 use discovery_core::now::{Now, UnixMillis};
-use discovery_core::pmt::PmtRow;
 use discovery_core::probe::{Codec, KeyHint, Probe};
 use discovery_core::rule::{Action, RuleSet, Ruled};
 use rustix::event::{Timespec, epoll};
 
-use crate::broker::Early;
 use crate::marks::{BEGINS, EXISTING, PASSED};
 use crate::queue::{Batch, Coalesce, PacketQueue, QueueCounters, QueuedPacket, Verdict};
+pub use agent::{Agent, Claimed, Ready};
 pub use handle::Handle;
 pub use split::{Step, Tell, Ticket, Word};
 
@@ -48,61 +48,6 @@ use look::{Datagram, Looker};
 use orders::Senders;
 use ports::Ports;
 use probes::Probes;
-
-/// A connection's far side, for whoever claimed it.
-#[derive(Debug)]
-pub enum Ready {
-    /// The connection to the server.
-    Here(OwnedFd),
-    /// The next node, which takes the stream on.
-    Onward(Peer),
-}
-
-/// The answer to a claim.
-#[derive(Debug)]
-pub enum Claimed {
-    /// It can go on at once.
-    Ready(Ready),
-    /// The server is being asked: [`Agent::claim_ready`] or [`Agent::claim_failed`] follows.
-    Wait,
-    /// No.
-    Refused(Reason),
-}
-
-/// Who carries connections: streams on links, and the two ends of what was intercepted. Called in the loop's thread:
-/// a call hands the order on and returns. Outcomes come back through [`Handle`].
-///
-/// It takes intercepted connections from the transparent listeners itself, by their flow.
-pub trait Agent {
-    /// Open a stream for the flow on the link to `peer`: answer with `Event::Opened` or `Event::Refused`.
-    fn open(&mut self, flow: Flow, peer: Peer);
-    /// The flow is terminated here alone: reach its server from the client's address.
-    fn single(&mut self, flow: Flow);
-    /// Give up what [`Agent::open`] began, and reset the client's connection if it stands.
-    fn abort(&mut self, flow: Flow, why: Reason);
-    /// Give up a connection to a server that was handed out, leaving no trace.
-    fn abandon(&mut self, flow: Flow, why: Reason);
-    /// A claim that had to wait can go on.
-    fn claim_ready(&mut self, flow: Flow, ready: Ready);
-    /// A claim that had to wait failed.
-    fn claim_failed(&mut self, flow: Flow, why: Reason);
-    /// Tell the next node that the flow is given up: the attempt whose SYN had this number.
-    fn abort_onward(&mut self, flow: Flow, next: Peer, isn: u32);
-    /// The proxy mapping table has changed.
-    fn learnt(&mut self, row: PmtRow);
-    /// A connection that stood before goes on in these two sockets, to its client and to its server: carry between them,
-    /// and say `Event::Closed` at the end. Whoever never wants rules that adopt need not.
-    fn adopted(&mut self, flow: Flow, client: OwnedFd, server: OwnedFd) {
-        tracing::error!(%flow, "nobody carries what was adopted");
-        drop((client, server));
-    }
-    /// Ask `peer` to adopt the server's end of a connection, and answer through [`Handle::adoption`]. What is returned
-    /// hears what is to be told, and gets the socket to the client. Whoever never wants rules that adopt need not.
-    fn adopt(&mut self, ticket: Ticket, peer: Peer) -> Tell {
-        tracing::error!(flow = %ticket.flow, link = %peer.link, "nobody asks a peer to adopt");
-        Box::new(|_| false)
-    }
-}
 
 /// What the loop is told about this node.
 #[derive(Clone, Debug)]
@@ -180,6 +125,9 @@ pub struct Netd<Q, A> {
     beat: Option<Box<dyn FnMut() + Send>>,
     deflecting: Option<Deflecting>,
     lifeline: Option<OwnedFd>,
+    bypassed: bool,
+    /// Since when packets wait for an agent that is silent.
+    held: Option<Instant>,
 }
 
 const QUEUE: u64 = 0;
@@ -194,18 +142,11 @@ const BEAT_EVERY: Duration = Duration::from_millis(100);
 const STOOD_STILL: Duration = Duration::from_millis(400);
 
 impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
-    /// Makes the loop ready in the thread's network namespace. Early connections are kept in `early`, where a broker
-    /// may find them.
+    /// Makes the loop ready in the thread's network namespace.
     ///
     /// # Errors
     /// Without CAP_NET_RAW and CAP_NET_ADMIN, or descriptors.
-    pub fn new(
-        engine: Engine,
-        queue: Q,
-        agent: A,
-        early: Early,
-        settings: NetdSettings,
-    ) -> io::Result<(Self, Handle)> {
+    pub fn new(engine: Engine, queue: Q, agent: A, settings: NetdSettings) -> io::Result<(Self, Handle)> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let (handle, commands) = handle::pair()?;
         epoll::add(&poll, &queue, epoll::EventData::new_u64(QUEUE), epoll::EventFlags::IN)?;
@@ -218,7 +159,7 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             looker: Looker::new(settings.codec, settings.octets_max),
             ports: Ports::open(settings.ports.clone())?,
             senders: Senders::open(&settings)?,
-            connects: Connects::new(early, CONNECTS, settings.here.clone()),
+            connects: Connects::new(CONNECTS, settings.here.clone()),
             adoptions: Adoptions::default(),
             last: 0,
             probes: Probes::default(),
@@ -229,6 +170,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             beat: None,
             deflecting: None,
             lifeline: None,
+            bypassed: false,
+            held: None,
         };
         Ok((netd, handle))
     }
@@ -238,8 +181,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         self.beat = Some(Box::new(beat));
     }
 
-    /// Watches over whoever carries connections: `lifeline` becomes readable, or is hung up, when it is gone (its
-    /// pidfd, or a channel on which it never writes). The engine then stands aside at once.
+    /// Watches over whoever carries connections: `lifeline` becomes readable when it speaks, or is gone (a channel to it, or
+    /// its pidfd); [`Agent::hear`] tells which. When it is gone, the engine stands aside at once.
     ///
     /// # Errors
     /// When the descriptor cannot be waited for.
@@ -273,12 +216,12 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             self.wait(&mut events, mono)?;
             let stood_still = turned.elapsed() >= STOOD_STILL;
             turned = Instant::now();
-            let (mut packets, mut commanded, mut ready) = (false, false, Vec::new());
+            let (mut packets, mut commanded, mut heard, mut ready) = (false, false, false, Vec::new());
             for event in events.drain(..) {
                 match event.data.u64() {
                     QUEUE => packets = true,
                     COMMANDS => commanded = true,
-                    AGENT => self.agent_gone(),
+                    AGENT => heard = true,
                     connect => ready.push(connect),
                 }
             }
@@ -286,7 +229,13 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
             if commanded && !self.command()? {
                 return self.queue.close();
             }
-            if packets && stood_still {
+            if heard {
+                self.hear()?;
+            }
+            let words = self.agent.turn(Instant::now(), self.bypassed);
+            self.understand(words)?;
+            let waited = self.hold()?;
+            if stood_still || waited {
                 self.let_stale_go(&mut batch)?;
             }
             let mut pause = None;
@@ -303,7 +252,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
                 self.queue.flush()?;
             }
             let now = now();
-            if self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
+            // Whoever carries connections is silent: what peers have said waits behind him, and nobody is blamed meanwhile.
+            if self.held.is_none() && self.engine.poll_timeout().is_some_and(|at| at <= now.mono) {
                 self.engine.handle_timeout(now);
                 self.obey();
             }
@@ -314,8 +264,8 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>, mono: Instant) -> io::Result<()> {
-        let due = self.engine.poll_timeout().map_or(BEAT_EVERY, |at| at.saturating_duration_since(mono));
-        let due = due.min(BEAT_EVERY);
+        let due = self.engine.poll_timeout().filter(|_| self.held.is_none());
+        let due = due.map_or(BEAT_EVERY, |at| at.saturating_duration_since(mono)).min(BEAT_EVERY);
         let timeout = Timespec { tv_sec: 0, tv_nsec: due.subsec_nanos().into() };
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -439,15 +389,6 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         }
     }
 
-    fn agent_gone(&mut self) {
-        if self.lifeline.take().is_some() {
-            tracing::warn!("whoever carries connections is gone: new ones flow untouched");
-            self.engine.handle_event(now(), Event::AgentDown);
-            self.adoptions_end(now());
-            self.obey();
-        }
-    }
-
     fn connect_ready(&mut self, number: u64) {
         if let Some(event) = self.connects.ready(number, self.poll.as_fd()) {
             self.engine.handle_event(now(), event);
@@ -460,10 +401,13 @@ impl<Q: PacketQueue, A: Agent> Netd<Q, A> {
         for command in self.commands.take() {
             match command {
                 Command::Event(event) => {
-                    // From now on packets go by unseen.
-                    if let Event::Bypass { on: true } = event {
-                        self.adoptions_until_later(now(), Reason::Bypass);
-                        self.queue.flush()?;
+                    if let Event::Bypass { on } = event {
+                        self.bypassed = on;
+                        // From now on packets go by unseen.
+                        if on {
+                            self.adoptions_until_later(now(), Reason::Bypass);
+                            self.queue.flush()?;
+                        }
                     }
                     self.engine.handle_event(now(), event);
                 }

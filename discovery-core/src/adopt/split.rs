@@ -131,9 +131,11 @@ impl Near {
         }
     }
 
-    /// What the stream brought next behind YE.
+    /// What the stream brought next behind YE. More than YE tells of is let go.
     pub fn filled(&mut self, now: Instant, octets: &[u8]) {
-        if let Phase::Filling { next, since, .. } = &mut self.phase {
+        if let Phase::Filling { next, since, ye, .. } = &mut self.phase {
+            let left = usize::try_from(ye.wrapping_sub(*next)).unwrap_or(usize::MAX);
+            let octets = octets.get(..left).unwrap_or(octets);
             let way = &mut self.observation.down;
             way.shadow.sent(*next, octets);
             if let Some(acked) = way.acked {

@@ -44,7 +44,7 @@ pub(crate) async fn dial(
 ) -> Result<Met, Reason> {
     let segment = inner.segment_max(to);
     let place = Place { at: to, narrow: segment.is_some() };
-    let tcp = socket::dial(to, inner.mark(), segment).await?;
+    let tcp = socket::dial(to, inner.sockets(), segment).await?;
     let mut heard = Heard { inner, place, since: Instant::now(), ended: false };
     let met = timeout(HANDSHAKE_MAX, meet(inner, tcp, place, expected, lanes)).await;
     heard.ended = met.is_ok();

@@ -27,6 +27,7 @@ pub use identity::{Authority, BadIdentity, Identity, Presented, key_hint};
 pub use links::{Links, Peer, PeerSpec, Settings};
 pub use opener::{AllGranted, Grants, OpenedStream, StreamOpener};
 pub use reachable::reachable;
+pub use socket::Sockets;
 pub use splice::{Spliced, splice};
 pub use status::{LaneStatus, LinkStatus};
 pub use stream::LinkStream;

@@ -12,6 +12,7 @@ use crate::{
     opener::{Grants, StreamOpener, covers, within},
     reachable::reachable,
     roster::Roster,
+    socket::Sockets,
     splice::{Spliced, Unsaid, splice_until},
     status::LinkStatus,
     stream::LinkStream,
@@ -64,8 +65,8 @@ pub struct Settings {
     pub authorities: Vec<Authority>,
     /// Who may be a peer.
     pub peers: Peers,
-    /// The mark of connections to peers, so that rules leave them alone.
-    pub mark: Option<u32>,
+    /// Where connections to peers get their sockets, if the system's own would not do: rules may have to leave them alone.
+    pub sockets: Option<Arc<dyn Sockets>>,
     /// Bounds of each link.
     pub link: Config,
     /// How long a stream waits for a link before it is refused.
@@ -92,7 +93,7 @@ pub(crate) struct Setup {
     pub(crate) node: NodeId,
     pub(crate) tls: Tls,
     pub(crate) peers: Arc<Peers>,
-    mark: Option<u32>,
+    sockets: Option<Arc<dyn Sockets>>,
     link: Config,
     patience: Duration,
     loopback: bool,
@@ -335,7 +336,7 @@ fn setup(settings: &Settings) -> Result<Setup, BadIdentity> {
         node: presented.node,
         tls: Tls::new(&settings.identity, &settings.authorities)?,
         peers: Arc::new(settings.peers.clone()),
-        mark: settings.mark,
+        sockets: settings.sockets.clone(),
         link: settings.link,
         patience: settings.patience,
         loopback: settings.loopback,
@@ -364,6 +365,10 @@ impl Inner {
         self.setup.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn sockets(&self) -> Option<Arc<dyn Sockets>> {
+        self.setup.read().unwrap_or_else(PoisonError::into_inner).sockets.clone()
+    }
+
     /// A connection that stood where we dialled met silence.
     pub(crate) fn fell_silent(&self, place: Place) {
         tracing::debug!(place = %place.at, small = place.narrow, "silence; a connection there keeps its packets small");
@@ -376,10 +381,6 @@ impl Inner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .segment_max(place, Instant::now().into_std())
-    }
-
-    pub(crate) fn mark(&self) -> Option<u32> {
-        self.setup.read().unwrap_or_else(PoisonError::into_inner).mark
     }
 
     pub(crate) fn facts(&self) -> Option<Arc<dyn TcpFacts>> {

@@ -2,28 +2,50 @@
 
 use socket2::{SockRef, TcpKeepalive};
 use std::{
-    io,
-    net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    fmt, io,
+    net::{SocketAddr, TcpStream as StdStream},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     net::{TcpSocket, TcpStream},
+    task::spawn_blocking,
     time::timeout,
 };
 use wan_core::{Lane, LaneSet, Reason};
 
+/// Makes sockets for connections to peers: whoever runs the links may lack the right to what they need.
+pub trait Sockets: fmt::Debug + Send + Sync {
+    /// A TCP socket for addresses like this one, neither bound nor connected; does not block. May take a moment.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn tcp(&self, to: SocketAddr) -> io::Result<OwnedFd>;
+}
+
 /// Connects. `segment_max`: no larger ones are sent, nor asked for.
 pub(crate) async fn dial(
     to: SocketAddr,
-    mark: Option<u32>,
+    sockets: Option<Arc<dyn Sockets>>,
     segment_max: Option<u32>,
 ) -> Result<TcpStream, Reason> {
-    let unreachable = |_: io::Error| Reason::PeerUnreachable;
-    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(unreachable)?;
-    if let Some(mark) = mark {
-        SockRef::from(&socket).set_mark(mark).map_err(unreachable)?;
-    }
+    let unreachable = |error: io::Error| {
+        tracing::debug!(%to, %error, "no socket for a connection to a peer");
+        Reason::PeerUnreachable
+    };
+    let socket = match sockets {
+        Some(sockets) => spawn_blocking(move || sockets.tcp(to))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map(|socket| TcpSocket::from_std_stream(StdStream::from(socket))),
+        None if to.is_ipv4() => TcpSocket::new_v4(),
+        None => TcpSocket::new_v6(),
+    };
+    let socket = socket.map_err(unreachable)?;
     if let Some(octets) = segment_max {
         SockRef::from(&socket).set_tcp_mss(octets).map_err(unreachable)?;
     }

@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflected, deflector, durability,
     existing, existing_split, failures, forged, front, garbage, hole, identical, kept, kills, logins, matrix,
-    odd, pair, pair_mail, pair_mail_more, prefer, released, sites, start, supervised,
+    odd, pair, pair_mail, pair_mail_more, prefer, released, rights, sites, start, supervised,
 };
 
 /// One row.
@@ -55,6 +55,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a killed node: resets at once, new ones go direct, it is back by itself",
         supervised::killed,
     ),
+    row("rights-worker", "the node carries IPv4, IPv6 and mail without any right", rights::worker),
     row("super-orphaned", "a killed supervisor: its node leaves nothing behind", supervised::orphaned),
     row(
         "super-bypass",

@@ -225,18 +225,19 @@ impl Waypost {
     /// SIGKILL for all of its processes, and waits until they are gone.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         // At once: neither has time to notice the other's end.
-        let nodes = self.nodes();
-        if !nodes.is_empty() {
+        let (netds, nodes) = (self.netds(), self.nodes());
+        if !netds.is_empty() {
             self.signal(libc::SIGSTOP)?;
         }
-        for node in &nodes {
-            // It may be ending by itself.
-            drop(sys::kill(*node, libc::SIGKILL));
+        for netd in &netds {
+            // It may be ending by itself. Its node ends with it.
+            drop(sys::kill(*netd, libc::SIGKILL));
         }
         self.child.kill()?;
         self.child.wait()?;
         // Nobody here is its parent. Whoever starts the next one wants its queue.
-        all_gone(&nodes.iter().filter_map(|pid| u32::try_from(*pid).ok()).collect::<Vec<u32>>())
+        let all = netds.iter().chain(&nodes).filter_map(|pid| u32::try_from(*pid).ok());
+        all_gone(&all.collect::<Vec<u32>>())
     }
 
     /// SIGKILL for this process alone: where it is a supervisor, its node learns of it.
@@ -253,18 +254,16 @@ impl Waypost {
 
     /// All of them: those that were replaced go on for a while.
     pub(crate) fn nodes(&self) -> Vec<i32> {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return Vec::new() };
-        let children =
-            tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-        let pids: Vec<i32> = children
-            .flat_map(|line| line.split_whitespace().flat_map(str::parse).collect::<Vec<_>>())
-            .collect();
-        // The others are tools that it runs.
-        let is_node = |pid: &i32| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            command.split(|octet| *octet == 0).nth(1) == Some(b"node")
-        };
-        pids.into_iter().filter(is_node).collect()
+        self.netds().into_iter().flat_map(|netd| children(netd, "node")).collect()
+    }
+
+    /// The process that has the rights, of the newest node.
+    pub(crate) fn netd(&self) -> Option<i32> {
+        self.netds().last().copied()
+    }
+
+    fn netds(&self) -> Vec<i32> {
+        children(self.pid(), "netd")
     }
 
     /// A figure of /proc/PID/status in octets: `VmRSS`, `VmHWM`.
@@ -280,6 +279,19 @@ impl Waypost {
     pub(crate) fn scan_memory(&self, needles: &[&[u8]]) -> anyhow::Result<Vec<Vec<Found>>> {
         scan_memory(self.pid(), needles)
     }
+}
+
+/// Those whose first argument this is; the others are tools.
+fn children(parent: i32, word: &str) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
+    let children = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<i32> =
+        children.flat_map(|line| line.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
+    let is_one = |pid: &i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|octet| *octet == 0).nth(1) == Some(word.as_bytes())
+    };
+    pids.into_iter().filter(is_one).collect()
 }
 
 impl Drop for Waypost {

@@ -28,6 +28,7 @@ pub mod opened;
 pub mod packet_view;
 pub mod probe;
 pub mod response;
+pub mod said;
 pub mod sasl;
 pub mod search_criteria;
 pub mod sequence_set;
@@ -66,6 +67,7 @@ pub const TARGETS: &[Target] = &[
     ("packet_view", packet_view::run),
     ("probe", probe::run),
     ("response", response::run),
+    ("said", said::run),
     ("sasl", sasl::run),
     ("search_criteria", search_criteria::run),
     ("sequence_set", sequence_set::run),

@@ -29,9 +29,10 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// Binds and accepts; the task ends when the door is closed or the node drains, and its last session with it.
+    /// Binds, unless `bound` is, and accepts; the task ends when the door is closed or the node drains, and its last session with it.
     pub(crate) fn open(
         config: &config::Listener,
+        bound: Option<std::net::TcpListener>,
         server: &config::Server,
         tls: Option<&Arc<FrontTls>>,
         terms: Arc<ServerTerms>,
@@ -39,8 +40,12 @@ impl Door {
         draining: watch::Receiver<Drain>,
     ) -> Result<Self, Failure> {
         let front = front(config, server, tls)?;
-        let listener = Listener::bind(ListenerConfig::new(config.address, front))
-            .map_err(|error| cannot_listen(config.address, error))?;
+        let listening = ListenerConfig::new(config.address, front);
+        let listener = match bound {
+            Some(bound) => Listener::from_std(bound, listening),
+            None => Listener::bind(listening),
+        };
+        let listener = listener.map_err(|error| cannot_listen(config.address, error))?;
         let (address, counts) = (listener.local_addr(), listener.counts());
         tracing::info!(%address, server = %server.name, tls = config.tls.word(), "listening");
         let terms = Arc::new(Mutex::new(terms));
@@ -124,7 +129,7 @@ fn front(
     })
 }
 
-fn cannot_listen(address: SocketAddr, error: io::Error) -> Failure {
+pub(super) fn cannot_listen(address: SocketAddr, error: io::Error) -> Failure {
     let advice = ADVICE.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, advice)| advice);
     Failure::io(format!("cannot listen on {address}{advice}"), error)
 }

@@ -1,10 +1,10 @@
-//! What the packet loop orders, handed on without waiting.
+//! What netd orders, handed on without waiting.
 
 use super::carrier::{Carrier, steps};
 use discovery_core::{
     engine::{Peer, Reason},
     flow::Flow,
-    pmt::{Known, PmtRow},
+    pmt::PmtRow,
 };
 use discovery_linux::netd::{Agent, Ready, Tell, Ticket};
 use std::{os::fd::OwnedFd, sync::Arc};
@@ -66,10 +66,6 @@ impl Agent for PathAgent {
         tell
     }
 
-    fn learnt(&mut self, row: PmtRow) {
-        tracing::debug!(?row, "learnt");
-        if let Known::Peer(peer) | Known::Static(peer) = row.known {
-            self.runtime.spawn(Arc::clone(&self.carrier).meet(peer));
-        }
-    }
+    /// netd says whom to meet.
+    fn learnt(&mut self, _: PmtRow) {}
 }

@@ -10,7 +10,10 @@ mod peers;
 mod serving;
 mod together;
 
-use super::tcp::{self, Tcp};
+use super::{
+    tcp::{self, Tcp},
+    upward::Upward,
+};
 use crate::node::mail::Mail;
 use attempts::{Attempt, Attempts, Half};
 use bytes::Bytes;
@@ -21,10 +24,11 @@ use discovery_core::{
     value::Class,
 };
 use discovery_linux::{
-    netd::{Claimed, Handle, Ready, Tell},
+    broker::SocketBroker,
+    netd::{Claimed, Ready, Tell},
     socket::{Connecting, Target},
 };
-use outcome::{failed, refusal};
+use outcome::{failed, no_socket, refusal};
 pub(super) use peers::watch_peers;
 use peers::{Lists, Met};
 use seams::AsyncIo;
@@ -44,7 +48,8 @@ use wan_core::{Kind, Notice, OpenFrame};
 /// See the module's documentation.
 #[derive(Default)]
 pub(crate) struct Carrier {
-    handle: OnceLock<Handle>,
+    /// None without a place on the path.
+    upward: OnceLock<Upward>,
     links: OnceLock<Links>,
     /// Peers that the operator named for servers, as the engine knows them.
     named: OnceLock<HashMap<engine::Peer, NodeId>>,
@@ -79,8 +84,8 @@ enum Far {
 }
 
 impl Carrier {
-    pub(super) fn handle(&self, handle: Handle) {
-        let _once = self.handle.set(handle);
+    pub(super) fn upward(&self, upward: Upward) {
+        let _once = self.upward.set(upward);
     }
 
     pub(super) fn links(&self, links: Links) {
@@ -107,8 +112,8 @@ impl Carrier {
     }
 
     pub(super) fn tell(&self, event: Event) {
-        if let Some(handle) = self.handle.get() {
-            handle.tell(event);
+        if let Some(upward) = self.upward.get() {
+            upward.netd.tell(event);
         }
     }
 
@@ -175,7 +180,7 @@ impl Carrier {
         }
         let connected = tokio::select! {
             () = attempt.over() => return,
-            connected = timeout(CONNECT_MAX, connect(attempt.flow)) => connected,
+            connected = timeout(CONNECT_MAX, self.connect(attempt.flow)) => connected,
         };
         match connected.unwrap_or(Err(ConnectFailure::TimedOut)) {
             Ok(server) => {
@@ -186,6 +191,24 @@ impl Carrier {
                 tracing::debug!(flow = %attempt.flow, ?why, "the server is not reached");
                 // The client has been answered: a reset is all that is left to tell it.
                 self.closed(&attempt);
+            }
+        }
+    }
+
+    /// A connection to the server, with the client's address.
+    async fn connect(&self, flow: Flow) -> Result<Tcp, ConnectFailure> {
+        let upward = self.upward.get().ok_or(ConnectFailure::Local)?;
+        let begun = upward.socket(move |broker| broker.connect(flow, Target::Away)).await;
+        let mut connecting = Connecting::from_fd(begun.map_err(no_socket)?);
+        loop {
+            // Its outcome is known as soon as it is writable.
+            let waiting =
+                TcpStream::from_std(OwnedFd::from(connecting).into()).map_err(|_| ConnectFailure::Local)?;
+            waiting.writable().await.map_err(|_| ConnectFailure::Local)?;
+            let socket = OwnedFd::from(waiting.into_std().map_err(|_| ConnectFailure::Local)?);
+            match Connecting::from_fd(socket).finish().map_err(failed)? {
+                Ok(connected) => return Tcp::from_fd(connected).map_err(|_| ConnectFailure::Local),
+                Err(still) => connecting = still,
             }
         }
     }
@@ -310,11 +333,11 @@ impl Carrier {
         flow: Flow,
         granted: bool,
     ) -> Result<(Ready, Serving), Reason> {
-        let Some(handle) = self.handle.get() else { return Err(Reason::NotGranted) };
+        let Some(upward) = self.upward.get() else { return Err(Reason::NotGranted) };
         let (answer, answered) = oneshot::channel();
         let carrier = Arc::clone(self);
-        // In the loop's thread: whoever waits is known before the answer can come.
-        handle.claim(flow, granted, move |claimed| {
+        // Where orders are carried out: whoever waits is known before the next one can come.
+        upward.netd.claim(flow, granted, move |claimed| {
             let first = match claimed {
                 Claimed::Ready(ready) => {
                     Ok((Serving::begin(&carrier, flow, None), First::Ready(born(ready))))
@@ -368,7 +391,7 @@ impl Carrier {
 
     /// Asks for the server's end of a connection that stood before; none where nobody stands on the path.
     pub(super) fn adopt_for_peer(&self, flow: Flow, tell: Tell) -> Option<()> {
-        self.handle.get().map(|handle| handle.adopt_for_peer(flow, tell))
+        self.upward.get().map(|upward| upward.netd.adopt_for_peer(flow, tell))
     }
 
     /// A stream that goes on to the next node.
@@ -430,21 +453,6 @@ fn asks(flow: Flow) -> OpenFrame {
 /// How urgent its octets are, by its port.
 pub(super) fn class(flow: Flow) -> Class {
     if INTERACTIVE.contains(&flow.server.port()) { Class::Interactive } else { Class::Bulk }
-}
-
-async fn connect(flow: Flow) -> Result<Tcp, ConnectFailure> {
-    let mut connecting = Connecting::begin(flow, Target::Away).map_err(failed)?;
-    loop {
-        // Its outcome is known as soon as it is writable.
-        let waiting =
-            TcpStream::from_std(OwnedFd::from(connecting).into()).map_err(|_| ConnectFailure::Local)?;
-        waiting.writable().await.map_err(|_| ConnectFailure::Local)?;
-        let socket = OwnedFd::from(waiting.into_std().map_err(|_| ConnectFailure::Local)?);
-        match Connecting::from_fd(socket).finish().map_err(failed)? {
-            Ok(connected) => return Tcp::from_fd(connected).map_err(|_| ConnectFailure::Local),
-            Err(still) => connecting = still,
-        }
-    }
 }
 
 /// What people wait for octet by octet: shells, mail, directories. Anything else may be large.

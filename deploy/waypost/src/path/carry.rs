@@ -1,7 +1,11 @@
 //! Clients that come to an address of this node, carried to a server by a peer: nobody stands on anybody's path, and each
 //! end sees the node that it speaks to.
 
-use super::{carrier::class, tcp::Tcp};
+use super::{
+    carrier::class,
+    tcp::Tcp,
+    upward::{self, Upward},
+};
 use crate::{config::carry::Carry, exit::Failure};
 use discovery_core::flow::Flow;
 use std::{
@@ -25,10 +29,14 @@ pub(super) struct Carrying {
 
 impl Carrying {
     /// Listens at all of them.
-    pub(super) async fn start(carries: &[Carry], links: &Links) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        carries: &[Carry],
+        links: &Links,
+        upward: Option<&Upward>,
+    ) -> Result<Self, Failure> {
         let mut carrying = Self { listening: Vec::new(), one: Arc::new(()) };
         for carry in carries {
-            let listener = TcpListener::bind(carry.listen).await.map_err(|error| {
+            let listener = upward::listener(upward, carry.listen).await.map_err(|error| {
                 Failure::io(format!("[[carry]] listen: cannot listen on {}", carry.listen), error)
             })?;
             tracing::info!(address = %carry.listen, server = %carry.server, peer = %carry.peer, "carries");

@@ -1,6 +1,6 @@
 //! A deflector's side of what it and its proxies say to each other: which of them are there, and what they may reach.
 
-use super::telling::anywhere;
+use super::questions::Offered;
 use crate::config::{
     deflection::Deflector,
     value::{DeflectMode, DeflectPolicy},
@@ -24,7 +24,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::time::sleep;
-use wan_core::Candidates;
 
 /// See the module's documentation.
 pub(super) struct Deflecting {
@@ -92,16 +91,16 @@ impl Deflecting {
     }
 
     /// Its proxies, for clients' nodes: those choose among them as this node would.
-    pub(super) fn told(&self) -> Candidates {
+    pub(super) fn told(&self) -> Vec<Offered> {
         let now = Instant::now();
-        let node = |(candidate, at): &(Candidate, Instant)| wan_core::Candidate {
+        let node = |(candidate, at): &(Candidate, Instant)| Offered {
             link: candidate.peer.link,
-            key: candidate.peer.key,
+            key: candidate.peer.key.0,
             rank: if self.policy == Policy::Primary { candidate.rank } else { 0 },
             able: now.saturating_duration_since(*at) < SILENT_MAX,
-            load: u16::from(candidate.load) * 10,
+            load: candidate.load,
         };
-        Candidates { networks: anywhere(), nodes: self.lock().values().map(node).collect() }
+        self.lock().values().map(node).collect()
     }
 
     fn renew(&self) {

@@ -10,8 +10,8 @@ use crate::{
 };
 use discovery_core::probe::KeyHint;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
-use wan::{Authority, Identity, PeerSpec, Presented, Settings, admit::Peers, key_hint};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+use wan::{Authority, Identity, PeerSpec, Presented, Settings, Sockets, admit::Peers, key_hint};
 
 /// What was read.
 pub(super) struct Known {
@@ -20,7 +20,12 @@ pub(super) struct Known {
     pub(super) key: KeyHint,
 }
 
-pub(super) fn load(config: &Config, link: &Link) -> Result<Known, Failure> {
+/// `sockets`: where connections to peers get theirs.
+pub(super) fn load(
+    config: &Config,
+    link: &Link,
+    sockets: Option<Arc<dyn Sockets>>,
+) -> Result<Known, Failure> {
     let place = Place(link.identity.clone());
     let chain = certificates(&place.cert())?;
     let presented = Presented::of(&chain)
@@ -54,7 +59,7 @@ pub(super) fn load(config: &Config, link: &Link) -> Result<Known, Failure> {
         identity: Identity { chain, key },
         authorities,
         peers: Peers { known: peers.collect(), revoked: link.revoked.clone() },
-        mark: config.interception.as_ref().map(|_| super::UNTOUCHED),
+        sockets,
         link: wan_core::Config::default(),
         patience: PATIENCE,
         loopback: false,

@@ -11,7 +11,6 @@ use super::{
 use crate::{config::network::Link, node::mail::Mail};
 use bytes::Bytes;
 use discovery_core::{
-    deflector::control::Control,
     engine::{Event, Reason},
     id::NodeId,
     rule::Prefix,
@@ -242,11 +241,7 @@ impl Sink<(NodeId, Notice)> for Asked {
     fn put(&self, (from, notice): (NodeId, Notice)) -> Put {
         match notice {
             Notice::Abort { flow, isn } => self.0.tell(Event::Aborted { flow, isn }),
-            Notice::Other { kind: CONTROL, octets } => {
-                if let Some(control) = Control::decode(&octets) {
-                    self.1.hear(&from, control);
-                }
-            }
+            Notice::Other { kind: CONTROL, octets } => self.1.hear(from, octets),
             Notice::Other { kind: ASIDE, octets } => match octets.as_ref() {
                 [0] => self.0.aside(&from, false),
                 [1] => self.0.aside(&from, true),

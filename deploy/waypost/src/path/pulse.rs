@@ -1,62 +1,55 @@
-//! What the packet loop shows its supervisor, ten times a second: that it turns, and the runtime with it, which carries
-//! what the loop takes. When either stands still there is silence, and new connections flow past.
+//! What the node shows netd, ten times a second: that it runs, and the runtime with it, which carries what is taken. When
+//! either stands still there is silence, and new connections flow past.
 
-use discovery_linux::{
-    rules::Listen,
-    supervisor::{Supervised, Watched},
-};
+use crate::supervisor::rights;
 use std::{
+    io,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-/// See the module's documentation.
+/// It beats as long as somebody has it.
 #[derive(Debug)]
 pub(super) struct Pulse {
+    _turning: Arc<Turning>,
+}
+
+#[derive(Debug)]
+struct Turning {
     started: Instant,
     /// When the runtime turned last, in milliseconds since.
     runtime: AtomicU64,
-    /// None until the node is ready.
-    supervised: OnceLock<Supervised>,
 }
 
 impl Pulse {
-    /// Of the runtime in which it is called. It goes on as long as somebody has it.
-    pub(super) fn start() -> Arc<Self> {
-        let pulse = Arc::new(Self {
-            started: Instant::now(),
-            runtime: AtomicU64::new(0),
-            supervised: OnceLock::new(),
-        });
-        let turning = Arc::downgrade(&pulse);
+    /// Of the runtime in which it is called.
+    pub(super) fn start(beat: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let turning = Arc::new(Turning { started: Instant::now(), runtime: AtomicU64::new(0) });
+        let (runtime, beating) = (Arc::downgrade(&turning), Arc::downgrade(&turning));
         tokio::spawn(async move {
-            while let Some(pulse) = turning.upgrade() {
-                pulse.runtime.store(millis(pulse.started.elapsed()), Ordering::Relaxed);
-                drop(pulse);
+            while let Some(turning) = runtime.upgrade() {
+                turning.runtime.store(millis(turning.started.elapsed()), Ordering::Relaxed);
+                drop(turning);
                 tokio::time::sleep(EVERY).await;
             }
         });
-        pulse
-    }
-
-    /// From now on it is shown, and the rules may come.
-    pub(super) fn show(&self, supervised: Supervised, listen: Listen) -> Watched {
-        let watched = supervised.ready(listen);
-        let _once = self.supervised.set(supervised);
-        watched
-    }
-
-    /// The packet loop turns. Never waits.
-    pub(super) fn beat(&self) {
-        let Some(supervised) = self.supervised.get() else { return };
-        let turned = Duration::from_millis(self.runtime.load(Ordering::Relaxed));
-        if turns(turned, self.started.elapsed()) {
-            // Whoever waits for wishes learns of the supervisor's end, and does what is to be done.
-            let _watched = supervised.beat();
-        }
+        // A thread that does nothing else gets a processor when it wants one, as the packet loop does.
+        thread::Builder::new().name("pulse".to_owned()).spawn(move || {
+            rights::as_supervisor();
+            while let Some(turning) = beating.upgrade() {
+                let turned = Duration::from_millis(turning.runtime.load(Ordering::Relaxed));
+                if turns(turned, turning.started.elapsed()) {
+                    beat();
+                }
+                drop(turning);
+                thread::sleep(EVERY);
+            }
+        })?;
+        Ok(Self { _turning: turning })
     }
 }
 

@@ -1,7 +1,11 @@
 //! What a node tells its peers of itself and of others, beside their streams: that connections are to go past it for now, and
 //! which nodes serve as well as it does. Nothing is repeated by the link, so it is said once a second.
 
-use super::{ASIDE, carrier::Carrier, deflecting::Deflecting};
+use super::{
+    ASIDE,
+    carrier::Carrier,
+    questions::{Answer, Offered, Question, Questions},
+};
 use crate::config::network::Link;
 use bytes::Bytes;
 use discovery_core::{
@@ -34,7 +38,8 @@ pub(super) struct Telling {
     /// Of whom lists are passed on.
     deflector: Option<NodeId>,
     links: OnceLock<Links>,
-    deflecting: OnceLock<Arc<Deflecting>>,
+    /// Where a deflector's table is.
+    deflecting: OnceLock<Arc<Questions>>,
     /// What others have said of themselves.
     heard: Mutex<HashMap<NodeId, (Candidate, Instant)>>,
     aside: AtomicBool,
@@ -70,7 +75,7 @@ impl Telling {
         tokio::spawn(Arc::clone(self).go_on());
     }
 
-    pub(super) fn deflecting(&self, deflecting: Arc<Deflecting>) {
+    pub(super) fn deflecting(&self, deflecting: Arc<Questions>) {
         let _once = self.deflecting.set(deflecting);
     }
 
@@ -103,8 +108,10 @@ impl Telling {
                 self.say_aside(true);
             }
             let Some(links) = self.links.get() else { continue };
-            let deflected = self.deflecting.get().map(|deflecting| deflecting.told());
-            let list = deflected.unwrap_or_else(|| self.list(links, aside));
+            let list = match self.deflecting.get() {
+                Some(deflecting) => proxies(deflecting).await,
+                None => self.list(links, aside),
+            };
             if !list.nodes.is_empty() {
                 links.tell_candidates(&list);
             }
@@ -150,8 +157,27 @@ impl Sink<(NodeId, Candidates)> for Telling {
     }
 }
 
+/// A deflector's, for clients' nodes: those choose among them as it would.
+async fn proxies(deflecting: &Questions) -> Candidates {
+    match deflecting.ask(&Question::Proxies).await {
+        Some(Answer::Proxies(offered)) => {
+            let node = |offered: Offered| Candidate {
+                link: offered.link,
+                key: KeyHint(offered.key),
+                rank: offered.rank,
+                able: offered.able,
+                load: u16::from(offered.load) * 10,
+            };
+            Candidates { networks: anywhere(), nodes: offered.into_iter().map(node).collect() }
+        }
+        Some(Answer::Status(..) | Answer::Explained(_) | Answer::Say(_) | Answer::Counts(_)) | None => {
+            Candidates::default()
+        }
+    }
+}
+
 /// Any server: of a deflector's proxies each reaches what it turns.
-pub(super) fn anywhere() -> Vec<Prefix> {
+fn anywhere() -> Vec<Prefix> {
     let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     all.map(|address| Prefix::new(address, 0)).to_vec()
 }

@@ -1,16 +1,20 @@
-//! What a node on the path tells about itself.
+//! What a node on the path tells about itself: netd of the packet loop, the node of its links.
 
-use super::carrier::Carrier;
+use super::{
+    carrier::Carrier,
+    questions::{Key, LoopExplained},
+};
 use crate::api::{
     CandidateStatus, DatagramStatus, Explained, FlowStatus, LaneStatus, Named, PathStatus, PeerStatus,
     TableStatus,
 };
 use discovery_core::{
-    engine::{Engine, FlowRow, Hook, Kind, Ranked, Reason, Room, Seen, Verdict},
+    engine::{Engine, FlowRow, Hook, Kind, Peer, Ranked, Reason, Room, Seen, Verdict},
     flow::{Flow, Ingress},
     now::Now,
     packet::Protocol,
     pmt::{Known, Place, PmtRow},
+    probe::KeyHint,
     rule::{Action, Facts, RuleSet},
 };
 use discovery_linux::{
@@ -19,20 +23,16 @@ use discovery_linux::{
 };
 use std::{net::SocketAddr, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
-use wan::{LinkStatus, Links};
+use wan::LinkStatus;
 
-/// Everything.
+/// What the packet loop knows.
 pub(super) async fn look(
-    handle: Option<&Handle>,
-    instance: Option<Instance>,
+    handle: &Handle,
+    instance: Instance,
     bypassed: bool,
-    links: &Links,
-    carrier: &Carrier,
-) -> PathStatus {
-    let carried = u64::try_from(carrier.carried()).unwrap_or(u64::MAX);
-    let peers = links.status().into_iter().map(peer).collect();
-    let mut status = PathStatus { carried, peers, ..PathStatus::default() };
-    let Some(handle) = handle else { return PathStatus { state: "link-only".to_owned(), ..status } };
+) -> (PathStatus, Vec<(SocketAddr, Key)>) {
+    let mut peers = Vec::new();
+    let mut status = PathStatus::default();
     let told = ask(handle, |engine, now| {
         let counts =
             Reason::ALL.iter().map(|reason| Named { word: reason.to_string(), n: engine.count(*reason) });
@@ -46,38 +46,33 @@ pub(super) async fn look(
     })
     .await;
     let state = match (&told, bypassed) {
-        (None, _) => "hanging",
+        (None, _) => HANGING,
         (Some(_), true) => "bypassed",
         (Some(_), false) => "taking",
     };
     status.state = state.to_owned();
     if let Some((table, candidates, flows, reasons, udp)) = told {
         (status.table, status.flows, status.reasons) = (table, flows, reasons);
-        let named = |(server, ranked): (String, Ranked)| candidate(server, ranked, carrier);
-        status.candidates = candidates.into_iter().map(named).collect();
+        (status.candidates, peers) = candidates.into_iter().map(candidate).unzip();
         status.datagrams = datagrams(instance, udp).await;
     }
-    status
+    (status, peers)
 }
 
 /// UDP flows that passed, and what the kernel has counted of them.
-async fn datagrams(instance: Option<Instance>, flows: u64) -> Option<DatagramStatus> {
-    let instance = instance?;
+async fn datagrams(instance: Instance, flows: u64) -> Option<DatagramStatus> {
     let counted = tokio::task::spawn_blocking(move || Rules::datagrams(&instance)).await;
     let (datagrams, octets) = counted.ok()?.ok()??;
     Some(DatagramStatus { flows, datagrams, octets })
 }
 
-/// What would become of a SYN that came in through the interface of this number. `mail`: the servers that are meant by its
-/// address.
+/// What would become of a SYN that came in through the interface of this number.
 pub(super) async fn explain(
     handle: &Handle,
     rules: RuleSet,
-    carrier: &Carrier,
     flow: Flow,
     ingress: Ingress,
-) -> Option<Explained> {
-    let mail = carrier.mail_names(flow);
+) -> Option<LoopExplained> {
     let facts = Facts { flow, protocol: Protocol::Tcp, ingress: Some(ingress), vlan: None };
     let ruled = rules.decide(&facts, &[]);
     let seen = Seen {
@@ -98,14 +93,17 @@ pub(super) async fn explain(
         Verdict::PassWithQuery => "pass-with-query",
         Verdict::Drop => "taken",
     };
-    let named = |ranked: Ranked| candidate(flow.server.to_string(), ranked, carrier);
-    Some(Explained {
+    let server = flow.server.to_string();
+    let (candidates, peers) =
+        candidates.into_iter().map(|ranked| candidate((server.clone(), ranked))).unzip();
+    let explained = Explained {
         rule: ruled.to_string(),
         verdict: verdict.to_owned(),
         reason: reason.to_string(),
-        candidates: candidates.into_iter().map(named).collect(),
-        mail: if ends_here(ruled.action) { mail } else { Vec::new() },
-    })
+        candidates,
+        mail: Vec::new(),
+    };
+    Some(LoopExplained { explained, peers, ends_here: ends_here(ruled.action) })
 }
 
 /// Where there is more than one, for the server or the first of its network. Which of equal ones it is depends on the client.
@@ -133,16 +131,26 @@ fn candidates(engine: &Engine, now: Now) -> Vec<(String, Ranked)> {
     all
 }
 
-fn candidate(server: String, ranked: Ranked, carrier: &Carrier) -> CandidateStatus {
+/// Which node it is, the packet loop does not know.
+fn candidate((server, ranked): (String, Ranked)) -> (CandidateStatus, (SocketAddr, Key)) {
     let Ranked { candidate, known } = ranked;
-    CandidateStatus {
+    let status = CandidateStatus {
         server,
         peer: candidate.peer.link.to_string(),
-        node: carrier.name(candidate.peer).map(|node| node.to_string()),
+        node: None,
         by: known.word().to_owned(),
         preference: candidate.rank,
         standing: candidate.standing.word().to_owned(),
         load_percent: candidate.load,
+    };
+    (status, (candidate.peer.link, candidate.peer.key.0))
+}
+
+/// Says which nodes they are, as far as that is known.
+pub(super) fn named(candidates: &mut [CandidateStatus], peers: &[(SocketAddr, Key)], carrier: &Carrier) {
+    for (candidate, (link, key)) in candidates.iter_mut().zip(peers) {
+        let peer = Peer { link: *link, key: KeyHint(*key) };
+        candidate.node = carrier.name(peer).map(|node| node.to_string());
     }
 }
 
@@ -164,7 +172,7 @@ pub(super) async fn ask<T: Send + 'static>(
     timeout(PATIENCE, answered).await.ok()?.ok()
 }
 
-fn peer(link: LinkStatus) -> PeerStatus {
+pub(super) fn peer(link: LinkStatus) -> PeerStatus {
     let lanes = link.lanes.into_iter().map(|lane| LaneStatus {
         lane: format!("{:?}", lane.lane).to_ascii_lowercase(),
         remote: lane.remote.to_string(),
@@ -212,6 +220,8 @@ fn flow(row: FlowRow) -> FlowStatus {
     }
 }
 
+/// The state of a packet loop that does not answer.
+pub(super) const HANGING: &str = "hanging";
 /// A loop that hangs must not hang `status`.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// For eyes: servers with several candidates.

@@ -1,19 +1,22 @@
-//! What supervisor and node give up of what they were started with. As root they could load modules, trace processes and
-//! mount file systems; they need the network, and files of other users' (keys, the store). What is given up here is given
-//! up for everything that they start, too.
+//! What supervisor, netd and node give up of what they were started with. As root they could load modules, trace processes
+//! and mount file systems; the first two need the network, and files of other users'. What is given up here is given up
+//! for everything that they start, too. The node, which reads what strangers send, gives up the rest.
 
 use rustix::{
-    process::{Resource, Rlimit, setpriority_process, setrlimit},
+    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setpriority_process, setrlimit},
     thread::{
-        CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
-        set_no_new_privs,
+        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
     },
 };
+use std::io;
 
-/// The queue, rules, routes, transparent and raw sockets, ports below 1024; reading and making files whoever's they are.
+/// The queue, rules, routes, transparent and raw sockets, ports below 1024; reading and making files whoever's they are; and
+/// to take from the node what it could have got back.
 const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::NET_RAW)
     .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::CHOWN)
@@ -66,4 +69,26 @@ pub(super) fn give_up() {
     if let Err(error) = reduced {
         tracing::warn!(%error, "capabilities that are not needed cannot be given up");
     }
+}
+
+/// All of them, and for good: for the node, before it has another thread, or has read anything. It ends with its parent,
+/// which must still be there.
+///
+/// # Errors
+/// When it would keep any.
+pub(crate) fn give_up_all() -> io::Result<()> {
+    set_no_new_privs(true)?;
+    // Without CAP_SETPCAP what is left in the bounding set can only be got by a file that gives it, and no file can.
+    for bit in 0..u64::BITS {
+        let _kept = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
+    }
+    clear_ambient_capability_set()?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    let CapabilitySets { effective, permitted, inheritable } = capabilities(None)?;
+    if !(effective | permitted | inheritable).is_empty() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    // Of the parent's main thread, which started this process. After the rights: their change takes this back.
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }

@@ -1,61 +1,40 @@
 //! The broker in the process that has the rights.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use discovery_core::flow::Flow;
+use discovery_core::mutants;
+use socket2::{Protocol, Socket, Type};
 
 use super::{BrokerError, SocketBroker};
-use crate::socket::{ConnectFailure, Connecting, Family, Target, TransparentListener, transparent};
-
-/// Connections to servers that were opened before anybody asked for them. Shared by the engine's loop, which puts
-/// them in and takes back those that nobody claims, and the broker.
-#[derive(Clone, Debug, Default)]
-pub struct Early {
-    kept: Arc<Mutex<HashMap<Flow, OwnedFd>>>,
-}
-
-impl Early {
-    /// Keeps a connection until it is claimed or taken back. One that was kept under the same flow comes out.
-    pub fn keep(&self, flow: Flow, connection: OwnedFd) -> Option<OwnedFd> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(flow, connection)
-    }
-
-    /// Takes a connection, to claim it or to end it.
-    #[must_use]
-    pub fn take(&self, flow: Flow) -> Option<OwnedFd> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&flow)
-    }
-
-    /// How many are kept.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Whether none is kept.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
+use crate::marks::ALONE;
+use crate::socket::{ConnectFailure, Connecting, Family, Target, TransparentListener};
 
 /// Makes sockets itself.
-#[derive(Debug)]
 pub struct LocalBroker {
     v4: Option<OwnedFd>,
     v6: Option<OwnedFd>,
-    early: Early,
+    may_listen: Box<dyn Fn(SocketAddr) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for LocalBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBroker").field("v4", &self.v4).field("v6", &self.v6).finish_non_exhaustive()
+    }
 }
 
 impl LocalBroker {
-    /// With the listeners that it hands out and the connections that can be claimed.
+    /// With the listeners that it hands out, and whether the operator has named an address to listen at.
     #[must_use]
-    pub fn new(v4: Option<TransparentListener>, v6: Option<TransparentListener>, early: Early) -> Self {
-        Self { v4: v4.map(OwnedFd::from), v6: v6.map(OwnedFd::from), early }
+    pub fn new(
+        v4: Option<TransparentListener>,
+        v6: Option<TransparentListener>,
+        may_listen: impl Fn(SocketAddr) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { v4: v4.map(OwnedFd::from), v6: v6.map(OwnedFd::from), may_listen: Box::new(may_listen) }
     }
 }
 
@@ -68,8 +47,15 @@ impl SocketBroker for LocalBroker {
         listener.as_ref().ok_or(BrokerError::Unknown)?.try_clone().map_err(|error| system(&error))
     }
 
-    fn transparent(&self, local: SocketAddr) -> Result<OwnedFd, BrokerError> {
-        transparent(local).map_err(|error| system(&error))
+    fn untouched(&self, family: Family) -> Result<OwnedFd, BrokerError> {
+        untouched(family).map_err(|error| system(&error))
+    }
+
+    fn listen(&self, at: SocketAddr) -> Result<OwnedFd, BrokerError> {
+        if !(self.may_listen)(at) && !mutants::on("broker-listens-anywhere") {
+            return Err(BrokerError::System(libc::EACCES));
+        }
+        listening(at).map_err(|error| system(&error))
     }
 
     fn connect(&self, flow: Flow, target: Target) -> Result<OwnedFd, BrokerError> {
@@ -77,11 +63,32 @@ impl SocketBroker for LocalBroker {
             .map(OwnedFd::from)
             .map_err(|failure| BrokerError::System(errno(failure)))
     }
-
-    fn claim(&self, flow: Flow) -> Result<OwnedFd, BrokerError> {
-        self.early.take(flow).ok_or(BrokerError::Unknown)
-    }
 }
+
+fn untouched(family: Family) -> io::Result<OwnedFd> {
+    let socket = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_mark(ALONE)?;
+    // Whoever has no rights cannot load the module. Without it the machine's default must do.
+    let _kept = socket.set_tcp_congestion(b"bbr");
+    Ok(socket.into())
+}
+
+fn listening(at: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Family::of(at).domain(), Type::STREAM, Some(Protocol::TCP))?;
+    if at.is_ipv6() {
+        // Else the order of binding 0.0.0.0 and [::] would decide who serves IPv4.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// As listeners without a broker have.
+const BACKLOG: i32 = 1024;
 
 fn system(error: &io::Error) -> BrokerError {
     BrokerError::System(error.raw_os_error().unwrap_or(libc::EIO))
@@ -105,6 +112,14 @@ fn errno(failure: ConnectFailure) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_listens_where_the_operator_named_nothing() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let broker = LocalBroker::new(None, None, move |asked| asked.ip() == at("127.0.0.1:0").ip());
+        assert!(broker.listen(at("127.0.0.1:0")).is_ok());
+        assert_eq!(broker.listen(at("127.0.0.2:0")).unwrap_err(), BrokerError::System(libc::EACCES));
+    }
 
     #[test]
     fn a_failure_survives_its_errno() {

@@ -79,16 +79,16 @@ impl SocketBroker for RemoteBroker {
         self.ask(Wanted::Listener(family))
     }
 
-    fn transparent(&self, local: SocketAddr) -> Result<OwnedFd, BrokerError> {
-        self.ask(Wanted::Transparent(local))
+    fn untouched(&self, family: Family) -> Result<OwnedFd, BrokerError> {
+        self.ask(Wanted::Untouched(family))
+    }
+
+    fn listen(&self, at: SocketAddr) -> Result<OwnedFd, BrokerError> {
+        self.ask(Wanted::Listen(at))
     }
 
     fn connect(&self, flow: Flow, target: Target) -> Result<OwnedFd, BrokerError> {
         self.ask(Wanted::Connect(flow, target))
-    }
-
-    fn claim(&self, flow: Flow) -> Result<OwnedFd, BrokerError> {
-        self.ask(Wanted::Claim(flow))
     }
 }
 
@@ -124,9 +124,9 @@ pub fn serve(channel: BorrowedFd<'_>, broker: &impl SocketBroker) -> io::Result<
     };
     let made = match wanted {
         Some(Wanted::Listener(family)) => broker.listener(family),
-        Some(Wanted::Transparent(local)) => broker.transparent(local),
+        Some(Wanted::Untouched(family)) => broker.untouched(family),
+        Some(Wanted::Listen(at)) => broker.listen(at),
         Some(Wanted::Connect(flow, target)) => broker.connect(flow, target),
-        Some(Wanted::Claim(flow)) => broker.claim(flow),
         None => Err(BrokerError::System(libc::EINVAL)),
     };
     let (outcome, descriptor) = match &made {
@@ -184,26 +184,27 @@ mod tests {
 
     use super::*;
 
-    /// Gives one socket, once, to whoever claims the right flow.
+    /// Gives one socket, once.
     struct Scripted {
         flow: Flow,
-        early: super::super::Early,
+        listener: Mutex<Option<OwnedFd>>,
     }
 
     impl SocketBroker for Scripted {
         fn listener(&self, _: Family) -> Result<OwnedFd, BrokerError> {
-            Err(BrokerError::Unknown)
+            self.listener.lock().unwrap().take().ok_or(BrokerError::Unknown)
         }
-        fn transparent(&self, local: SocketAddr) -> Result<OwnedFd, BrokerError> {
-            assert_eq!(local, self.flow.client);
+        fn untouched(&self, family: Family) -> Result<OwnedFd, BrokerError> {
+            assert_eq!(family, Family::V6);
             Err(BrokerError::System(libc::EPERM))
+        }
+        fn listen(&self, at: SocketAddr) -> Result<OwnedFd, BrokerError> {
+            assert_eq!(at, self.flow.server);
+            Err(BrokerError::System(libc::EADDRINUSE))
         }
         fn connect(&self, flow: Flow, target: Target) -> Result<OwnedFd, BrokerError> {
             assert_eq!((flow, target), (self.flow, Target::Here));
             Err(BrokerError::System(libc::ECONNREFUSED))
-        }
-        fn claim(&self, flow: Flow) -> Result<OwnedFd, BrokerError> {
-            self.early.take(flow).ok_or(BrokerError::Unknown)
         }
     }
 
@@ -212,15 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_goes_from_one_process_to_the_other_once() {
+    fn a_socket_goes_from_one_process_to_the_other() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (near, _) = listener.accept().unwrap();
-        let early = super::super::Early::default();
-        assert!(early.keep(flow(), near.into()).is_none());
+        let address = listener.local_addr().unwrap();
         let (asks, answers) = pair().unwrap();
         let server = thread::spawn(move || {
-            let broker = Scripted { flow: flow(), early };
+            let broker = Scripted { flow: flow(), listener: Mutex::new(Some(listener.into())) };
             let mut answered = 0;
             loop {
                 match serve(answers.as_fd(), &broker).unwrap() {
@@ -231,14 +229,15 @@ mod tests {
             }
         });
         let broker = RemoteBroker::new(asks).unwrap();
-        let mut claimed = TcpStream::from(broker.claim(flow()).unwrap());
-        claimed.write_all(b"claimed").unwrap();
-        let mut got = [0; 7];
+        let listener = TcpListener::from(broker.listener(Family::V4).unwrap());
+        let mut far = TcpStream::connect(address).unwrap();
+        listener.accept().unwrap().0.write_all(b"here").unwrap();
+        let mut got = [0; 4];
         far.read_exact(&mut got).unwrap();
-        assert_eq!(&got, b"claimed");
-        assert_eq!(broker.claim(flow()).unwrap_err(), BrokerError::Unknown, "it is given once");
+        assert_eq!(&got, b"here");
         assert_eq!(broker.listener(Family::V6).unwrap_err(), BrokerError::Unknown);
-        assert_eq!(broker.transparent(flow().client).unwrap_err(), BrokerError::System(libc::EPERM));
+        assert_eq!(broker.untouched(Family::V6).unwrap_err(), BrokerError::System(libc::EPERM));
+        assert_eq!(broker.listen(flow().server).unwrap_err(), BrokerError::System(libc::EADDRINUSE));
         assert_eq!(
             broker.connect(flow(), Target::Here).unwrap_err(),
             BrokerError::System(libc::ECONNREFUSED)
@@ -252,14 +251,14 @@ mod tests {
         let (asks, answers) = pair().unwrap();
         let broker = RemoteBroker::new(asks).unwrap();
         drop(answers);
-        assert_eq!(broker.claim(flow()).unwrap_err(), BrokerError::Closed);
+        assert_eq!(broker.untouched(Family::V4).unwrap_err(), BrokerError::Closed);
     }
 
     #[test]
     fn a_question_that_is_none_breaks_the_channel() {
         let (asks, answers) = pair().unwrap();
         send(asks.as_fd(), b"nonsense", None).unwrap();
-        let broker = Scripted { flow: flow(), early: super::super::Early::default() };
+        let broker = Scripted { flow: flow(), listener: Mutex::default() };
         assert!(serve(answers.as_fd(), &broker).is_err());
     }
 }

@@ -8,20 +8,21 @@
 //! Numbers are in network order. The process that answers has rights that the asking one lacks, so a request is
 //! untrusted.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use discovery_core::flow::Flow;
 
 use super::BrokerError;
+use super::address::{ADDRESS_OCTETS, put_address, read_address};
 use crate::socket::{Family, Target};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     Listener(Family),
-    Transparent(SocketAddr),
+    Untouched(Family),
+    Listen(SocketAddr),
     Connect(Flow, Target),
-    Claim(Flow),
 }
 
 pub(super) const REQUEST_OCTETS: usize = 46;
@@ -32,10 +33,11 @@ pub(super) fn request(id: u32, wanted: Wanted) -> [u8; REQUEST_OCTETS] {
     let (what, detail, first, second) = match wanted {
         Wanted::Listener(Family::V4) => (1, 4, None, None),
         Wanted::Listener(Family::V6) => (1, 6, None, None),
-        Wanted::Transparent(local) => (2, 0, Some(local), None),
+        Wanted::Untouched(Family::V4) => (2, 4, None, None),
+        Wanted::Untouched(Family::V6) => (2, 6, None, None),
         Wanted::Connect(flow, Target::Away) => (3, 0, Some(flow.client), Some(flow.server)),
         Wanted::Connect(flow, Target::Here) => (3, 1, Some(flow.client), Some(flow.server)),
-        Wanted::Claim(flow) => (4, 0, Some(flow.client), Some(flow.server)),
+        Wanted::Listen(at) => (4, 0, Some(at), None),
     };
     let mut octets = Vec::with_capacity(REQUEST_OCTETS);
     octets.extend([VERSION, what, detail, 0]);
@@ -63,10 +65,11 @@ pub(super) fn read_request(octets: &[u8]) -> Option<(u32, Option<Wanted>)> {
     let wanted = match (what, detail) {
         (1, 4) => Some(Wanted::Listener(Family::V4)),
         (1, 6) => Some(Wanted::Listener(Family::V6)),
-        (2, _) => first.map(Wanted::Transparent),
+        (2, 4) => Some(Wanted::Untouched(Family::V4)),
+        (2, 6) => Some(Wanted::Untouched(Family::V6)),
         (3, 0) => flow.map(|flow| Wanted::Connect(flow, Target::Away)),
         (3, 1) => flow.map(|flow| Wanted::Connect(flow, Target::Here)),
-        (4, _) => flow.map(Wanted::Claim),
+        (4, _) => first.map(Wanted::Listen),
         _ => None,
     };
     Some((u32::from_be_bytes([*a, *b, *c, *d]), wanted))
@@ -97,38 +100,10 @@ pub(super) fn read_reply(octets: &[u8]) -> Option<(u32, Result<(), BrokerError>)
     Some((u32::from_be_bytes([a, b, c, d]), outcome))
 }
 
-const ADDRESS_OCTETS: usize = 19;
-
-fn put_address(octets: &mut Vec<u8>, address: Option<SocketAddr>) {
-    let end = octets.len() + ADDRESS_OCTETS;
-    match address.map(|address| address.ip()) {
-        None => {}
-        Some(IpAddr::V4(v4)) => {
-            octets.push(4);
-            octets.extend(v4.octets());
-        }
-        Some(IpAddr::V6(v6)) => {
-            octets.push(6);
-            octets.extend(v6.octets());
-        }
-    }
-    octets.resize(end - 2, 0);
-    octets.extend(address.map_or(0, |address| address.port()).to_be_bytes());
-}
-
-fn read_address(octets: &[u8]) -> Option<SocketAddr> {
-    let (family, rest) = octets.split_first()?;
-    let (ip, port) = (rest.first_chunk::<16>()?, rest.last_chunk::<2>()?);
-    let ip: IpAddr = match family {
-        4 => Ipv4Addr::from(*ip.first_chunk::<4>()?).into(),
-        6 => Ipv6Addr::from(*ip).into(),
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, u16::from_be_bytes(*port)))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -142,16 +117,17 @@ mod tests {
     }
 
     fn wanted() -> impl Strategy<Value = Wanted> {
-        (address(), address(), 0..6_u8).prop_filter_map("one family", |(client, server, kind)| {
+        (address(), address(), 0..7_u8).prop_filter_map("one family", |(client, server, kind)| {
             let flow = Flow { client, server };
             match kind {
                 0 => Some(Wanted::Listener(Family::V4)),
                 1 => Some(Wanted::Listener(Family::V6)),
-                2 => Some(Wanted::Transparent(client)),
+                2 => Some(Wanted::Untouched(Family::V4)),
+                5 => Some(Wanted::Listen(client)),
                 _ if client.is_ipv4() != server.is_ipv4() => None,
                 3 => Some(Wanted::Connect(flow, Target::Away)),
                 4 => Some(Wanted::Connect(flow, Target::Here)),
-                _ => Some(Wanted::Claim(flow)),
+                _ => Some(Wanted::Untouched(Family::V6)),
             }
         })
     }

@@ -8,13 +8,12 @@ use discovery_core::engine::{ConnectFailure, Event, Unreachable};
 use discovery_core::flow::Flow;
 use rustix::event::epoll;
 
-use crate::broker::Early;
 use crate::socket::{self, Connecting, Target};
 
 /// Those on their way, and those that stand and wait to be claimed.
 #[derive(Debug)]
 pub(super) struct Connects {
-    early: Early,
+    standing: HashMap<Flow, OwnedFd>,
     numbers: HashMap<Flow, u64>,
     on_their_way: HashMap<u64, (Flow, Connecting)>,
     next: u64,
@@ -22,8 +21,14 @@ pub(super) struct Connects {
 }
 
 impl Connects {
-    pub(super) fn new(early: Early, first: u64, here: Vec<IpAddr>) -> Self {
-        Self { early, numbers: HashMap::new(), on_their_way: HashMap::new(), next: first, here }
+    pub(super) fn new(first: u64, here: Vec<IpAddr>) -> Self {
+        Self {
+            standing: HashMap::new(),
+            numbers: HashMap::new(),
+            on_their_way: HashMap::new(),
+            next: first,
+            here,
+        }
     }
 
     /// Begins to connect; an event when the outcome is known at once.
@@ -54,7 +59,7 @@ impl Connects {
                 // long as it could be written to it would wake the loop.
                 let _not_there = epoll::delete(poll, &connected);
                 // One that was there before is reset: nobody claims it any more.
-                drop(self.early.keep(flow, connected));
+                drop(self.standing.insert(flow, connected));
                 Some(Event::Connected { flow })
             }
             Ok(Err(connecting)) => {
@@ -70,13 +75,13 @@ impl Connects {
 
     /// A connection that stands, for the one who claimed it.
     pub(super) fn take(&mut self, flow: Flow) -> Option<OwnedFd> {
-        self.early.take(flow)
+        self.standing.remove(&flow)
     }
 
     /// Ends a connection, wherever it is; whether there was one.
     pub(super) fn abandon(&mut self, flow: Flow) -> bool {
         let on_its_way = self.numbers.remove(&flow).and_then(|number| self.on_their_way.remove(&number));
-        let standing = self.early.take(flow);
+        let standing = self.standing.remove(&flow);
         // Closing resets.
         on_its_way.is_some() || standing.is_some()
     }

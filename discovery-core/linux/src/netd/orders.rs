@@ -39,6 +39,13 @@ impl Senders {
 }
 
 impl Senders {
+    /// Gives a client's SYN to the own stack.
+    pub(super) fn inject(&self, flow: Flow, packet: &[u8]) -> io::Result<()> {
+        self.inject.send(packet).inspect_err(
+            |error| tracing::debug!(%flow, %error, "a client's SYN does not reach the own stack"),
+        )
+    }
+
     /// Sends what another machine would have said.
     pub(super) fn forge(&self, packet: &[u8]) -> io::Result<()> {
         self.forge.send(packet)
@@ -88,7 +95,8 @@ pub(super) fn obey(
 ) -> Outcome {
     match output {
         Output::InjectSyn { flow, packet } => {
-            return Outcome::sent(senders.inject.send(&packet), "original SYN", flow);
+            let sent = agent.inject(flow, packet).map_or(Ok(()), |packet| senders.inject(flow, &packet));
+            return Outcome { event: None, unsent: sent.is_err() };
         }
         Output::ProbeSyn { flow, packet } => {
             let packet = looker.asking(&packet);

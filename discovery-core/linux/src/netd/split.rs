@@ -39,7 +39,7 @@ pub enum Word {
     Ready(Ready),
     /// Client's node: the peer has cut.
     Ye(Ye),
-    /// Client's node: the octets that follow.
+    /// Client's node: the octets that follow, or the next of them.
     Filled(Vec<u8>),
     /// Server's node: the peer holds what the client says.
     Cut(CutWord),

@@ -90,7 +90,7 @@ impl From<Connecting> for OwnedFd {
 ///
 /// # Errors
 /// Without CAP_NET_ADMIN; when this machine already has a socket with the address.
-pub fn transparent(local: SocketAddr) -> io::Result<OwnedFd> {
+fn transparent(local: SocketAddr) -> io::Result<OwnedFd> {
     let socket = unbound(local)?;
     socket.bind(&local.into())?;
     Ok(socket.into())

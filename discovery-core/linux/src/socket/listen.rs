@@ -24,7 +24,7 @@ impl Family {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    pub(super) fn domain(self) -> Domain {
+    pub(crate) fn domain(self) -> Domain {
         match self {
             Self::V4 => Domain::IPV4,
             Self::V6 => Domain::IPV6,

@@ -60,7 +60,7 @@ pub enum Wish {
 }
 
 impl Wish {
-    pub(super) fn write(self) -> [u8; 1] {
+    pub(crate) fn write(self) -> [u8; 1] {
         [match self {
             Self::Bypass(true) => b'B',
             Self::Bypass(false) => b'b',
@@ -71,7 +71,7 @@ impl Wish {
         }]
     }
 
-    pub(super) fn read(message: &[u8]) -> Option<Self> {
+    pub(crate) fn read(message: &[u8]) -> Option<Self> {
         match message {
             [b'B'] => Some(Self::Bypass(true)),
             [b'b'] => Some(Self::Bypass(false)),

@@ -16,7 +16,6 @@ use discovery_core::flow::Flow;
 use discovery_core::pmt::PmtRow;
 use discovery_core::probe::KeyHint;
 use discovery_core::rule::{Action, Ports, Rule, RuleSet};
-use discovery_linux::broker::Early;
 use discovery_linux::netd::{Agent, Claimed, Handle, Netd, NetdCounters, NetdSettings, Ready};
 use discovery_linux::queue::{NfQueue, QueueSettings};
 use discovery_linux::rules::{Extent, Instance, Listen, Mode, Plan, PlanSpec, Rules};
@@ -274,8 +273,7 @@ impl NodeSpec {
         settings.here = self.here;
         let engine = Engine::new(engine::Config::default());
         let (mut netd, handle) =
-            Netd::new(engine, NfQueue::open(queue).unwrap(), agent.clone(), Early::default(), settings)
-                .unwrap();
+            Netd::new(engine, NfQueue::open(queue).unwrap(), agent.clone(), settings).unwrap();
         assert!(agent.handle.set(handle.clone()).is_ok());
         let ports = TAKEN.into_iter().fold(Rule::new(self.action), |rule, port| rule.server_ports(port));
         let ports = ports.server_ports(Ports::range(MANY[0], MANY[1]).unwrap());

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use discovery_core::flow::Flow;
-use discovery_linux::broker::{Early, LocalBroker, RemoteBroker, Served, SocketBroker, pair, serve};
+use discovery_linux::broker::{LocalBroker, RemoteBroker, Served, SocketBroker, pair, serve};
 use discovery_linux::marks;
 use discovery_linux::queue::{NfQueue, PacketQueue, QueueSettings, Verdict};
 use discovery_linux::rules::{Listen, Mode, Rules};
@@ -170,10 +170,8 @@ fn a_process_without_rights_gets_its_sockets_from_one_that_has_them() {
     let (mut rules, four, six) = ready(&ground, "n");
     let port = four.port().unwrap();
     let (asks, answers) = pair().unwrap();
-    let early = Early::default();
-    let kept = early.clone();
     let broker = ground.spawn("n", move || {
-        let broker = LocalBroker::new(Some(four), Some(six), early);
+        let broker = LocalBroker::new(Some(four), Some(six), |_| true);
         while wait(&answers, PollFlags::IN, Duration::from_secs(10)) {
             if serve(answers.as_fd(), &broker).unwrap() == Served::Closed {
                 break;
@@ -182,16 +180,10 @@ fn a_process_without_rights_gets_its_sockets_from_one_that_has_them() {
     });
     let server = ground.spawn("s", || {
         let listener = TcpListener::bind(any(v4(1, 2, 143))).unwrap();
-        let mut peers = Vec::new();
-        for _ in 0..2 {
-            peers.push(listener.accept().unwrap().1);
-        }
-        peers
+        [listener.accept().unwrap().1, listener.accept().unwrap().1]
     });
     std::thread::sleep(Duration::from_millis(100));
     let flow = |port| Flow { client: v4(0, 1, port), server: v4(1, 2, 143) };
-    let opened_early = ground.inside("n", move || connect(flow(40_001)).unwrap());
-    assert!(kept.keep(flow(40_001), opened_early).is_none());
     let worker = ground.spawn("n", move || {
         // This thread, and only it, gives up what makes it root.
         let none = rustix::thread::CapabilitySets {
@@ -201,29 +193,33 @@ fn a_process_without_rights_gets_its_sockets_from_one_that_has_them() {
         };
         rustix::thread::set_capabilities(None, none).unwrap();
         let alone = TransparentListener::bind(Family::V4, 0).unwrap_err().raw_os_error();
+        let reserved = TcpListener::bind(any(v4(1, 1, 143))).unwrap_err().raw_os_error();
         let broker = RemoteBroker::new(asks).unwrap();
         let listener = TransparentListener::from_fd(broker.listener(Family::V4).unwrap());
-        let claimed = TcpStream::from(broker.claim(flow(40_001)).unwrap());
         let begun = Connecting::from_fd(broker.connect(flow(40_002), Target::Away).unwrap());
         wait(&begun, PollFlags::OUT, Duration::from_secs(5));
         let connected = TcpStream::from(begun.finish().unwrap().unwrap());
-        let bound = TcpStream::from(broker.transparent(v4(0, 1, 40_003)).unwrap());
-        let refused = broker.connect(flow(40_001), Target::Away);
+        let untouched = socket2::Socket::from(broker.untouched(Family::V4).unwrap());
+        untouched.set_nonblocking(false).unwrap();
+        untouched.connect(&v4(1, 2, 143).into()).unwrap();
+        let listening = TcpListener::from(broker.listen(any(v4(1, 1, 143))).unwrap());
+        let refused = broker.connect(flow(40_002), Target::Away);
         (
-            alone,
+            [alone, reserved],
             listener.port().unwrap(),
-            claimed.local_addr().unwrap(),
-            connected.local_addr().unwrap(),
-            bound.local_addr().unwrap(),
+            (connected.local_addr().unwrap(), connected),
+            (untouched.local_addr().unwrap().as_socket().unwrap(), untouched.mark().unwrap()),
+            listening.local_addr().unwrap().port(),
             refused.map(drop),
         )
     });
-    let (alone, listening, claimed, connected, bound, refused) = worker.join().unwrap();
-    assert_eq!(alone, Some(libc::EPERM), "control: without the broker it has no right");
-    assert_eq!(listening, port);
-    assert_eq!([claimed, connected, bound], [40_001, 40_002, 40_003].map(|port| v4(0, 1, port)));
+    let (alone, listening, (connected, _open), (untouched, mark), reserved, refused) = worker.join().unwrap();
+    assert_eq!(alone, [Some(libc::EPERM), Some(libc::EACCES)], "control: without the broker it has no right");
+    assert_eq!((listening, reserved), (port, 143));
+    assert_eq!(connected, v4(0, 1, 40_002));
+    assert_eq!(mark, marks::ALONE);
     assert!(refused.is_err(), "the four numbers are in use");
-    assert_eq!(server.join().unwrap(), [40_001, 40_002].map(|port| v4(0, 1, port)));
+    assert_eq!(server.join().unwrap(), [connected, untouched]);
     broker.join().unwrap();
     ground.inside("n", move || rules.remove().unwrap());
 }

@@ -72,10 +72,10 @@ fn two_sockets_meet_at_the_numbers_of_the_cut() {
     assert_eq!(near.answered(later, word), Err(Reason::AdoptUnsteady), "twice");
     assert_eq!(near.half(later), None, "what passed the peer is not here");
     let mut filled = near.clone();
-    for piece in octets.chunks(2) {
-        assert_eq!(filled.half(later), None);
-        filled.filled(later, piece);
-    }
+    let (first, rest) = octets.split_at(4);
+    filled.filled(later, first);
+    assert_eq!(filled.half(later), None, "the rest is not here");
+    filled.filled(later, &[rest, b"more than was told of"].concat());
     near.see(later, &segment(false, 900, 100, b"under way")).unwrap();
     for near in [near, filled] {
         let half = near.half(later).unwrap();

@@ -74,7 +74,7 @@ pub(crate) fn settings(ca: &Ca, identity: Identity) -> Settings {
         identity,
         authorities: vec![ca.authority("own")],
         peers: Peers::default(),
-        mark: None,
+        sockets: None,
         link: Config::default(),
         patience: Duration::from_secs(4),
         loopback: true,

@@ -26,7 +26,7 @@ pub(crate) fn forgotten(case: &Case) -> anyhow::Result<()> {
     ensure!(knows()?, "control: the kernel does not know of a deflected connection");
     // The control: with nobody to tell it again it stays forgotten. Shorter than the supervisor's patience, or nearly so.
     nodes.node(Place::Centre)?.watch.announce("stands still");
-    let node = nodes.node(Place::Centre)?.node().context("no node")?;
+    let node = nodes.node(Place::Centre)?.netd().context("no netd")?;
     lab::sys::kill(node, libc::SIGSTOP)?;
     nft(&lab, &["flush", "set", "inet", &table, "deflected4"])?;
     thread::sleep(Duration::from_millis(400));

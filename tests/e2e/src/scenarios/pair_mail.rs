@@ -16,7 +16,7 @@ use crate::site::{NO_PENALTY, STALL, Server, Site, Way};
 
 const PORTS: &str = "143, 993";
 
-fn site(case: &Case) -> anyhow::Result<Site> {
+pub(super) fn site(case: &Case) -> anyhow::Result<Site> {
     let mut corpus = Corpus::sized(31, 12, 100_000);
     corpus.users.retain(|user| user.name == "alice");
     let site = Site::build_with(case, corpus, &[Server::Dovecot], NO_PENALTY)?;
@@ -25,7 +25,7 @@ fn site(case: &Case) -> anyhow::Result<Site> {
 }
 
 /// What the branch knows of the mail server. `lines` for its section.
-fn branch(site: &Site, nodes: &Nodes<'_>, port: u16, lines: &str) -> anyhow::Result<String> {
+pub(super) fn branch(site: &Site, nodes: &Nodes<'_>, port: u16, lines: &str) -> anyhow::Result<String> {
     Ok(format!("{}{}{lines}\n", front_of(site, nodes)?, section(site, port)))
 }
 
@@ -45,7 +45,7 @@ pub(super) fn front_of(site: &Site, nodes: &Nodes<'_>) -> anyhow::Result<String>
 }
 
 /// What a node knows of it that serves no client.
-fn centre(site: &Site, port: u16) -> String {
+pub(super) fn centre(site: &Site, port: u16) -> String {
     format!("{}on_path = \"octets\"\n", section(site, port))
 }
 
@@ -59,7 +59,7 @@ fn section(site: &Site, port: u16) -> String {
 
 /// Whose certificate a client expects.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sees {
+pub(super) enum Sees {
     Server,
     Branch,
 }
@@ -101,7 +101,7 @@ pub(super) fn read(wire: &mut Wire) -> anyhow::Result<(String, u64)> {
 }
 
 /// Reads INBOX in a new session of the client, and leaves. The digest, its octets, and those on the WAN.
-fn visit(site: &Site, port: u16, sees: Sees) -> anyhow::Result<(String, u64, u64)> {
+pub(super) fn visit(site: &Site, port: u16, sees: Sees) -> anyhow::Result<(String, u64, u64)> {
     let wan = site.lab.wan()?;
     wan.reset()?;
     let mut wire = log_in(site, Place::Client, port, sees)?;

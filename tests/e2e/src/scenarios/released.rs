@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use lab::Place;
 
 use super::pair::{Capture, Client, Nodes, STALL, echo_server, wan_device};
-use super::supervised::{child, direct, ip, kernel, runs, stop, taken_again};
+use super::supervised::{child, direct, ip, kernel, netd, runs, stop, taken_again};
 use crate::case::Case;
 
 /// The service is ended while a node that was replaced still carries: one word lets it finish, the second does not.
@@ -65,8 +65,8 @@ pub(crate) fn leaves_once(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The supervisor is killed while a node that was replaced stands still; a new service is at work when it goes on. It ends,
-/// and touches nothing of that service's.
+/// The supervisor is killed while a netd that was replaced stands still; a new service is at work when it goes on. It ends
+/// with its node, and touches nothing of that service's.
 pub(crate) fn orphaned(case: &Case) -> anyhow::Result<()> {
     let lab = case.lab()?;
     echo_server(&lab)?;
@@ -76,9 +76,9 @@ pub(crate) fn orphaned(case: &Case) -> anyhow::Result<()> {
     let mut live = Client::connect(&lab, ip())?;
     live.echoes(b"before")?;
     ensure!(nodes.count(Place::Branch, "carried")? == 1, "control: it is not carried");
-    let old = child(&mut nodes)?;
+    let (old, carries) = (netd(&mut nodes)?, child(&mut nodes)?);
     nodes.upgrade(Place::Branch)?;
-    let new = child(&mut nodes)?;
+    let new = netd(&mut nodes)?;
     ensure!(new != old && runs(old), "nothing was replaced");
     stop(old)?;
     nodes.node(Place::Branch)?.kill_supervisor()?;
@@ -95,7 +95,7 @@ pub(crate) fn orphaned(case: &Case) -> anyhow::Result<()> {
     ensure!(stands != shape(&before), "control: the new service has installed nothing");
     lab::sys::kill(old, libc::SIGCONT)?;
     let start = Instant::now();
-    while runs(old) {
+    while runs(old) || runs(carries) {
         ensure!(start.elapsed() < Duration::from_secs(5), "the old node goes on without its supervisor");
         thread::sleep(Duration::from_millis(10));
     }
@@ -151,10 +151,11 @@ pub(crate) fn tools(case: &Case) -> anyhow::Result<()> {
     client.ends()?;
     ensure!(nodes.count(Place::Branch, "carried")? == 1, "control: the rule does not fit");
     // The control: there is a channel that they could get.
-    let own = std::fs::read_link(format!("/proc/{}/fd/0", child(&mut nodes)?))?;
+    let own = std::fs::read_link(format!("/proc/{}/fd/0", netd(&mut nodes)?))?;
     ensure!(own.to_string_lossy().starts_with("socket:"), "the node's own is {own:?}");
     let seen = std::fs::read_to_string(&seen)?;
-    let of_node: Vec<&str> = seen.lines().filter(|line| line.starts_with("node ")).collect();
+    let of_node = |line: &&str| line.starts_with("netd ") || line.starts_with("node ");
+    let of_node: Vec<&str> = seen.lines().filter(of_node).collect();
     for tool in ["ip", "tcpdump"] {
         let ran = of_node.iter().any(|line| line.contains(&format!(" {tool} ")));
         ensure!(ran, "the node has run no {tool}, so nothing is shown: {seen}");

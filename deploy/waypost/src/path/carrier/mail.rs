@@ -6,7 +6,7 @@
 //! Until the server has been greeted the client is told nothing, so that the last is still possible. Each attempt has a
 //! connection of its own, with the client's address and port: the one before is closed first.
 
-use super::{Attempt, Carrier, Far, asks, connect, copy, leash::leashed, splice};
+use super::{Attempt, Carrier, Far, asks, copy, leash::leashed, splice};
 use crate::{
     config::{
         self, Trust,
@@ -236,7 +236,7 @@ impl Carrier {
             Road::Alone => {
                 let mut tries = 0;
                 loop {
-                    match timeout(super::CONNECT_MAX, connect(flow)).await {
+                    match timeout(super::CONNECT_MAX, self.connect(flow)).await {
                         Ok(Ok(tcp)) => return Ok(Octets::Tcp(tcp)),
                         Ok(Err(ConnectFailure::Local)) if tries < IN_USE_TRIES => tries += 1,
                         Ok(Err(ConnectFailure::Refused)) => return Err(Why::ServerRefused),

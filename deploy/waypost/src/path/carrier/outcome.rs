@@ -19,6 +19,12 @@ pub(super) fn failed(failure: socket::ConnectFailure) -> ConnectFailure {
     }
 }
 
+/// The same of a socket that netd did not make.
+pub(super) fn no_socket(error: std::io::Error) -> ConnectFailure {
+    tracing::debug!(%error, "no socket to a server");
+    failed(socket::ConnectFailure::of(&error))
+}
+
 pub(super) fn refusal(why: wan_core::Reason) -> Refusal {
     use wan_core::Reason as Why;
     match why {

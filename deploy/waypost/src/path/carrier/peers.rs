@@ -3,14 +3,15 @@
 mod lists;
 
 use super::Carrier;
+use crate::path::questions::{Answer, Key, Offered, Question};
 use discovery_core::{
-    engine::{self, Event, Offer, Told},
+    engine::{self, Event},
     id::NodeId,
-    probe::KeyHint,
 };
 pub(super) use lists::Lists;
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -85,37 +86,39 @@ impl Carrier {
 
     /// Whether a list matters, the engine knows.
     fn pass_on(self: &Arc<Self>, from: &NodeId, list: &Candidates) {
-        let (Some(handle), Some(links)) = (self.handle.get(), self.links.get()) else { return };
-        let offers: Vec<Offer> = list
+        let (Some(upward), Some(links)) = (self.upward.get(), self.links.get()) else { return };
+        let offers: Vec<Offered> = list
             .nodes
             .iter()
-            .map(|node| Offer {
-                peer: self.as_known(engine::Peer { link: node.link, key: node.key }),
-                rank: node.rank,
-                load: u8::try_from(node.load / 10).unwrap_or(100).min(100),
-                able: node.able,
+            .map(|node| {
+                let engine::Peer { link, key } =
+                    self.as_known(engine::Peer { link: node.link, key: node.key });
+                let load = u8::try_from(node.load / 10).unwrap_or(100).min(100);
+                Offered { link, key: key.0, rank: node.rank, load, able: node.able }
             })
             .collect();
-        let tellers: Vec<KeyHint> =
-            self.of_node(from).into_iter().map(|peer| peer.key).chain(links.key_of(from)).collect();
-        let networks = list.networks.clone();
+        let tellers: Vec<Key> = self
+            .of_node(from)
+            .into_iter()
+            .map(|peer| peer.key)
+            .chain(links.key_of(from))
+            .map(|key| key.0)
+            .collect();
+        let networks: Vec<(IpAddr, u8)> =
+            list.networks.iter().map(|network| (network.address(), network.bits())).collect();
         tracing::trace!(%from, nodes = offers.len(), networks = networks.len(), "told of candidates");
-        let (carrier, teller) = (Arc::clone(self), from.clone());
-        let runtime = tokio::runtime::Handle::current();
-        handle.with(move |engine, now, _| {
-            let until = now.mono + TOLD_FOR;
-            let told = |offers: &[Offer]| Told { networks: networks.clone(), offers: offers.to_vec(), until };
-            tellers.iter().for_each(|key| engine.told(*key, told(&offers)));
+        let (carrier, teller, questions) = (Arc::clone(self), from.clone(), Arc::clone(&upward.questions));
+        tokio::spawn(async move {
+            let told = Question::Told { tellers, networks, offers: offers.clone() };
             // No stranger makes this node dial.
-            let counts = tellers.iter().any(|key| engine.counts(now, *key, &networks));
-            if counts {
-                runtime.spawn(async move { carrier.look_for(&teller, &offers) });
+            if let Some(Answer::Counts(true)) = questions.ask(&told).await {
+                carrier.look_for(&teller, &offers);
             }
         });
     }
 
     /// Makes links to those that may be asked, so that they can be.
-    fn look_for(self: &Arc<Self>, teller: &NodeId, offers: &[Offer]) {
+    fn look_for(self: &Arc<Self>, teller: &NodeId, offers: &[Offered]) {
         let fresh = named_by(&mut self.lock().peers, Instant::now(), teller, offers);
         for peer in fresh {
             tokio::spawn(Arc::clone(self).look_again(peer));
@@ -186,20 +189,21 @@ fn named_by(
     peers: &mut HashMap<engine::Peer, Met>,
     now: Instant,
     teller: &NodeId,
-    offers: &[Offer],
+    offers: &[Offered],
 ) -> Vec<engine::Peer> {
     let by = |met: &&Met| met.told.as_ref().is_some_and(|told| told.teller == *teller);
     let mut of_teller = peers.values().filter(by).count();
     let mut fresh = Vec::new();
     for offer in offers.iter().filter(|offer| offer.able) {
-        if let Some(met) = peers.get_mut(&offer.peer) {
+        let peer = offer.peer();
+        if let Some(met) = peers.get_mut(&peer) {
             met.told.iter_mut().for_each(|told| told.last = now);
         } else if of_teller < LOOKED_FOR_MAX && peers.len() < PEERS_MAX {
             let told = Some(ToldBy { teller: teller.clone(), last: now });
             let again = Some((now + AGAIN_MIN, 0));
-            peers.insert(offer.peer, Met { told, again, ..Met::default() });
+            peers.insert(peer, Met { told, again, ..Met::default() });
             of_teller += 1;
-            fresh.push(offer.peer);
+            fresh.push(peer);
         }
     }
     fresh
@@ -248,13 +252,10 @@ mod tests {
     use super::*;
     use std::net::SocketAddr;
 
-    fn offer(n: u16) -> Offer {
+    fn offer(n: u16) -> Offered {
         let [a, b] = n.to_be_bytes();
-        let peer = engine::Peer {
-            link: SocketAddr::from(([10, 9, a, b], 7777)),
-            key: KeyHint([a, b, 0, 0, 0, 0, 0, 0]),
-        };
-        Offer { peer, rank: 0, load: 0, able: true }
+        let link = SocketAddr::from(([10, 9, a, b], 7777));
+        Offered { link, key: [a, b, 0, 0, 0, 0, 0, 0], rank: 0, load: 0, able: true }
     }
 
     #[test]
@@ -263,25 +264,25 @@ mod tests {
         let [greedy, honest] = ["greedy", "honest"].map(|name| NodeId::new(name).unwrap());
         let at = |seconds| start + Duration::from_secs(seconds);
         // The operator's, and one of the path: they stay.
-        peers.insert(offer(9_999).peer, Met::default());
+        peers.insert(offer(9_999).peer(), Met::default());
         let mut dialled = 0;
         for second in 0..9_u16 {
-            let many: Vec<Offer> = (64 * second..64 * (second + 1)).map(offer).collect();
+            let many: Vec<Offered> = (64 * second..64 * (second + 1)).map(offer).collect();
             dialled += named_by(&mut peers, at(u64::from(second)), &greedy, &many).len();
             forget_unnamed(&mut peers, at(u64::from(second)));
         }
         assert_eq!(dialled, LOOKED_FOR_MAX, "others each second");
-        assert_eq!(named_by(&mut peers, at(9), &honest, &[offer(5_000)]), [offer(5_000).peer]);
+        assert_eq!(named_by(&mut peers, at(9), &honest, &[offer(5_000)]), [offer(5_000).peer()]);
         assert_eq!(named_by(&mut peers, at(9), &honest, &[offer(5_000), offer(1)]), [], "once is enough");
         // One has a link, one was named again by somebody else.
-        peers.get_mut(&offer(0).peer).unwrap().up = true;
+        peers.get_mut(&offer(0).peer()).unwrap().up = true;
         forget_unnamed(&mut peers, at(10));
         let mut left: Vec<engine::Peer> = peers.keys().copied().collect();
         left.sort_unstable();
-        assert_eq!(left, [0, 1, 5_000, 9_999].map(|n| offer(n).peer));
+        assert_eq!(left, [0, 1, 5_000, 9_999].map(|n| offer(n).peer()));
         // Who is not able there is not named.
-        named_by(&mut peers, at(18), &honest, &[Offer { able: false, ..offer(5_000) }, offer(1)]);
+        named_by(&mut peers, at(18), &honest, &[Offered { able: false, ..offer(5_000) }, offer(1)]);
         forget_unnamed(&mut peers, at(19));
-        assert!(!peers.contains_key(&offer(5_000).peer) && peers.contains_key(&offer(1).peer));
+        assert!(!peers.contains_key(&offer(5_000).peer()) && peers.contains_key(&offer(1).peer()));
     }
 }

@@ -148,8 +148,8 @@ impl Carrier {
     }
 
     pub(in super::super) fn adoption(&self, ticket: Ticket, word: Word) {
-        if let Some(handle) = self.handle.get() {
-            handle.adoption(ticket, word);
+        if let Some(upward) = self.upward.get() {
+            upward.netd.adoption(ticket, word);
         }
     }
 }

@@ -4,10 +4,13 @@
 //! at most once a minute and at the end, and only when something has changed; what a crash costs is a minute of learning.
 //! A file that is not what was written is no file: that is said and counted, and the node learns anew.
 
-use super::{carrier::Carrier, view};
-use crate::durable::{self, Audience};
+use crate::{
+    durable::{self, Audience},
+    path::view,
+};
 use discovery_core::{
     adopt,
+    engine::Peer,
     now::UnixMillis,
     pmt::{Known, PmtConfig, PmtRow, kept},
 };
@@ -39,7 +42,7 @@ pub(super) struct Persisted {
 impl Persisted {
     /// Gives back what an earlier process kept, and keeps from now on what is learnt. Links to the peers that are known
     /// are made at once: only with them is a known peer of use.
-    pub(super) async fn begin(state_dir: &Path, handle: &Handle, carrier: &Arc<Carrier>) -> Arc<Self> {
+    pub(super) async fn begin(state_dir: &Path, handle: &Handle, meet: impl Fn(Peer)) -> Arc<Self> {
         let persisted = Arc::new(Self {
             handle: handle.clone(),
             table: Kept::at(state_dir.join("mapping-table")),
@@ -50,9 +53,7 @@ impl Persisted {
         if let Some(rows) = rows {
             tracing::info!(entries = rows.len(), "the proxy mapping table of the last run is here");
             let peers: BTreeSet<_> = rows.iter().filter_map(peer).collect();
-            for peer in peers.into_iter().take(PEERS_MAX) {
-                tokio::spawn(Arc::clone(carrier).meet(peer));
-            }
+            peers.into_iter().take(PEERS_MAX).for_each(meet);
             handle.with(move |engine, now, _| engine.restore_pmt(now, &rows));
         }
         if let Some(rows) = persisted.read(&persisted.passed, adopt::decode) {
@@ -169,7 +170,7 @@ impl Kept {
     }
 }
 
-fn peer(row: &PmtRow) -> Option<discovery_core::engine::Peer> {
+fn peer(row: &PmtRow) -> Option<Peer> {
     match row.known {
         Known::Peer(peer) => Some(peer),
         Known::Static(_) | Known::NoProxy | Known::OptionDropped | Known::Asymmetric => None,
