@@ -24,6 +24,7 @@ use discovery_linux::supervisor::{
     Care, Control, Fate, Report, Supervised, WatchSettings, Watched, Wish, supervise,
 };
 use rustix::event::{PollFd, PollFlags, poll};
+use socket2::SockRef;
 
 use crate::ground::{self, Ground};
 
@@ -179,7 +180,7 @@ impl Agent for TestAgent {
         let mut waiting = self.waiting.lock().unwrap();
         drop(waiting.opened.remove(&flow));
         if let Some(client) = waiting.accepted.remove(&flow) {
-            drop(client);
+            SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
 
@@ -342,6 +343,7 @@ fn accept(agent: &TestAgent, listener: &TransparentListener) {
         while let Some(intercepted) = listener.accept().unwrap() {
             let client = TcpStream::from(intercepted.socket);
             client.set_nonblocking(false).unwrap();
+            SockRef::from(&client).set_linger(None).unwrap();
             agent.accepted(intercepted.flow, client);
         }
     }
