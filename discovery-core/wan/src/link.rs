@@ -356,6 +356,7 @@ impl Link {
         self.with(|state, now| match state.endpoint.read(now, id, most) {
             Ok(Read::Octets(octets)) => Poll::Ready(Ok(Some(octets))),
             Ok(Read::End) => Poll::Ready(Ok(None)),
+            Ok(Read::Reset(reason)) => Poll::Ready(Err(reason)),
             Ok(Read::Wait) => {
                 keep(&mut state.waits.entry(id).or_default().reader, cx);
                 Poll::Pending
@@ -411,8 +412,8 @@ impl Link {
     }
 
     pub(crate) fn reset(self: &Arc<Self>, id: StreamId, reason: Reason) {
-        self.with(|state, _| {
-            state.endpoint.reset(id, reason);
+        self.with(|state, now| {
+            state.endpoint.reset(now, id, reason);
             if let Some(wait) = state.waits.get_mut(&id) {
                 wait.dead.get_or_insert(reason);
             }
