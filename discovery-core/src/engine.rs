@@ -109,6 +109,8 @@ pub struct Engine {
     outputs: VecDeque<Output>,
     agent: bool,
     bypass: bool,
+    /// Until when what was missed while this node stood still may be heard.
+    heard_out: Option<Instant>,
     last: Reason,
 }
 
@@ -143,6 +145,7 @@ impl Engine {
             outputs: VecDeque::new(),
             agent: false,
             bypass: false,
+            heard_out: None,
             last: Reason::Stray,
             config,
         }
@@ -227,6 +230,9 @@ impl Engine {
 
     /// Does what is due. Drain [`Engine::poll_output`] afterwards.
     pub fn handle_timeout(&mut self, now: Now) {
+        if self.hears_out(now.mono) {
+            return;
+        }
         while let Some(flow) = self.table.take_due(now.mono) {
             self.timed_out(now, flow);
         }
@@ -245,7 +251,8 @@ impl Engine {
     /// When to call [`Engine::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.table.next_deadline(), self.pmt.next_refresh()].into_iter().flatten().min()
+        let due = [self.table.next_deadline(), self.pmt.next_refresh()].into_iter().flatten().min();
+        due.map(|due| self.heard_out.map_or(due, |until| until.max(due)))
     }
 
     /// Why the last packet was treated as it was.
@@ -299,6 +306,19 @@ impl Engine {
             unclaimed: self.table.unclaimed(),
             pmt: self.pmt.len(),
         }
+    }
+
+    /// Whether nothing is concluded from silence for now. A node that was stopped, or had no turn for long, finds its timers
+    /// run out before it has read what came meanwhile: it was this node that was silent.
+    fn hears_out(&mut self, now: Instant) -> bool {
+        let missed = self.table.next_deadline().filter(|due| now > *due + self.config.late_max);
+        // Once for each time that it stood still: on a machine that is always late everything still ends.
+        if missed.is_some_and(|due| self.heard_out.is_none_or(|until| due > until))
+            && !crate::mutants::on("engine-own-silence-blamed")
+        {
+            self.heard_out = Some(now + self.config.hear_out);
+        }
+        self.heard_out.is_some_and(|until| now < until)
     }
 
     fn reset_seen(&mut self, now: Now, seen: &Seen) -> (Flow, Decision) {

@@ -13,10 +13,9 @@ pub use meant::{keep_syns, meant_server};
 pub use raw::{RawSender, destination};
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::AsFd;
 
-use socket2::{SockRef, Socket};
+use socket2::SockRef;
 
 use crate::marks;
 
@@ -27,12 +26,4 @@ use crate::marks;
 /// Without CAP_NET_ADMIN.
 pub fn leave_alone(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_mark(marks::ALONE)
-}
-
-/// Ends a connection with a reset instead of a FIN.
-///
-/// # Errors
-/// When it is no socket. It is closed all the same.
-pub fn reset(connection: OwnedFd) -> io::Result<()> {
-    Socket::from(connection).set_linger(Some(Duration::ZERO))
 }

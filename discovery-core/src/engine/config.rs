@@ -68,6 +68,10 @@ pub struct Config {
     pub stall_max: Duration,
     /// How long a peer may take to say yes or no; then the kept SYN goes past it.
     pub open_max: Duration,
+    /// A timer that runs out so much before it is looked at tells of this node, not of who was silent.
+    pub late_max: Duration,
+    /// For so long then nothing is concluded from silence, and what came meanwhile is read.
+    pub hear_out: Duration,
     /// How long an early connection waits to be claimed; none: 1.5 s, or 150 ms with [`AckVariant::IsnPlusOne`].
     pub orphan: Option<Duration>,
     /// How long an early connect waits for the server: long enough for a late one whose first SYN was lost, short
@@ -153,6 +157,8 @@ impl Default for Config {
             probe_max: Duration::from_secs(5),
             stall_max: Duration::from_millis(500),
             open_max: Duration::from_secs(2),
+            late_max: Duration::from_millis(50),
+            hear_out: Duration::from_millis(200),
             orphan: None,
             early_connect_max: Duration::from_secs(6),
             connect_max: Duration::from_secs(30),

@@ -1,7 +1,6 @@
 //! Connections to servers on behalf of clients that were told nothing yet.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -54,7 +53,8 @@ impl Connects {
                 // The poll forgets a socket only when its last descriptor is closed, and this one lives on elsewhere: as
                 // long as it could be written to it would wake the loop.
                 let _not_there = epoll::delete(poll, &connected);
-                end(self.early.keep(flow, connected));
+                // One that was there before is reset: nobody claims it any more.
+                drop(self.early.keep(flow, connected));
                 Some(Event::Connected { flow })
             }
             Ok(Err(connecting)) => {
@@ -77,17 +77,8 @@ impl Connects {
     pub(super) fn abandon(&mut self, flow: Flow) -> bool {
         let on_its_way = self.numbers.remove(&flow).and_then(|number| self.on_their_way.remove(&number));
         let standing = self.early.take(flow);
-        let found = on_its_way.is_some() || standing.is_some();
-        end(on_its_way.map(|(_, connecting)| connecting.into()));
-        end(standing);
-        found
-    }
-}
-
-fn end(connection: Option<OwnedFd>) {
-    if let Some(connection) = connection {
-        // It is closed in any case.
-        drop::<io::Result<()>>(socket::reset(connection));
+        // Closing resets.
+        on_its_way.is_some() || standing.is_some()
     }
 }
 

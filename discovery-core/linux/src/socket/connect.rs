@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use discovery_core::flow::Flow;
 use socket2::{Protocol, Socket, Type};
@@ -84,7 +85,8 @@ impl From<Connecting> for OwnedFd {
     }
 }
 
-/// A transparent TCP socket bound to any address; does not block. Its mark is 0: who connects it sets one.
+/// A transparent TCP socket bound to any address; does not block. Its mark is 0: who connects it sets one. Closing it resets
+/// the connection, until somebody says otherwise.
 ///
 /// # Errors
 /// Without CAP_NET_ADMIN; when this machine already has a socket with the address.
@@ -100,6 +102,9 @@ pub(crate) fn unbound(local: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     set_transparent(&socket, family)?;
+    // From the beginning: of a process that dies between a connect's outcome and whatever it does then, the kernel would end
+    // the connection in order, and for a minute keep for itself what the server says to the client who asks anew.
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

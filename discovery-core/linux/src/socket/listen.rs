@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use discovery_core::flow::Flow;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -60,6 +61,8 @@ impl TransparentListener {
             Family::V4 => (Ipv4Addr::LOCALHOST, port).into(),
             Family::V6 => (Ipv6Addr::LOCALHOST, port).into(),
         };
+        // What it accepts inherits this: nobody's death looks like an orderly end.
+        socket.set_linger(Some(Duration::ZERO))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;

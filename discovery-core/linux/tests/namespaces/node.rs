@@ -20,7 +20,7 @@ use discovery_linux::broker::Early;
 use discovery_linux::netd::{Agent, Claimed, Handle, Netd, NetdCounters, NetdSettings, Ready};
 use discovery_linux::queue::{NfQueue, QueueSettings};
 use discovery_linux::rules::{Extent, Instance, Listen, Mode, Plan, PlanSpec, Rules};
-use discovery_linux::socket::{Family, TransparentListener, reset};
+use discovery_linux::socket::{Family, TransparentListener};
 use discovery_linux::supervisor::{
     Care, Control, Fate, Report, Supervised, WatchSettings, Watched, Wish, supervise,
 };
@@ -180,7 +180,7 @@ impl Agent for TestAgent {
         let mut waiting = self.waiting.lock().unwrap();
         drop(waiting.opened.remove(&flow));
         if let Some(client) = waiting.accepted.remove(&flow) {
-            reset(client.into()).unwrap();
+            drop(client);
         }
     }
 

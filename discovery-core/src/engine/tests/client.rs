@@ -157,6 +157,40 @@ fn a_peer_that_says_nothing_is_passed_by() {
 }
 
 #[test]
+fn a_node_that_stood_still_blames_nobody_for_its_own_silence() {
+    for (answers, wanted) in [(true, Reason::TableHit), (false, Reason::NoProxy)] {
+        let mut rig = paired();
+        rig.see(&syn(flow(), ISN));
+        rig.outputs();
+        rig.at += ms(3_000);
+        rig.engine.handle_timeout(rig.now());
+        assert_eq!(rig.outputs(), [], "what came meanwhile is read first");
+        if answers {
+            rig.tell(Event::Opened { flow: flow() });
+            assert_eq!(rig.outputs(), [inject()]);
+        } else {
+            rig.wait(ms(201));
+            let gone = Output::Abort { flow: flow(), why: Reason::OpenTimedOut };
+            assert_eq!(rig.outputs(), [gone, release()], "who is still silent then is silent");
+        }
+        assert_eq!(rig.see(&syn(flow_of(1), 1)).1, wanted);
+    }
+}
+
+#[test]
+fn on_a_machine_that_is_always_late_silence_ends_all_the_same() {
+    let mut rig = paired();
+    rig.see(&syn(flow(), ISN));
+    rig.outputs();
+    for _late in 0..3 {
+        let due = rig.engine.poll_timeout().map(|at| at.saturating_duration_since(rig.now().mono));
+        rig.at += due.unwrap_or_default() + ms(60);
+        rig.engine.handle_timeout(rig.now());
+    }
+    assert_eq!(rig.outputs(), [Output::Abort { flow: flow(), why: Reason::OpenTimedOut }, release()]);
+}
+
+#[test]
 fn repeated_syns_ask_again_once_and_then_go_without() {
     let mut rig = Rig::new();
     rig.see(&syn(flow(), ISN));
