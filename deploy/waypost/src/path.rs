@@ -300,11 +300,23 @@ impl Path {
         self.links.update(&known.settings).map_err(|error| Failure::new(Exit::Usage, error))
     }
 
-    /// Takes no new connections of peers; those that are carried go on. The rules have gone by then.
-    pub(crate) fn leave(&self) {
+    /// Takes no new connections of peers; those that are carried go on. The rules have gone by then. What peers were promised
+    /// they may claim, until `by` at the longest.
+    pub(crate) async fn leave(&self, by: tokio::time::Instant) {
         self.carrying.leave();
         self.telling.leave();
+        self.promises_kept(by.min(tokio::time::Instant::now() + PROMISED_MAX)).await;
         self.links.leave();
+    }
+
+    /// Waits for peers to claim what they were promised.
+    async fn promises_kept(&self, by: tokio::time::Instant) {
+        let Some(handle) = &self.handle else { return };
+        while view::ask(handle, |engine, _| engine.unclaimed()).await.is_some_and(|open| open > 0)
+            && tokio::time::Instant::now() < by
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Waits until nothing is carried, until `by` at the longest.
@@ -463,6 +475,8 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
 /// [`CONTROL`].
 const ASIDE: u64 = 2;
 
+/// An early connection waits no longer for its peer, and a loop that is busy is late.
+const PROMISED_MAX: Duration = Duration::from_secs(2);
 /// A loop that hangs hears nothing, and orders nothing either.
 const HEARS_WITHIN: Duration = Duration::from_millis(150);
 /// Descriptors may be scarce for a moment.
