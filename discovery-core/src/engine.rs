@@ -138,7 +138,7 @@ impl Engine {
             pace: existing::Pace::new(),
             stripped: Lru::new(config.networks_max),
             datagrams: Datagrams::new(config.datagram_flows_max, config.datagram_idle_max),
-            peers: Peers::new(config.peers()),
+            peers: Peers::new(config.peers(), config.named()),
             refusals: Lru::new(config.refusals_max),
             told: Lru::new(config.peers_max),
             journal: Journal::new(config.recent_max),
@@ -162,7 +162,7 @@ impl Engine {
                     Hook::Forwarded(_) if self.is_own_syn(&flow, seen.seq) => {
                         (Verdict::Pass, Reason::OwnSynBack)
                     }
-                    Hook::Forwarded(_) if self.bypass => (Verdict::Pass, Reason::Bypass),
+                    Hook::Forwarded(_) if self.bypass => self.bypassed(now, flow),
                     Hook::Forwarded(ingress) => match seen.probe {
                         Some(Probe::Query(_)) => self.query(now, flow, seen, ingress, ruled.action, packet),
                         Some(Probe::Response(_)) | None => {
@@ -199,10 +199,18 @@ impl Engine {
             Event::Probed { server, answer } => {
                 self.probed(now, server, answer.map(Peer::from), Reason::ProbeNegative);
             }
-            Event::PeerUp { peer } => self.peers.linked(now.mono, peer.key, true),
-            Event::PeerAside { peer, aside } => self.peers.aside(now.mono, peer.key, aside),
+            Event::PeerUp { peer } => {
+                self.peers.linked(now.mono, peer.key, true);
+            }
+            Event::PeerAside { peer, aside } => {
+                if self.peers.aside(now.mono, peer.key, aside) {
+                    self.doubt(now);
+                }
+            }
             Event::PeerDown { peer } => {
-                self.peers.linked(now.mono, peer.key, false);
+                if self.peers.linked(now.mono, peer.key, false) {
+                    self.doubt(now);
+                }
                 let waiting = self.table.flows(
                     |e| matches!(e.state, State::Opening { peer: asked, .. } if asked.key == peer.key),
                 );
@@ -226,6 +234,12 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// How many connections peers were promised and have not claimed yet.
+    #[must_use]
+    pub fn unclaimed(&self) -> usize {
+        self.table.unclaimed()
     }
 
     /// Does what is due. Drain [`Engine::poll_output`] afterwards.

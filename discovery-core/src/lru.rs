@@ -37,23 +37,46 @@ impl<K: Ord + Copy, V> Lru<K, V> {
 
     /// Puts a value in; what had to go for it comes back.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<(K, V)> {
+        self.put(key, value, |lru| lru.entries.len() >= lru.entries_max, |_| false)
+    }
+
+    /// The same, and of those that `stay` none has to go, nor are they counted. Looks at all of them.
+    pub(crate) fn insert_beside(&mut self, key: K, value: V, stay: impl Fn(&K) -> bool) -> Option<(K, V)> {
+        let stays = stay(&key);
+        let others = |lru: &Self| lru.entries.keys().filter(|key| !stay(key)).count();
+        self.put(key, value, |lru| !stays && others(lru) >= lru.entries_max, &stay)
+    }
+
+    fn put(
+        &mut self,
+        key: K,
+        value: V,
+        is_full: impl FnOnce(&Self) -> bool,
+        stay: impl Fn(&K) -> bool,
+    ) -> Option<(K, V)> {
         if let Some(held) = self.touch(&key) {
             *held = value;
             return None;
         }
-        let evicted = if self.entries.len() >= self.entries_max { self.pop_oldest() } else { None };
+        let evicted = if is_full(self) { self.pop_oldest(stay) } else { None };
         self.uses += 1;
         self.entries.insert(key, (value, self.uses));
         self.by_use.insert(self.uses, key);
         evicted
     }
 
+    /// Changes every value; none counts as used.
+    pub(crate) fn change_each(&mut self, mut change: impl FnMut(&mut V)) {
+        self.entries.values_mut().for_each(|(value, _)| change(value));
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries.iter().map(|(key, (value, _))| (key, value))
     }
 
-    fn pop_oldest(&mut self) -> Option<(K, V)> {
-        let (_, key) = self.by_use.pop_first()?;
+    fn pop_oldest(&mut self, stay: impl Fn(&K) -> bool) -> Option<(K, V)> {
+        let (used, key) = self.by_use.iter().find(|(_, key)| !stay(key)).map(|(used, key)| (*used, *key))?;
+        self.by_use.remove(&used);
         let (value, _) = self.entries.remove(&key)?;
         Some((key, value))
     }
@@ -73,6 +96,18 @@ mod tests {
         assert_eq!(lru.insert(1, 'd'), None);
         assert_eq!(lru.iter().collect::<Vec<_>>(), [(&1, &'d'), (&3, &'c')]);
         assert_eq!((lru.len(), lru.peek(&2)), (2, None));
+    }
+
+    #[test]
+    fn who_stays_has_a_place_of_its_own() {
+        let mut lru = Lru::new(2);
+        let stay = |key: &u32| *key < 2;
+        for key in 0..9 {
+            lru.insert_beside(key, (), stay);
+        }
+        assert_eq!(lru.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [0, 1, 7, 8]);
+        lru.insert_beside(0, (), stay);
+        assert_eq!((lru.insert_beside(9, (), stay), lru.len()), (Some((7, ())), 4));
     }
 
     #[test]

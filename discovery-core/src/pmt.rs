@@ -272,6 +272,19 @@ impl Pmt {
         self.learn(now, server, Known::NoProxy, self.config.missed_ttl, self.config.missed_ttl)
     }
 
+    /// That nobody stands before a server is believed no longer than [`Pmt::learn_none_for_now`] would, where it was learnt
+    /// within this time.
+    pub fn doubt_none(&mut self, now: Instant, within: Duration) {
+        let missed_ttl = self.config.missed_ttl;
+        self.servers.change_each(|entry| {
+            let learnt_ago = entry.ttl.saturating_sub(entry.until.saturating_duration_since(now));
+            if entry.known == Some(Known::NoProxy) && learnt_ago <= within && entry.ttl > missed_ttl {
+                entry.until = entry.until.min(now + missed_ttl);
+                entry.ttl = missed_ttl;
+            }
+        });
+    }
+
     /// The peer on the path to the server does not take connections: past it, for a short time.
     pub fn failed(&mut self, now: Now, server: SocketAddr) -> PmtRow {
         self.learn(now, server, Known::NoProxy, self.config.failed_ttl, self.config.failed_ttl)

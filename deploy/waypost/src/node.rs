@@ -244,7 +244,7 @@ impl Node {
     /// Takes no new connections; those that are carried have until `by`, or go on.
     async fn leave_path(&self, by: Instant, ended: Ended) {
         let Some(path) = &self.path else { return };
-        path.leave();
+        path.leave(by).await;
         match ended {
             Ended::HandedOver => {}
             Ended::Ended => {

@@ -187,7 +187,13 @@ impl Path {
                     view::named(&mut status.candidates, &peers, &self.carrier);
                     *status
                 }
-                Some(Answer::Explained(_) | Answer::Say(_) | Answer::Proxies(_) | Answer::Counts(_))
+                Some(
+                    Answer::Explained(_)
+                    | Answer::Say(_)
+                    | Answer::Proxies(_)
+                    | Answer::Counts(_)
+                    | Answer::Unclaimed(_),
+                )
                 | None => PathStatus { state: view::HANGING.to_owned(), ..PathStatus::default() },
             },
         };
@@ -201,7 +207,11 @@ impl Path {
         let Flow { client, server } = flow;
         match self.upward.as_ref()?.questions.ask(&Question::Explain { client, server }).await? {
             Answer::Explained(explained) => Some(named(*explained?, &self.carrier, flow)),
-            Answer::Status(..) | Answer::Say(_) | Answer::Proxies(_) | Answer::Counts(_) => None,
+            Answer::Status(..)
+            | Answer::Say(_)
+            | Answer::Proxies(_)
+            | Answer::Counts(_)
+            | Answer::Unclaimed(_) => None,
         }
     }
 
@@ -216,11 +226,23 @@ impl Path {
         self.links.update(&known.settings).map_err(|error| Failure::new(Exit::Usage, error))
     }
 
-    /// Takes no new connections of peers; those that are carried go on. The rules have gone by then.
-    pub(crate) fn leave(&self) {
+    /// Takes no new connections of peers; those that are carried go on. The rules have gone by then. What peers were promised
+    /// they may claim, until `by` at the longest.
+    pub(crate) async fn leave(&self, by: tokio::time::Instant) {
         self.carrying.leave();
         self.telling.leave();
+        self.promises_kept(by.min(tokio::time::Instant::now() + PROMISED_MAX)).await;
         self.links.leave();
+    }
+
+    /// Waits for peers to claim what they were promised.
+    async fn promises_kept(&self, by: tokio::time::Instant) {
+        let Some(upward) = &self.upward else { return };
+        while let Some(Answer::Unclaimed(1..)) = upward.questions.ask(&Question::Unclaimed).await
+            && tokio::time::Instant::now() < by
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Waits until nothing is carried, until `by` at the longest.
@@ -369,5 +391,7 @@ async fn accept(carrier: Arc<Carrier>, listener: TcpListener) {
 /// [`CONTROL`].
 const ASIDE: u64 = 2;
 
+/// An early connection waits no longer for its peer, and a loop that is busy is late.
+const PROMISED_MAX: Duration = Duration::from_secs(2);
 /// Descriptors may be scarce for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -9,6 +9,8 @@ use crate::sys;
 /// Part of Linux's `struct tcp_info`. A field that this kernel does not report is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
+    /// The connection is over: nothing is sent on it any more.
+    pub closed: bool,
     /// The smoothed round trip.
     pub rtt: Duration,
     /// How far round trips vary.
@@ -56,6 +58,7 @@ fn read(octets: &[u8]) -> TcpInfo {
     let micros = |offset| Duration::from_micros(u64::from(u32_at(octets, offset)));
     let rtt_min = u32_at(octets, 148);
     TcpInfo {
+        closed: octets.first() == Some(&TCP_CLOSE),
         rtt: micros(68),
         rtt_variance: micros(72),
         // The kernel says all ones, or zero, before it has measured.
@@ -70,6 +73,9 @@ fn read(octets: &[u8]) -> TcpInfo {
         send_mss: u32_at(octets, 16),
     }
 }
+
+/// `TCP_CLOSE` of `include/net/tcp_states.h`.
+const TCP_CLOSE: u8 = 7;
 
 fn u32_at(octets: &[u8], offset: usize) -> u32 {
     let field = octets.get(offset..).and_then(|rest| rest.first_chunk());

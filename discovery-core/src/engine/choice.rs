@@ -70,7 +70,8 @@ impl Engine {
         let Told { mut networks, mut offers, until } = told;
         networks.truncate(self.config.candidates_max);
         offers.truncate(self.config.candidates_max);
-        self.told.insert(teller, Told { networks, offers, until });
+        let peers = &self.peers;
+        self.told.insert_beside(teller, Told { networks, offers, until }, |teller| peers.is_named(teller));
     }
 
     /// Whether a peer is asked for any server of these networks, so that it matters whom it tells of.
@@ -219,6 +220,14 @@ impl Engine {
             self.pmt.learn_none_for_now(now, server)
         } else {
             self.pmt.learn_none(now, server)
+        }
+    }
+
+    /// Somebody is missed from now on, and was away before that was known here: a server that answered in the meantime
+    /// proves no more than one that answers now.
+    pub(super) fn doubt(&mut self, now: Now) {
+        if !crate::mutants::on("engine-late-word-ignored") {
+            self.pmt.doubt_none(now.mono, self.config.word_max);
         }
     }
 

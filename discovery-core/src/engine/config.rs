@@ -1,8 +1,8 @@
 //! What the engine may be told. Every bound stands here with its reason.
 
 use super::peers::Bounds;
-use crate::pmt::PmtConfig;
-use std::time::Duration;
+use crate::{pmt::PmtConfig, probe::KeyHint};
+use std::{collections::BTreeSet, time::Duration};
 
 /// How a client-side node asks whether another one is on the path (US 9,172,620, 'probe query').
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,9 @@ pub struct Config {
     pub existing_per_second_max: u32,
     /// How often one is reset that does not end, or observed that cannot be adopted.
     pub existing_tries_max: u8,
-    /// Peers remembered at once.
+    /// Peers that the operator names, for servers or not; those of the table's static entries need not be repeated.
+    pub named: BTreeSet<KeyHint>,
+    /// Others remembered at once.
     pub peers_max: usize,
     /// How long a peer that was away stands behind the others once it is back: long enough for its rules to be in place, and
     /// twice as long each time.
@@ -126,6 +128,8 @@ pub struct Config {
     pub aside_max: Duration,
     /// How long a peer that is away is missed.
     pub missed_max: Duration,
+    /// That a peer is away is known so long after it is: a silence, or a slow line.
+    pub word_max: Duration,
     /// How long after its return a peer may not have its packets yet.
     pub back_max: Duration,
     /// Refusals remembered, each of one peer for one server.
@@ -179,11 +183,13 @@ impl Default for Config {
             tried_entries_max: 4_096,
             existing_per_second_max: 20,
             existing_tries_max: 3,
+            named: BTreeSet::new(),
             peers_max: 256,
             hold_down_min: Duration::from_secs(3),
             hold_down_max: Duration::from_secs(300),
             aside_max: Duration::from_secs(5),
             missed_max: Duration::from_secs(600),
+            word_max: Duration::from_secs(5),
             back_max: Duration::from_secs(5),
             refusals_max: 4_096,
             candidates_max: 16,
@@ -205,6 +211,10 @@ impl Config {
             missed_max: self.missed_max,
             back_max: self.back_max,
         }
+    }
+
+    pub(super) fn named(&self) -> BTreeSet<KeyHint> {
+        self.named.iter().copied().chain(self.pmt.statics.iter().map(|named| named.peer.key)).collect()
     }
 
     /// How long an early connection waits to be claimed.

@@ -84,6 +84,9 @@ impl Engine {
                 }
                 State::Probing { .. } => self.let_go(now, flow, false),
                 State::Direct { .. } => {}
+                // Its peer was told that it stands, and may have told its client: it is kept for who comes to claim it.
+                State::Early { .. } | State::Middle { .. }
+                    if agent && !crate::mutants::on("engine-bypass-breaks-word") => {}
                 State::Connecting(_) | State::Early { .. } | State::Middle { .. } if state.unclaimed() => {
                     let packet = self.table.take_packet(&flow);
                     self.give_up(now, flow, why);

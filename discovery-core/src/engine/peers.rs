@@ -3,7 +3,7 @@
 
 use crate::{candidates::Standing, probe::KeyHint};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub(super) struct Peers {
     of: BTreeMap<KeyHint, Entry>,
+    /// Whom the operator named: their places are nobody else's.
+    named: BTreeSet<KeyHint>,
     bounds: Bounds,
     /// When the last one came back.
     returned: Option<Instant>,
@@ -19,7 +21,7 @@ pub(super) struct Peers {
 /// Bounds and times.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Remembered at once.
+    /// Remembered at once, beside those that the operator named.
     pub(super) peers_max: usize,
     /// One that was away is held down for so long, and twice as long each time.
     pub(super) hold_min: Duration,
@@ -59,8 +61,13 @@ impl Entry {
 }
 
 impl Peers {
-    pub(super) fn new(bounds: Bounds) -> Self {
-        Self { of: BTreeMap::new(), bounds, returned: None }
+    pub(super) fn new(bounds: Bounds, named: BTreeSet<KeyHint>) -> Self {
+        Self { of: BTreeMap::new(), named, bounds, returned: None }
+    }
+
+    /// Whether the operator named it.
+    pub(super) fn is_named(&self, key: &KeyHint) -> bool {
+        self.named.contains(key) && !crate::mutants::on("engine-named-evicted")
     }
 
     /// Whether a link stands.
@@ -80,25 +87,26 @@ impl Peers {
         }
     }
 
-    /// A link stands, or no longer.
-    pub(super) fn linked(&mut self, now: Instant, key: KeyHint, linked: bool) {
-        if linked && !self.of.contains_key(&key) && self.has_room() {
+    /// A link stands, or no longer. Whether somebody is missed from now on.
+    pub(super) fn linked(&mut self, now: Instant, key: KeyHint, linked: bool) -> bool {
+        if linked && !self.of.contains_key(&key) && self.has_room(&key) {
             // Who is met for the first time has not come back.
             self.of.insert(key, Entry { linked: true, aside: None, since: now, hold: Duration::ZERO });
-            return;
+            return false;
         }
         self.change(now, key, |peer| {
             // What was said on another link is over with it.
             if peer.linked != linked {
                 (peer.linked, peer.aside) = (linked, None);
             }
-        });
+        })
     }
 
-    /// It wants connections to go past it, for a while if it says so no more, or no longer.
-    pub(super) fn aside(&mut self, now: Instant, key: KeyHint, aside: bool) {
+    /// It wants connections to go past it, for a while if it says so no more, or no longer. Whether somebody is missed from
+    /// now on.
+    pub(super) fn aside(&mut self, now: Instant, key: KeyHint, aside: bool) -> bool {
         let until = aside.then_some(now + self.bounds.aside_max);
-        self.change(now, key, |peer| peer.aside = until);
+        self.change(now, key, |peer| peer.aside = until)
     }
 
     /// Nobody can carry any more, so nobody's link matters.
@@ -114,9 +122,10 @@ impl Peers {
             || self.of.values().any(|peer| !peer.is_able(now) && within(peer.since, self.bounds.missed_max))
     }
 
-    fn change(&mut self, now: Instant, key: KeyHint, change: impl FnOnce(&mut Entry)) {
+    /// Whether it was able before and is no more.
+    fn change(&mut self, now: Instant, key: KeyHint, change: impl FnOnce(&mut Entry)) -> bool {
         let Bounds { hold_min, hold_max, .. } = self.bounds;
-        let Some(peer) = self.of.get_mut(&key) else { return };
+        let Some(peer) = self.of.get_mut(&key) else { return false };
         let (before, able_since) = (peer.is_able(now), peer.able_since(now));
         change(peer);
         match (before, peer.is_able(now)) {
@@ -132,12 +141,17 @@ impl Peers {
             }
             (true, true) | (false, false) => {}
         }
+        before && !peer.is_able(now)
     }
 
-    fn has_room(&mut self) -> bool {
-        if self.of.len() >= self.bounds.peers_max {
-            let gone = self.of.iter().filter(|(_, peer)| !peer.linked).min_by_key(|(_, peer)| peer.since);
-            let Some(gone) = gone.map(|(key, _)| *key) else { return false };
+    /// Whoever was only learnt makes room for another one that is learnt, and for nobody else.
+    fn has_room(&mut self, key: &KeyHint) -> bool {
+        let learnt = |(key, _): &(&KeyHint, &Entry)| !self.is_named(key);
+        if !self.is_named(key) && self.of.iter().filter(learnt).count() >= self.bounds.peers_max {
+            let away = self.of.iter().filter(learnt).filter(|(_, peer)| !peer.linked);
+            let Some(gone) = away.min_by_key(|(_, peer)| peer.since).map(|(key, _)| *key) else {
+                return false;
+            };
             self.of.remove(&gone);
         }
         true
@@ -171,7 +185,7 @@ mod tests {
     fn who_comes_and_goes_is_trusted_more_slowly_each_time() {
         let start = start();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut peers = Peers::new(BOUNDS);
+        let mut peers = Peers::new(BOUNDS, BTreeSet::new());
         peers.linked(start, key(1), true);
         assert_eq!(peers.standing(start, &key(1)), Standing::Ready, "who is met has not come back");
         let mut now = 20;
@@ -207,7 +221,7 @@ mod tests {
     fn one_that_is_missed_is_so_until_it_is_back_or_gone() {
         let start = start();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut peers = Peers::new(BOUNDS);
+        let mut peers = Peers::new(BOUNDS, BTreeSet::new());
         assert!(!peers.is_one_missed(start), "who never was");
         peers.linked(start, key(1), true);
         assert!(!peers.is_one_missed(start), "who is there");
@@ -219,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_place_is_made_by_who_has_no_link_only() {
-        let mut peers = Peers::new(BOUNDS);
+        let mut peers = Peers::new(BOUNDS, BTreeSet::new());
         let now = start();
         for n in [1, 2, 3] {
             peers.linked(now, key(n), true);
@@ -230,13 +244,31 @@ mod tests {
         assert!(peers.is_up(&key(3)) && peers.of.len() == 2);
     }
 
+    #[test]
+    fn whom_the_operator_named_has_a_place_whoever_else_is_there() {
+        let now = start();
+        let mut peers = Peers::new(BOUNDS, [key(1), key(2)].into());
+        peers.linked(now, key(1), true);
+        peers.linked(now, key(1), false);
+        for n in 3..9 {
+            peers.linked(now, key(n), true);
+            peers.linked(now, key(n), n < 5);
+        }
+        assert!(peers.is_one_missed(now), "the one that is away is remembered");
+        for n in [1, 2] {
+            peers.linked(now, key(n), true);
+            assert!(peers.is_up(&key(n)), "{n}");
+        }
+        assert_eq!(peers.of.len(), BOUNDS.peers_max + 2);
+    }
+
     proptest! {
         /// Whatever happens, a hold-down ends within its bound, and nobody is ready without a link.
         #[test]
         fn no_hold_down_is_longer_than_its_bound(
             script in proptest::collection::vec((0..4_u8, any::<bool>(), any::<bool>(), 0..30_000_u64), 0..64),
         ) {
-            let (mut peers, mut now) = (Peers::new(BOUNDS), start());
+            let (mut peers, mut now) = (Peers::new(BOUNDS, BTreeSet::new()), start());
             for (who, link, value, later) in script {
                 now += Duration::from_millis(later);
                 if link {

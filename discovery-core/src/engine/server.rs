@@ -117,6 +117,14 @@ impl Engine {
         (Verdict::Pass, Reason::Cured)
     }
 
+    /// A SYN that nobody takes over. What was promised to a peer is in its way no longer.
+    pub(super) fn bypassed(&mut self, now: Now, flow: Flow) -> Decision {
+        match self.table.get(&flow).map(|entry| entry.state) {
+            Some(state) if state.unclaimed() => self.plain_for_server_side(now, flow, state),
+            Some(_) | None => (Verdict::Pass, Reason::Bypass),
+        }
+    }
+
     /// Whether a claimed connection is so new that its client may never have heard of it.
     fn is_young(&self, flow: &Flow) -> bool {
         !crate::mutants::on("engine-young-claim-kept")
@@ -264,7 +272,8 @@ impl Engine {
         if !self.agent {
             return Claim::Refused(Reason::AgentDown);
         }
-        if self.bypass {
+        let promised = |entry: &Entry| matches!(entry.state, State::Early { .. } | State::Middle { .. });
+        if self.bypass && !self.table.get(&flow).is_some_and(promised) {
             return Claim::Refused(Reason::Bypass);
         }
         if let Some(state) = self.table.get(&flow).map(|entry| entry.state) {

@@ -35,7 +35,8 @@ impl Pmt {
     }
 
     /// Takes back rows that an earlier process kept. Those whose time is over are left out, and no row lives longer
-    /// than it would have if it had just been learnt: a clock that was set back prolongs nothing.
+    /// than it would have if it had just been learnt: a clock that was set back prolongs nothing. That nobody stands before
+    /// a server is not believed of an earlier process, which may have been alone: the next SYN asks, and that costs nothing.
     pub fn restore(&mut self, now: Now, rows: &[PmtRow]) {
         for row in rows {
             let left = row.until.map_or(Duration::ZERO, |until| until.since(now.wall));
@@ -54,6 +55,9 @@ impl Pmt {
                     let entry = self.entry(now.mono, server);
                     (entry.known, entry.ttl, entry.flaps) = (Some(row.known), ttl, row.flaps);
                     entry.until = now.mono + left.min(ttl);
+                    if row.known == Known::NoProxy && !crate::mutants::on("pmt-absence-kept") {
+                        entry.until = now.mono;
+                    }
                     let until = entry.until;
                     self.watch(server, row.known, until);
                 }

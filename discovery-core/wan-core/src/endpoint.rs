@@ -8,6 +8,7 @@
 //! state of a broken connection matters, and nothing but an unacknowledged octet is ever repeated.
 
 mod config;
+mod ending;
 mod lanes;
 mod live;
 mod receive;
@@ -60,7 +61,7 @@ pub enum Output {
     Readable(StreamId),
     /// There is room for writing again.
     Writable(StreamId),
-    /// The stream ended before its time; it is gone.
+    /// The stream ended before its time; it is gone, and everything that came before was read or has waited for too long.
     Reset(StreamId, Reason),
     /// A message beside the streams.
     Notice(Notice),
@@ -81,6 +82,8 @@ pub enum Read {
     Wait,
     /// Nothing any more.
     End,
+    /// Nothing any more: it was reset after what has been read. [`Output::Reset`] says so too.
+    Reset(Reason),
 }
 
 /// The stream does not exist (any more).
@@ -206,6 +209,7 @@ impl Endpoint {
         for lane in Lane::ALL {
             let fresh = LaneState::new(&self.config);
             let old = std::mem::replace(self.lanes.get_mut(lane), fresh);
+            self.outputs.extend(old.remains.into_keys().map(|id| Output::Reset(id, reason)));
             let ended = old.streams.into_iter().filter(|(_, stream)| stream.is_live());
             self.outputs.extend(ended.map(|(id, stream)| match stream.phase {
                 Phase::Opening => Output::Refused(id, reason),
@@ -282,13 +286,6 @@ impl Endpoint {
         }
     }
 
-    /// Ends a stream in both directions; what is under way is lost.
-    pub fn reset(&mut self, id: StreamId, reason: Reason) {
-        if self.lanes.stream_mut(id).is_some_and(|stream| stream.is_live()) {
-            self.end(id, reason, false);
-        }
-    }
-
     /// Takes what fits of `octets`; 0 means that [`Output::Writable`] will say when to come again.
     ///
     /// # Errors
@@ -321,6 +318,10 @@ impl Endpoint {
     fn room_of(&self, id: StreamId) -> Result<usize, Gone> {
         let config = &self.config;
         let lane = self.lanes.get(id.lane());
+        // Its reader comes first, and is told for both.
+        if lane.remains.contains_key(&id) {
+            return Ok(0);
+        }
         let stream =
             lane.streams.get(&id).filter(|stream| stream.is_live() && !stream.send.finished).ok_or(Gone)?;
         let room = config
@@ -336,6 +337,9 @@ impl Endpoint {
     /// # Errors
     /// The stream is gone.
     pub fn finish(&mut self, id: StreamId) -> Result<(), Gone> {
+        if self.lanes.get(id.lane()).remains.contains_key(&id) {
+            return Ok(());
+        }
         let stream = self.lanes.stream_mut(id).filter(|stream| stream.is_live()).ok_or(Gone)?;
         stream.send.finished = true;
         self.queue(id);
@@ -347,7 +351,9 @@ impl Endpoint {
     /// # Errors
     /// The stream is gone.
     pub fn bound(&mut self, id: StreamId, octets: u64) -> Result<(), Gone> {
-        self.lanes.stream_mut(id).ok_or(Gone)?.recv.bound(octets);
+        if !self.lanes.get(id.lane()).remains.contains_key(&id) {
+            self.lanes.stream_mut(id).ok_or(Gone)?.recv.bound(octets);
+        }
         Ok(())
     }
 
@@ -363,7 +369,9 @@ impl Endpoint {
     /// The stream is gone.
     pub fn read(&mut self, now: Now, id: StreamId, most: usize) -> Result<Read, Gone> {
         let lane = self.lanes.get_mut(id.lane());
-        let stream = lane.streams.get_mut(&id).filter(|stream| stream.is_live()).ok_or(Gone)?;
+        let Some(stream) = lane.streams.get_mut(&id).filter(|stream| stream.is_live()) else {
+            return self.read_remains(now, id, most);
+        };
         if stream.recv.is_done() {
             stream.ended = true;
             self.retire(id);
@@ -378,7 +386,10 @@ impl Endpoint {
 
     /// The stream's user is gone. What it wrote and finished still goes out; whatever else comes is unwanted.
     pub fn abandon(&mut self, id: StreamId) {
-        let Some(stream) = self.lanes.stream_mut(id).filter(|stream| stream.is_live()) else { return };
+        let Some(stream) = self.lanes.stream_mut(id).filter(|stream| stream.is_live()) else {
+            self.drop_remains(id);
+            return;
+        };
         if stream.send.finished && stream.recv.unread() == 0 {
             stream.abandoned = true;
             self.retire(id);
@@ -500,6 +511,7 @@ impl Endpoint {
             stream.send.drop_octets();
             stream.recv.drop_octets();
             stream.phase = Phase::Closing(reason);
+            stream.ending = None;
             stream.open = None;
             stream.info = Bytes::new();
         });
@@ -603,6 +615,10 @@ impl Endpoint {
                 self.acknowledge(lane);
             }
             let state = self.lanes.get_mut(lane);
+            if state.linger_at.is_some_and(|at| at <= now.mono) {
+                self.end_lingering(now, lane);
+            }
+            let state = self.lanes.get_mut(lane);
             if state.given_up_at.is_some_and(|at| at <= now.mono) {
                 state.given_up_at = None;
                 self.give_up(lane, Reason::LinkLost);
@@ -613,14 +629,17 @@ impl Endpoint {
     /// The outage has lasted too long for what stood on this lane.
     fn give_up(&mut self, lane: Lane, reason: Reason) {
         let state = self.lanes.get_mut(lane);
-        let live = state.streams.iter().filter(|(_, stream)| stream.is_live());
-        for (id, opening) in live.map(|(id, s)| (*id, s.phase == Phase::Opening)).collect::<Vec<_>>() {
+        let stand = state.streams.iter().filter(|(_, stream)| stream.has_octets());
+        let facts = |(id, s): (&StreamId, &Stream)| (*id, s.is_live(), s.phase == Phase::Opening);
+        for (id, live, opening) in stand.map(facts).collect::<Vec<_>>() {
             self.end(id, reason, false);
-            self.outputs.push_back(if opening {
-                Output::Refused(id, reason)
-            } else {
-                Output::Reset(id, reason)
-            });
+            if live {
+                self.outputs.push_back(if opening {
+                    Output::Refused(id, reason)
+                } else {
+                    Output::Reset(id, reason)
+                });
+            }
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Use {
     pub finished: bool,
     /// The end was read.
     pub ended: bool,
+    /// Its user here reset it.
+    pub reset: bool,
     /// It ended before its time.
     pub dead: Option<Reason>,
     /// The peer said that it stands, or we did.
@@ -228,6 +230,7 @@ impl Pair {
                 used.ended = true;
                 0
             }
+            Read::Reset(_) => 0,
         };
         self.drain(who);
         n
@@ -235,12 +238,14 @@ impl Pair {
 
     /// Ends a stream before its time.
     pub fn reset(&mut self, who: usize, id: StreamId) {
+        let now = self.now();
         let end = &mut self.ends[who];
         let Some(used) = end.uses.get_mut(&id).filter(|used| used.dead.is_none()) else { return };
         if !(used.ended && used.finished) {
-            used.dead = Some(Reason::Cancelled);
+            used.dead = Some(Reason::ConnectionReset);
+            used.reset = true;
         }
-        end.endpoint.reset(id, Reason::Cancelled);
+        end.endpoint.reset(now, id, Reason::ConnectionReset);
         self.drain(who);
     }
 
@@ -342,6 +347,13 @@ impl Pair {
                 assert!(first.ended && second.ended, "{id:?}: {first:?} {second:?}");
                 assert_eq!((first.written, second.written), (second.read, first.read), "{id:?}");
             }
+            for (resets, reads) in [(first, second), (second, first)] {
+                // One that was reset before it was taken was never anybody's.
+                let told = reads.dead == Some(Reason::ConnectionReset) && !reads.reset && reads.opened;
+                if told && resets.reset {
+                    assert_eq!(resets.written, reads.read, "{id:?}: the reset overtook {resets:?} {reads:?}");
+                }
+            }
         }
         for end in &self.ends {
             let counts = end.endpoint.counts();
@@ -440,6 +452,8 @@ pub fn play(script: &[u8], began: Instant) {
         unsent_max: 30_000,
         stream_held_max: 80_000,
         lane_held_max: 150_000,
+        // A script may stand still for longer; what that ends has a test of its own.
+        remains_max: Duration::from_secs(24 * 3600),
         ..Config::default()
     };
     let mut pair = Pair::new(config, began);

@@ -6,7 +6,12 @@ use crate::{
     socket,
 };
 use bytes::{Buf, Bytes};
-use std::{io::IoSlice, os::fd::AsFd, pin::pin, sync::Arc};
+use std::{
+    io::{self, IoSlice},
+    os::fd::AsFd,
+    pin::pin,
+    sync::Arc,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     time::{Instant, sleep_until},
@@ -23,6 +28,8 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
     let mut unflushed = false;
     // One timer for the life of the connection, set back only when it must fire earlier: to set one costs a lock.
     let mut timer = pin!(sleep_until(far()));
+    // The peer's system ended it, and the peer had said nothing.
+    let mut cut = false;
     let reason = loop {
         let deadline = match link.turn(taken.conn, &mut arrived, TURN_OCTETS, &mut pending) {
             Ok(deadline) => deadline.map_or_else(far, Instant::from_std),
@@ -41,11 +48,18 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
             pushed = push(&mut writer, &pending), if unflushed => match pushed {
                 Ok(Pushed::Written(n)) => advance(&mut pending, n),
                 Ok(Pushed::Flushed) => unflushed = false,
-                Err(_) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
+                Err(error) => {
+                    cut = is_cut(&error);
+                    break link.dropped(taken.conn).unwrap_or(Reason::Closed);
+                }
             },
             read = reader.read_buf(&mut arrived) => match read {
                 // The peer may have said why just before.
-                Ok(0) | Err(_) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
+                Ok(0) => break link.dropped(taken.conn).unwrap_or(Reason::Closed),
+                Err(error) => {
+                    cut = is_cut(&error);
+                    break link.dropped(taken.conn).unwrap_or(Reason::Closed);
+                }
                 Ok(_) => {}
             },
             () = taken.wake.notified() => {}
@@ -61,11 +75,19 @@ pub(crate) async fn carry(inner: Arc<Inner>, met: Met) -> Reason {
     if let (Some(place), Reason::Silent) = (place, reason) {
         inner.fell_silent(place);
     }
-    link.detach(taken.conn, reason);
+    link.detach(taken.conn, reason, cut && reason == Reason::Closed);
     if reason != Reason::Closed {
         part(&mut reader.unsplit(writer), reason).await;
     }
     reason
+}
+
+/// A process that ends leaves its connections to its system, which says so; a line that breaks says nothing.
+fn is_cut(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 enum Pushed {
@@ -73,17 +95,17 @@ enum Pushed {
     Flushed,
 }
 
-async fn push(writer: &mut (impl AsyncWrite + Unpin), pending: &[Bytes]) -> std::io::Result<Pushed> {
+async fn push(writer: &mut (impl AsyncWrite + Unpin), pending: &[Bytes]) -> io::Result<Pushed> {
     if pending.is_empty() {
         return writer.flush().await.map(|()| Pushed::Flushed);
     }
     match write(writer, pending).await {
-        Ok(0) => Err(std::io::ErrorKind::WriteZero.into()),
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
         written => written.map(Pushed::Written),
     }
 }
 
-async fn write(writer: &mut (impl AsyncWrite + Unpin), pending: &[Bytes]) -> std::io::Result<usize> {
+async fn write(writer: &mut (impl AsyncWrite + Unpin), pending: &[Bytes]) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); SLICES_MAX];
     let mut n = 0;
     for (slice, octets) in slices.iter_mut().zip(pending) {

@@ -144,7 +144,7 @@ async fn welcome(inner: &Arc<Inner>, tcp: TcpStream, from: SocketAddr) -> Result
     let mut hello = BytesMut::new();
     link.hello(lanes).encode(&mut hello);
     if tls.write_all(&hello).await.is_err() || tls.flush().await.is_err() {
-        link.detach(taken.conn, Reason::Closed);
+        link.detach(taken.conn, Reason::Closed, false);
         return Err(Reason::Closed);
     }
     Ok(Met { link, taken, tls, arrived, lanes, place: None })

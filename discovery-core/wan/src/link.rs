@@ -49,6 +49,16 @@ struct State {
     closed: bool,
     /// The peer takes no more streams; its successor is another link.
     peer_leaves: bool,
+    absence: Absence,
+}
+
+/// How the peer went away.
+#[derive(Clone, Copy, Debug, Default)]
+struct Absence {
+    /// A connection fell silent, or ended by this node, and no other has been made since: the line may be at fault.
+    line: bool,
+    /// Since when there is no connection, all having been ended by the peer's system, as when a process is killed.
+    gone: Option<Instant>,
 }
 
 /// What the user of a stream waits for, and what it was told.
@@ -101,6 +111,7 @@ impl Link {
             last: None,
             closed: false,
             peer_leaves: false,
+            absence: Absence::default(),
         };
         Self { node, owner, state: Mutex::new(state), changed: Notify::new() }
     }
@@ -170,18 +181,23 @@ impl Link {
                     let taken = Taken { conn, wake: wake.clone() };
                     state.conns.insert(conn, ConnState { wake, drop, remote, congestion, pace, lanes });
                     state.authority = Some(authority);
+                    state.absence = Absence::default();
                     Ok(taken)
                 }
             }
         })
     }
 
-    /// A connection has ended.
-    pub(crate) fn detach(self: &Arc<Self>, conn: ConnId, reason: Reason) {
+    /// A connection has ended; `cut`: by the peer's system, without a word.
+    pub(crate) fn detach(self: &Arc<Self>, conn: ConnId, reason: Reason, cut: bool) {
         self.with(|state, now| {
             state.endpoint.detach(now, conn);
             state.conns.remove(&conn);
             state.last = Some(reason);
+            state.absence.line |= !cut;
+            if state.conns.is_empty() && !state.absence.line {
+                state.absence.gone = Some(now.mono);
+            }
         });
         self.changed.notify_waiters();
     }
@@ -253,6 +269,12 @@ impl Link {
     pub(crate) fn is_at_rest(&self) -> bool {
         let state = self.lock();
         state.conns.is_empty() && state.endpoint.counts().streams == 0
+    }
+
+    /// Whether its process has ended, and what that held with it.
+    pub(crate) fn is_gone(&self, gone_max: Duration) -> bool {
+        let gone = self.lock().absence.gone;
+        gone.is_some_and(|since| now().mono.saturating_duration_since(since) >= gone_max)
     }
 
     pub(crate) fn fail(&self, reason: Reason) {
@@ -356,6 +378,7 @@ impl Link {
         self.with(|state, now| match state.endpoint.read(now, id, most) {
             Ok(Read::Octets(octets)) => Poll::Ready(Ok(Some(octets))),
             Ok(Read::End) => Poll::Ready(Ok(None)),
+            Ok(Read::Reset(reason)) => Poll::Ready(Err(reason)),
             Ok(Read::Wait) => {
                 keep(&mut state.waits.entry(id).or_default().reader, cx);
                 Poll::Pending
@@ -411,8 +434,8 @@ impl Link {
     }
 
     pub(crate) fn reset(self: &Arc<Self>, id: StreamId, reason: Reason) {
-        self.with(|state, _| {
-            state.endpoint.reset(id, reason);
+        self.with(|state, now| {
+            state.endpoint.reset(now, id, reason);
             if let Some(wait) = state.waits.get_mut(&id) {
                 wait.dead.get_or_insert(reason);
             }

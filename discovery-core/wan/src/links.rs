@@ -566,8 +566,14 @@ impl Inner {
         let mut refused: Option<Instant> = None;
         let mut dialled = None;
         let mut alone = Instant::now();
-        loop {
+        let tick = || {
             link.tick();
+            if link.is_gone(self.setup().link.gone_max) && !mutants::on("link-gone-is-silent") {
+                link.close(Reason::LinkLost);
+            }
+        };
+        loop {
+            tick();
             if link.is_closed() {
                 break;
             }
@@ -577,7 +583,7 @@ impl Inner {
                 self.meet_known();
                 while !link.is_at_rest() && !link.is_closed() {
                     sleep(TICK).await;
-                    link.tick();
+                    tick();
                 }
                 return;
             }

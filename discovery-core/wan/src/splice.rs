@@ -45,11 +45,16 @@ pub(crate) async fn splice_until(
     io: &mut (impl AsyncIo + ?Sized),
     unsaid: Unsaid,
 ) -> Spliced {
-    let mut up = Up { done: false, octets: 0, unsaid, unannounced: false };
+    let mut up = Up { done: false, octets: 0, unsaid, unannounced: false, cut: false };
     let mut down = Down { state: Downwards::Reading, octets: 0 };
     let cut = poll_fn(|cx| {
         let sent = up.poll(cx, &mut stream, io);
         let received = down.poll(cx, &stream, io);
+        if matches!(received, Poll::Ready(Err(_))) && !up.done {
+            // Writing found the connection reset: what had come before is read still, and its end is no end.
+            up.cut = true;
+            let _as_far_as_there_is_room = up.poll(cx, &mut stream, io);
+        }
         match (sent, received) {
             (Poll::Ready(Err(reason)), _) | (_, Poll::Ready(Err(reason))) => Poll::Ready(Some(reason)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(None),
@@ -71,6 +76,8 @@ struct Up {
     unsaid: Unsaid,
     /// It has ended so.
     unannounced: bool,
+    /// The connection is known to be reset.
+    cut: bool,
 }
 
 impl Up {
@@ -111,6 +118,7 @@ impl Up {
                 }
             });
             match ready!(read)? {
+                0 if self.cut => return Poll::Ready(Err(Reason::ConnectionReset)),
                 0 => {
                     self.done = true;
                     ready!(Pin::new(&mut *stream).poll_shutdown(cx)).map_err(|_| Reason::Closed)?;

@@ -58,7 +58,7 @@ impl LinkStream {
         self.link.dead(self.id)
     }
 
-    /// Ends it in both directions: what is under way is lost.
+    /// Ends it in both directions. What was written goes out first; what is on its way here is lost.
     pub fn reset(&self, reason: Reason) {
         self.link.reset(self.id, reason);
     }

@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflected, deflector, durability,
     existing, existing_split, failures, forged, front, garbage, hole, identical, kept, kills, logins, matrix,
-    odd, pair, pair_mail, pair_mail_more, prefer, released, rights, sites, start, supervised,
+    odd, pair, pair_mail, pair_mail_more, prefer, released, resets, rights, sites, start, supervised,
 };
 
 /// One row.
@@ -83,6 +83,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         pair::refused_and_alone,
     ),
     row("pair-single", "a node alone terminates connections and resets what is refused", pair::single),
+    row(
+        "pair-last-words",
+        "what an end said before it reset is heard, and then the reset",
+        resets::last_words,
+    ),
     row("pair-peer-restarted", "a peer that has started anew carries the next connection", chain::restarted),
     row(
         "pair-upgraded-peer",

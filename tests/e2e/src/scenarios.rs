@@ -29,6 +29,7 @@ pub(crate) mod pair_mail;
 pub(crate) mod pair_mail_more;
 pub(crate) mod prefer;
 pub(crate) mod released;
+pub(crate) mod resets;
 pub(crate) mod rights;
 pub(crate) mod sites;
 pub(crate) mod start;

@@ -149,6 +149,7 @@ pub(super) fn engine(interception: &Interception, link: &Link) -> engine::Config
     };
     let mut config =
         engine::Config { embodiment, ack, answering, cookie: cookie(), ..engine::Config::default() };
+    config.named = names(link).into_keys().map(|peer| peer.key).collect();
     config.pmt.statics = link
         .peers
         .iter()

@@ -41,6 +41,8 @@ pub(super) enum Question {
     Proxies,
     /// A peer, known by these keys, has told who serves as well as itself: whether that matters here.
     Told { tellers: Vec<Key>, networks: Vec<(IpAddr, u8)>, offers: Vec<Offered> },
+    /// How many connections peers were promised and have not claimed yet.
+    Unclaimed,
 }
 
 /// A `KeyHint`.
@@ -83,6 +85,7 @@ pub(super) enum Answer {
     /// None where nobody deflects.
     Proxies(Vec<Offered>),
     Counts(bool),
+    Unclaimed(usize),
 }
 
 /// The end that asks.
@@ -217,7 +220,7 @@ mod tests {
                 }
                 Question::Explain { .. } => Answer::Explained(None),
                 Question::Heard { octets, .. } => Answer::Say(Some(octets)),
-                Question::Proxies | Question::Told { .. } => Answer::Counts(true),
+                Question::Proxies | Question::Told { .. } | Question::Unclaimed => Answer::Counts(true),
             }
         }));
         let questions = Questions::new(asks).unwrap();

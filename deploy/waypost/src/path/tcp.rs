@@ -1,11 +1,14 @@
 //! A connection to a client or a server. Whatever ends it before both directions have ended in order, be it the end of
-//! the process, resets it: an end that looks orderly would make a mutilated file look whole.
+//! the process, resets it: an end that looks orderly would make a mutilated file look whole. A reset drops what the kernel
+//! has not delivered, so it waits for that first, for a while.
 
+use discovery_core::mutants;
+use discovery_linux::tcp_info::tcp_info;
 use seams::AsyncIo;
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -13,6 +16,8 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    runtime::Handle,
+    time::{Instant, sleep},
 };
 
 /// See the module's documentation.
@@ -53,6 +58,31 @@ impl Tcp {
             let _closed_already = SockRef::from(&self.io).set_linger(None);
         }
     }
+}
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        let resets = SockRef::from(&self.io).linger().is_ok_and(|linger| linger.is_some());
+        if !resets || is_delivered(self.io.as_fd()) || mutants::on("tcp-reset-overtakes") {
+            return;
+        }
+        if let (Ok(runtime), Ok(socket)) = (Handle::try_current(), self.io.as_fd().try_clone_to_owned()) {
+            runtime.spawn(close_delivered(socket));
+        }
+    }
+}
+
+/// Closes the socket when the other end has what was written, or takes it no more.
+async fn close_delivered(socket: OwnedFd) {
+    let (begun, mut pause) = (Instant::now(), DELIVERY_LOOK_MIN);
+    while begun.elapsed() < DELIVERY_MAX && !is_delivered(socket.as_fd()) {
+        sleep(pause).await;
+        pause = (pause * 2).min(DELIVERY_LOOK_MAX);
+    }
+}
+
+fn is_delivered(socket: BorrowedFd<'_>) -> bool {
+    tcp_info(socket).map_or(true, |info| info.closed || info.unacked == 0 && info.unsent_octets == 0)
 }
 
 /// From now on closing the socket resets the connection.
@@ -116,6 +146,11 @@ impl AsyncWrite for Tcp {
     }
 }
 
+/// What was written before a reset is waited for so long: a client that reads slowly, on a slow line.
+const DELIVERY_MAX: Duration = Duration::from_secs(15);
+/// A look costs a system call.
+const DELIVERY_LOOK_MIN: Duration = Duration::from_millis(2);
+const DELIVERY_LOOK_MAX: Duration = Duration::from_millis(100);
 /// A client or server that has vanished without a word is noticed after two minutes.
 const ASK_AFTER: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_secs(10);
@@ -127,6 +162,7 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
+        time::timeout,
     };
 
     async fn pair() -> (Tcp, TcpStream) {
@@ -151,6 +187,26 @@ mod tests {
             drop(tcp);
             assert_eq!(read(&mut other).await, Err(io::ErrorKind::ConnectionReset), "{half_closed}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_reset_waits_for_what_was_written_before_it() {
+        let (mut tcp, mut other) = pair().await;
+        let mut written = 0;
+        while let Ok(Ok(n)) = timeout(Duration::from_millis(100), tcp.write(&[7; 65_536])).await {
+            written += n;
+        }
+        tcp.reset_on_close();
+        drop(tcp);
+        let (mut heard, mut room) = (0, vec![0; 65_536]);
+        let end = loop {
+            match other.read(&mut room).await {
+                Ok(0) => break None,
+                Ok(n) => heard += n,
+                Err(error) => break Some(error.kind()),
+            }
+        };
+        assert_eq!((heard, end), (written, Some(io::ErrorKind::ConnectionReset)));
     }
 
     #[tokio::test]

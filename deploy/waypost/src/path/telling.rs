@@ -170,9 +170,14 @@ async fn proxies(deflecting: &Questions) -> Candidates {
             };
             Candidates { networks: anywhere(), nodes: offered.into_iter().map(node).collect() }
         }
-        Some(Answer::Status(..) | Answer::Explained(_) | Answer::Say(_) | Answer::Counts(_)) | None => {
-            Candidates::default()
-        }
+        Some(
+            Answer::Status(..)
+            | Answer::Explained(_)
+            | Answer::Say(_)
+            | Answer::Counts(_)
+            | Answer::Unclaimed(_),
+        )
+        | None => Candidates::default(),
     }
 }
 

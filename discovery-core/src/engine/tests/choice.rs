@@ -342,3 +342,43 @@ proptest! {
         prop_assert_eq!(if past || current.is_none() { 0 } else { kept }, 0, "a SYN is kept for ever");
     }
 }
+
+#[test]
+fn however_many_strangers_tell_the_list_of_whom_the_operator_named_stays() {
+    let mut rig = named(&[0]);
+    let list = told(&rig, &[(2, 1, 0, true)]);
+    rig.engine.told(peer(1).key, list.clone());
+    for n in 0..1_000_u64 {
+        rig.engine.told(KeyHint((n + (1 << 32)).to_be_bytes()), list.clone());
+    }
+    let known = |key| rig.engine.told.peek(&key).is_some();
+    assert!(known(peer(1).key) && !known(KeyHint((1_u64 << 32).to_be_bytes())));
+    assert_eq!(rig.engine.told.len(), Config::default().peers_max + 1);
+}
+
+/// The word that a peer steps aside comes after what its absence has shown, and what it showed is doubted too.
+#[test]
+fn what_was_learnt_just_before_the_word_is_not_believed_for_long_either() {
+    for gone in [Event::PeerDown { peer: peer(1) }, Event::PeerAside { peer: peer(1), aside: true }] {
+        let mut rig = learnt();
+        let elsewhere = |port| Flow { server: ([10, 7, 7, 7], 143).into(), ..flow_of(port) };
+        let asks = |rig: &mut Rig, port| rig.see(&syn(elsewhere(port), ISN));
+        assert_eq!(asks(&mut rig, 1), (PassWithQuery, Reason::Probing));
+        rig.see(&answer(elsewhere(1), ISN.wrapping_add(1)));
+        rig.wait(ms(4_000));
+        assert_eq!(asks(&mut rig, 2), (Pass, Reason::NoProxy));
+        rig.tell(gone);
+        rig.wait(ms(1_999));
+        assert_eq!(asks(&mut rig, 3), (Pass, Reason::NoProxy));
+        rig.wait(ms(1));
+        assert_eq!(asks(&mut rig, 4), (PassWithQuery, Reason::Probing), "{gone:?}");
+        // What was learnt long before stays.
+        let mut rig = learnt();
+        asks(&mut rig, 1);
+        rig.see(&answer(elsewhere(1), ISN.wrapping_add(1)));
+        rig.wait(ms(6_000));
+        rig.tell(gone);
+        rig.wait(ms(10_000));
+        assert_eq!(asks(&mut rig, 4), (Pass, Reason::NoProxy), "{gone:?}");
+    }
+}

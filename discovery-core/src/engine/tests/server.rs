@@ -393,3 +393,26 @@ fn when_nobody_is_here_any_more_nothing_early_stays() {
     rig.tell(Event::AgentDown);
     assert_eq!((rig.outputs(), rig.standing()), (vec![abandon(Reason::AgentDown)], None));
 }
+
+/// The peer may have told its client that the server has accepted: to take that back is to reset it.
+#[test]
+fn what_a_peer_was_promised_outlives_bypass_until_it_is_claimed_or_in_the_way() {
+    let bypassed = || {
+        let mut rig = early(Config::default());
+        rig.outputs();
+        rig.tell(Event::Bypass { on: true });
+        assert_eq!((rig.outputs(), rig.engine.unclaimed()), (vec![], 1));
+        rig
+    };
+    let mut rig = bypassed();
+    assert_eq!(rig.engine.claim(rig.now(), flow(), false), Claim::Early);
+    assert_eq!(rig.engine.claim(rig.now(), flow_of(9), true), Claim::Refused(Reason::Bypass), "nothing new");
+    let mut rig = bypassed();
+    rig.wait(Config::default().orphan_after());
+    assert_eq!((rig.outputs(), rig.standing()), (vec![abandon(Reason::Orphan)], None), "nobody came");
+    for seen in [syn(flow(), ISN), query(flow(), ISN)] {
+        let mut rig = bypassed();
+        assert_eq!(rig.see(&seen), (Pass, Reason::Cured), "its client comes without its node");
+        assert_eq!((rig.outputs(), rig.standing()), (vec![abandon(Reason::Cured)], None));
+    }
+}

@@ -24,6 +24,11 @@ pub struct Config {
     pub lane_held_max: u64,
     /// How long streams outlive their connection.
     pub outage_max: Duration,
+    /// How long they outlive a peer whose system has ended all their connections: one that is there comes back at once.
+    pub gone_max: Duration,
+    /// How long what was written before a reset waits for a peer that takes none of it, and what came before one for a
+    /// reader that reads none.
+    pub remains_max: Duration,
     /// Acknowledgements of small things wait so long for company.
     pub ack_delay: Duration,
     /// So much is acknowledged at once.
@@ -46,6 +51,8 @@ impl Default for Config {
             stream_held_max: 4 << 20,
             lane_held_max: 16 << 20,
             outage_max: Duration::from_secs(60),
+            gone_max: Duration::from_secs(5),
+            remains_max: Duration::from_secs(15),
             ack_delay: Duration::from_millis(25),
             ack_octets: 256 << 10,
             ping_after: Duration::from_secs(1),

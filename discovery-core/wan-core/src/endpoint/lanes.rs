@@ -1,6 +1,6 @@
 //! What a lane knows of its streams.
 
-use super::{Config, ConnId};
+use super::{Config, ConnId, ending::Remains};
 use crate::{lane::Lane, mutants, stream::Stream, stream_id::StreamId};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -50,6 +50,10 @@ pub(super) struct LaneState {
     /// The peer has said on this connection how far it came.
     pub(super) resumed: bool,
     pub(super) streams: BTreeMap<StreamId, Stream>,
+    /// What is still to be read of streams that the peer has reset.
+    pub(super) remains: BTreeMap<StreamId, Remains>,
+    /// When to look for what lingers in vain, here or among the streams that we have reset.
+    pub(super) linger_at: Option<Instant>,
     /// Streams with something to send, in turn.
     pub(super) ready: VecDeque<StreamId>,
     /// Writers that wait for room.
@@ -86,6 +90,8 @@ impl LaneState {
             conn: None,
             resumed: false,
             streams: BTreeMap::new(),
+            remains: BTreeMap::new(),
+            linger_at: None,
             ready: VecDeque::new(),
             thirsty: VecDeque::new(),
             mentioned: BTreeSet::new(),
@@ -188,9 +194,6 @@ impl LaneState {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         let given_up = self.given_up_at.filter(|_| !self.streams.is_empty());
-        match (self.acks_at, given_up) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [self.acks_at, given_up, self.linger_at].into_iter().flatten().min()
     }
 }

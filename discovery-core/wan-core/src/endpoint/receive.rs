@@ -49,7 +49,7 @@ impl Endpoint {
             Frame::Hello(_) => Err(Violation::ResumeOutOfTurn),
             Frame::Resume { lane, last, opened, credit, entries } => {
                 self.expect_lane(conn, lane)?;
-                self.handle_resume(lane, last, opened, credit, entries)
+                self.handle_resume(now, lane, last, opened, credit, entries)
             }
             Frame::Open { id, limit, open } => {
                 self.expect_stream(conn, id)?;
@@ -61,7 +61,7 @@ impl Endpoint {
             }
             Frame::Refused(reset) | Frame::Rst(reset) => {
                 self.expect_stream(conn, reset.id)?;
-                self.handle_rst(reset)
+                self.handle_rst(now, reset)
             }
             Frame::Data { id, offset, hints: _, octets } => {
                 self.expect_stream(conn, id)?;
@@ -73,7 +73,7 @@ impl Endpoint {
             }
             Frame::Window { id, received, limit } => {
                 self.expect_stream(conn, id)?;
-                self.handle_window(id, received, limit)
+                self.handle_window(now, id, received, limit)
             }
             Frame::Credit { lane, limit } => {
                 self.expect_lane(conn, lane)?;
@@ -179,7 +179,9 @@ impl Endpoint {
                 stream.phase = Phase::Open;
                 stream.open = None;
                 stream.send.limit = stream.send.limit.max(limit);
-                self.outputs.push_back(Output::Opened(id, info));
+                if stream.is_live() {
+                    self.outputs.push_back(Output::Opened(id, info));
+                }
                 self.queue(id);
                 Ok(())
             }
@@ -189,15 +191,13 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn handle_rst(&mut self, reset: Reset) -> Result<(), Violation> {
+    pub(super) fn handle_rst(&mut self, now: Now, reset: Reset) -> Result<(), Violation> {
         let Reset { id, reason, answer } = reset;
         let lane = self.lanes.get_mut(id.lane());
         if id.side() != self.side && id.counter() > lane.seen {
             return Err(Violation::UnknownStream);
         }
         let reply = Frame::Rst(Reset { id, reason, answer: true });
-        let unread = lane.streams.get(&id).map(|stream| stream.recv.unread());
-        lane.consumed += unread.unwrap_or_default();
         let Some(stream) = self.remove(id) else {
             // We have forgotten what was complete; the peer has not heard yet.
             if !answer {
@@ -205,13 +205,16 @@ impl Endpoint {
             }
             return Ok(());
         };
+        let (phase, told) = (stream.phase, stream.abandoned || stream.ending.is_some());
+        let kept = self.keep_remains(now, id, stream, reason);
         self.grant_lane(id.lane());
         self.serve_thirsty(id.lane());
-        match stream.phase {
+        match phase {
             // Both ended it: each has said so, and neither says more about it.
             Phase::Closing(_) => return Ok(()),
+            Phase::Opening | Phase::Offered | Phase::Open if told => {}
             Phase::Opening => self.outputs.push_back(Output::Refused(id, reason)),
-            Phase::Offered | Phase::Open if stream.abandoned => {}
+            Phase::Offered | Phase::Open if kept => self.outputs.push_back(Output::Readable(id)),
             Phase::Offered | Phase::Open => self.outputs.push_back(Output::Reset(id, reason)),
         }
         if !answer {
@@ -277,16 +280,21 @@ impl Endpoint {
         Ok(())
     }
 
-    fn handle_window(&mut self, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
+    fn handle_window(&mut self, now: Now, id: StreamId, received: u64, limit: u64) -> Result<(), Violation> {
         let lane = self.lanes.get_mut(id.lane());
         if id.side() != self.side && id.counter() > lane.seen {
             return Err(Violation::UnknownStream);
         }
-        if !lane.streams.get(&id).is_some_and(Stream::is_live) {
+        let until = now.mono + self.config.remains_max;
+        if !lane.streams.get(&id).is_some_and(Stream::has_octets) {
             return Ok(());
         }
         lane.edit(id, |stream| {
+            let before = stream.send.acked;
             stream.send.ack(received)?;
+            if let Some(ending) = stream.ending.as_mut().filter(|_| stream.send.acked > before) {
+                ending.until = until;
+            }
             stream.send.limit = stream.send.limit.max(limit);
             Ok(())
         })

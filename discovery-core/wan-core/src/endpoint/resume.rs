@@ -1,6 +1,6 @@
 //! How two sides agree on where they were.
 
-use super::{ConnId, Endpoint, Entry, Frame, Lane, Output, Phase, Reason, Reset, StreamId, entry};
+use super::{ConnId, Endpoint, Entry, Frame, Lane, Now, Output, Phase, Reason, Reset, StreamId, entry};
 use crate::{frame::ENTRIES_MAX, mutants, reason::Violation};
 
 impl Endpoint {
@@ -23,6 +23,7 @@ impl Endpoint {
 
     pub(super) fn handle_resume(
         &mut self,
+        now: Now,
         lane: Lane,
         last: bool,
         opened: u64,
@@ -38,7 +39,7 @@ impl Endpoint {
         }
         state.sent_max = state.sent_max.max(credit);
         for entry in entries {
-            self.handle_entry(lane, entry)?;
+            self.handle_entry(now, lane, entry)?;
         }
         if last {
             self.resumed(lane, opened);
@@ -46,10 +47,11 @@ impl Endpoint {
         Ok(())
     }
 
-    fn handle_entry(&mut self, lane: Lane, entry: Entry) -> Result<(), Violation> {
+    fn handle_entry(&mut self, now: Now, lane: Lane, entry: Entry) -> Result<(), Violation> {
         let id = match entry {
             Entry::Live { id, .. } | Entry::Reset { id, .. } => id,
         };
+        let remains_max = self.config.remains_max;
         let state = self.lanes.get_mut(lane);
         if id.lane() != lane {
             return Err(Violation::WrongLane);
@@ -63,7 +65,7 @@ impl Endpoint {
             return Err(Violation::ResumeOutOfTurn);
         }
         match entry {
-            Entry::Reset { reason, .. } => self.handle_rst(Reset { id, reason, answer: false }),
+            Entry::Reset { reason, .. } => self.handle_rst(now, Reset { id, reason, answer: false }),
             Entry::Live { answered, received, limit, .. } => {
                 if let Phase::Closing(reason) = stream.phase {
                     // Ended since we said otherwise.
@@ -75,7 +77,10 @@ impl Endpoint {
                     .edit(id, |stream| {
                         stream.send.ack(received)?;
                         stream.send.limit = stream.send.limit.max(limit);
-                        Ok(if mutants::on("link-not-repeated") { 0 } else { stream.send.rewind() })
+                        if let Some(ending) = &mut stream.ending {
+                            ending.until = now.mono + remains_max;
+                        }
+                        Ok(if mutants::on("link-not-repeated") { 0 } else { stream.rewind() })
                     })
                     .unwrap_or(Ok(0))?;
                 self.counts.repeated_octets += again;
@@ -132,7 +137,7 @@ impl Endpoint {
             return;
         };
         let limit = stream.recv.limit;
-        let again = lane.edit(id, |stream| stream.send.rewind()).unwrap_or(0);
+        let again = lane.edit(id, |stream| stream.rewind()).unwrap_or(0);
         self.counts.repeated_octets += again;
         self.say(id.lane(), &Frame::Open { id, limit, open: *open });
     }

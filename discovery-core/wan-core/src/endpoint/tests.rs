@@ -83,6 +83,71 @@ fn a_stream_outlives_a_cut_at_every_step() {
     }
 }
 
+/// Whoever resets has written before: that is read first, wherever the line breaks meanwhile.
+#[test]
+fn a_reset_overtakes_nothing_that_was_written_before_it() {
+    for at in 0..200 {
+        let (from, mut pair) = (at % 2, pair());
+        let id = pair.open(0, Class::Interactive).unwrap();
+        pair.settle();
+        pair.write(1 - from, id, 900);
+        assert_eq!(pair.write(from, id, 50_000), 50_000);
+        pair.reset(from, id);
+        let mut passed = 0;
+        for _ in 0..2000 {
+            for conn in pair.conns() {
+                passed += pair.deliver(conn, from, 307) + pair.deliver(conn, 1 - from, 307);
+                if passed / 307 == at {
+                    passed += 307;
+                    pair.cut(conn, [true, true]);
+                    pair.connect(0, LaneSet::only(Lane::Interactive), true);
+                    break;
+                }
+            }
+        }
+        assert!(pair.ends[1 - from].uses[&id].dead.is_none(), "{at}: told before everything was read");
+        while pair.read(1 - from, id, 1000) > 0 {}
+        let used = &pair.ends[1 - from].uses[&id];
+        assert_eq!((used.read, used.dead), (50_000, Some(Reason::ConnectionReset)), "cut at {at}");
+        pair.come_to_rest();
+    }
+}
+
+#[test]
+fn what_waits_behind_a_reset_waits_for_a_while_only() {
+    let mut pair = pair();
+    let ids = [0, 1].map(|who| (who, pair.open(who, Class::Bulk).unwrap()));
+    pair.settle();
+    for (who, id) in ids {
+        // More than the reader, who reads nothing, may have: some of it waits here, some there.
+        for _ in 0..20 {
+            pair.write(who, id, 60_000);
+            pair.settle();
+        }
+        pair.reset(who, id);
+        pair.settle();
+        let held = |end: usize| pair.ends[end].endpoint.counts();
+        assert!(held(who).held_octets > 0 && held(1 - who).unread_octets > 0);
+    }
+    let wait = |pair: &mut Pair, seconds| {
+        for _ in 0..seconds {
+            pair.advance(Duration::from_secs(1));
+            pair.settle();
+        }
+    };
+    wait(&mut pair, 10);
+    assert!(ids.iter().all(|(who, id)| pair.ends[1 - who].uses[id].dead.is_none()));
+    for (who, id) in ids {
+        assert_eq!(pair.read(1 - who, id, 10_000), 10_000, "it was not waited for in vain");
+    }
+    wait(&mut pair, 36);
+    for end in &pair.ends {
+        let counts = end.endpoint.counts();
+        assert_eq!((counts.streams, counts.held_octets, counts.unread_octets), (0, 0, 0));
+    }
+    assert!(ids.iter().all(|(who, id)| pair.ends[1 - who].uses[id].dead.is_some()), "and is told");
+}
+
 /// The question, the answer, the end: each is lost once.
 #[test]
 fn what_a_cut_swallowed_is_asked_again() {

@@ -3,7 +3,7 @@
 
 use super::{ConnId, Endpoint, Frame};
 use crate::{
-    frame::{DATA_OCTETS_MAX, put_data_head},
+    frame::{DATA_OCTETS_MAX, Reset, put_data_head},
     lane::{Lane, LaneSet},
     mutants,
 };
@@ -82,7 +82,7 @@ impl Endpoint {
                 self.go_round(id, heads);
                 return Some(head + octets);
             }
-            if stream.send.fin_due() {
+            if stream.send.fin_due() || stream.reset_due().is_some() {
                 let before = heads.len();
                 self.go_round(id, heads);
                 return Some(heads.len() - before);
@@ -93,7 +93,7 @@ impl Endpoint {
         None
     }
 
-    /// The end, if it is there; else the stream's next turn, if it has more.
+    /// The end, or the reset, if it is there; else the stream's next turn, if it has more.
     fn go_round(&mut self, id: crate::StreamId, heads: &mut BytesMut) {
         let state = self.lanes.get_mut(id.lane());
         if let Some(stream) = state.streams.get_mut(&id) {
@@ -101,6 +101,10 @@ impl Endpoint {
             if stream.send.fin_due() {
                 stream.send.sent_fin();
                 Frame::Fin { id, offset: stream.send.end }.encode(heads);
+            }
+            if let (Some(reason), Some(ending)) = (stream.reset_due(), &mut stream.ending) {
+                ending.said = true;
+                Frame::Rst(Reset { id, reason, answer: false }).encode(heads);
             }
         }
         state.queue(id);

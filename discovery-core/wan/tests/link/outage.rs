@@ -79,6 +79,53 @@ async fn silence_is_noticed_within_three_seconds_and_streams_outlive_it() {
     println!("noticed after {noticed:?}");
 }
 
+/// Who only dials cannot be asked whether it is there: how its connections ended must do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_held_that_is_gone_ends_sooner_than_if_it_were_silent() {
+    for gone in [true, false] {
+        let ca = Ca::new();
+        let mut theirs = settings(&ca, ca.identity(&["b"]));
+        theirs.link.gone_max = Duration::from_secs(1);
+        let b = links(&theirs);
+        let road = Road::new();
+        let at = road.to(crate::support::listen(&b).await).await;
+        let mut own = settings(&ca, ca.identity(&["a"]));
+        own.peers.known.insert(id("b"), PeerSpec { addresses: vec![at], ..PeerSpec::default() });
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = open(server.local_addr().unwrap(), Class::Interactive);
+        // Its process, with all its sockets.
+        let process = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let a = process.spawn(async move { links(&own) }).await.unwrap();
+        let opener = a.clone();
+        let stream = process
+            .spawn(async move { opener.open(&Peer::Node(id("b")), open).await.unwrap() })
+            .await
+            .unwrap();
+        let (mut served, _) = server.accept().await.unwrap();
+        until("all lanes stand", || b.status()[0].lanes.len() == 3).await;
+        let begun = Instant::now();
+        let lives = if gone {
+            process.shutdown_background();
+            None
+        } else {
+            road.silence(true);
+            Some(process)
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(5), served.read_u8()).await;
+        assert_eq!(ended.is_ok(), gone, "{ended:?}");
+        if gone {
+            assert!(
+                begun.elapsed() >= Duration::from_secs(1),
+                "one that is there has had no time to come back"
+            );
+        }
+        if let Some(process) = lives {
+            process.shutdown_background();
+        }
+        drop((stream, a));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_replaced_keeps_its_streams_and_its_successor_gets_the_new_ones() {
     let ca = Ca::new();

@@ -88,6 +88,26 @@ async fn what_is_dropped_is_reset_at_the_other_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_servers_reset_overtakes_nothing_that_it_said() {
+    let (two, server) = (Two::new().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let at = server.local_addr().unwrap();
+    let mut stream = two.a.open(&two.to_b, open(at, Class::Interactive)).await.unwrap();
+    stream.opened().await.unwrap();
+    let (mut tcp, _) = server.accept().await.unwrap();
+    tcp.write_all(&pattern(100_000, 1)).await.unwrap();
+    until("everything was read from the server", || two.b.status()[0].counts.sent_octets == 100_000).await;
+    tcp.set_zero_linger().unwrap();
+    drop(tcp);
+    until("the server's node knows no more of it", || two.b.status()[0].counts.streams == 0).await;
+    let mut heard = Vec::new();
+    let end = timeout(Duration::from_secs(10), stream.read_to_end(&mut heard)).await.unwrap();
+    assert!(heard == pattern(100_000, 1), "{} octets", heard.len());
+    assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+    drop(stream);
+    until("nothing is left", || two.a.status()[0].counts.streams == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_reads_slowly_holds_up_its_server_and_nobody_else() {
     let (two, server) = (Two::new().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
     let at = front(&two, server.local_addr().unwrap(), Class::Bulk).await;

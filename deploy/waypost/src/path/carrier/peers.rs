@@ -7,6 +7,7 @@ use crate::path::questions::{Answer, Key, Offered, Question};
 use discovery_core::{
     engine::{self, Event},
     id::NodeId,
+    mutants,
 };
 pub(super) use lists::Lists;
 use std::{
@@ -25,6 +26,8 @@ pub(super) struct Met {
     pub(super) node: Option<NodeId>,
     /// Nothing else leads to it.
     told: Option<ToldBy>,
+    /// When the path led to it last.
+    led: Option<Instant>,
     /// When it is looked for again, and how often it was in vain.
     again: Option<(Instant, u32)>,
 }
@@ -40,8 +43,10 @@ impl Carrier {
     /// Makes the link to a peer that was learnt, so that the next connection finds it warm.
     pub(in super::super) async fn meet(self: Arc<Self>, peer: engine::Peer) {
         let Some(links) = self.links.get() else { return };
-        // The path leads to it, whoever tells of it.
-        self.lock().peers.entry(peer).or_default().told = None;
+        if !led_to(&mut self.lock().peers, Instant::now(), peer, |peer| self.is_named(peer)) {
+            tracing::warn!(link = %peer.link, "too many peers on the path; connections go direct");
+            return;
+        }
         match links.connect(&self.at(peer)).await {
             Ok(node) => self.met(peer, node),
             Err(why) => {
@@ -49,6 +54,10 @@ impl Carrier {
                 self.set_up(peer, false);
             }
         }
+    }
+
+    fn is_named(&self, peer: &engine::Peer) -> bool {
+        self.named.get().is_some_and(|named| named.contains_key(peer))
     }
 
     /// There is a link to `peer`, and now it is known who that is.
@@ -156,9 +165,7 @@ impl Carrier {
         let mut state = self.lock();
         let mut missed = Vec::new();
         for (peer, met) in &mut state.peers {
-            let known = met.told.is_some()
-                || met.node.is_some()
-                || self.named.get().is_some_and(|named| named.contains_key(peer));
+            let known = met.told.is_some() || met.node.is_some() || self.is_named(peer);
             if let Some((at, tries)) = met.again
                 && !met.up
                 && known
@@ -182,6 +189,27 @@ impl Carrier {
             Err(why) => tracing::debug!(link = %peer.link, %why, "a peer is still away"),
         }
     }
+}
+
+/// The path leads to `peer`, whoever tells of it; `false` when there is no room. Answers can be forged: one whose link stands,
+/// or whom the operator named, makes room for nobody, and who was met goes after who was not.
+fn led_to(
+    peers: &mut HashMap<engine::Peer, Met>,
+    now: Instant,
+    peer: engine::Peer,
+    is_named: impl Fn(&engine::Peer) -> bool,
+) -> bool {
+    let learnt = |peer: &engine::Peer| !is_named(peer) || mutants::on("path-named-evicted");
+    if !peers.contains_key(&peer) && peers.keys().filter(|peer| learnt(peer)).count() >= PEERS_MAX {
+        let away = peers.iter().filter(|(peer, met)| learnt(peer) && !met.up);
+        let gone =
+            away.min_by_key(|(peer, met)| (met.node.is_some(), met.led, **peer)).map(|(peer, _)| *peer);
+        let Some(gone) = gone else { return false };
+        peers.remove(&gone);
+    }
+    let met = peers.entry(peer).or_default();
+    (met.told, met.led) = (None, Some(now));
+    true
 }
 
 /// A list names nodes. Those of which nothing was known, to which links are to be made.
@@ -284,5 +312,27 @@ mod tests {
         named_by(&mut peers, at(18), &honest, &[Offered { able: false, ..offer(5_000) }, offer(1)]);
         forget_unnamed(&mut peers, at(19));
         assert!(!peers.contains_key(&offer(5_000).peer()) && peers.contains_key(&offer(1).peer()));
+    }
+
+    #[test]
+    fn whatever_is_forged_on_the_path_whom_the_operator_named_and_who_has_a_link_stay() {
+        let (mut peers, start) = (HashMap::new(), Instant::now());
+        let [named, linked, left] = [9_001, 9_002, 9_003].map(|n| offer(n).peer());
+        let is_named = |peer: &engine::Peer| *peer == named;
+        peers.insert(named, Met::default());
+        assert!(led_to(&mut peers, start, linked, is_named) && led_to(&mut peers, start, left, is_named));
+        peers.get_mut(&linked).unwrap().up = true;
+        peers.get_mut(&left).unwrap().node = Some(NodeId::new("left").unwrap());
+        for n in 0..2_000_u16 {
+            let now = start + Duration::from_millis(u64::from(n));
+            assert!(led_to(&mut peers, now, offer(n).peer(), is_named));
+            assert!(peers.len() <= PEERS_MAX + 1, "{}", peers.len());
+        }
+        assert!([named, linked, left, offer(1_999).peer()].iter().all(|peer| peers.contains_key(peer)));
+        assert!(!peers.contains_key(&offer(0).peer()));
+        // Where all have links, nobody goes.
+        peers.values_mut().for_each(|met| met.up = true);
+        assert!(!led_to(&mut peers, start, offer(3_000).peer(), is_named));
+        assert!(led_to(&mut peers, start, named, is_named));
     }
 }

@@ -171,6 +171,10 @@ impl Place {
             Question::Told { tellers, networks, offers } => {
                 Answer::Counts(self.told(&tellers, &networks, &offers).await)
             }
+            Question::Unclaimed => {
+                let unclaimed = view::ask(&self.handle, |engine, _| engine.unclaimed()).await;
+                Answer::Unclaimed(unclaimed.unwrap_or_default())
+            }
         }
     }
 
