@@ -140,7 +140,7 @@ fn hears(
     released: mpsc::UnboundedSender<()>,
 ) -> impl FnMut(Notice) + Send + 'static {
     let handle = Arc::clone(handle);
-    let mut ready = false;
+    let (mut ready, mut released) = (false, Some(released));
     move |notice| match notice {
         // Whoever waits for wishes learns of the supervisor's end, and does what is to be done.
         Notice::Beat if ready => {
@@ -153,7 +153,12 @@ fn hears(
             }
             let (Watched::Yes | Watched::Orphan) = supervised.ready(listen);
         }
-        Notice::Released => drop(released.send(())),
+        // Once: a thread answers it from then on.
+        Notice::Released => {
+            if let Some(released) = released.take() {
+                let _it_ends = released.send(());
+            }
+        }
         Notice::Beat | Notice::Ready => {}
     }
 }
