@@ -33,9 +33,20 @@ impl Endpoint {
         stream.recv.drop_octets();
         stream.ending = Some(Ending { reason, said: false, until: now.mono + remains_max });
         lane.linger(now.mono, remains_max);
-        self.grant_lane(id.lane());
+        self.let_unwanted_come(now, id);
         self.serve_thirsty(id.lane());
         self.queue(id);
+    }
+
+    /// Of a stream that nobody reads any more. The peer's reset may stand behind more of it, as ours stands behind what the peer
+    /// takes: neither waits for the other.
+    pub(super) fn let_unwanted_come(&mut self, now: Now, id: StreamId) {
+        let ends = self.lanes.stream_mut(id).is_some_and(|stream| stream.has_octets());
+        if ends && !mutants::on("link-unwanted-stands-still") {
+            self.grant(now, id);
+        } else {
+            self.grant_lane(id.lane());
+        }
     }
 
     /// The peer has reset the stream, which is forgotten. Whether its reader has something to read before it is told.

@@ -237,7 +237,7 @@ impl Endpoint {
         if !stream.is_live() {
             lane.consumed += n;
             stream.recv.discard(n);
-            self.grant_lane(id.lane());
+            self.let_unwanted_come(now, id);
             return Ok(());
         }
         let was_empty = stream.recv.unread() == 0;

@@ -113,6 +113,27 @@ fn a_reset_overtakes_nothing_that_was_written_before_it() {
     }
 }
 
+/// What either wrote stands before its reset, and the other's window was full: neither waits for the other.
+#[test]
+fn two_that_reset_each_other_are_over_at_once() {
+    let mut pair = pair();
+    let id = pair.open(0, Class::Bulk).unwrap();
+    pair.settle();
+    for who in [0, 1] {
+        for _ in 0..20 {
+            pair.write(who, id, 60_000);
+            pair.settle();
+        }
+    }
+    pair.reset(0, id);
+    pair.reset(1, id);
+    pair.settle();
+    for end in &pair.ends {
+        let counts = end.endpoint.counts();
+        assert_eq!((counts.streams, counts.held_octets, counts.unread_octets), (0, 0, 0));
+    }
+}
+
 #[test]
 fn what_waits_behind_a_reset_waits_for_a_while_only() {
     let mut pair = pair();
