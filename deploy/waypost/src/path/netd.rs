@@ -71,6 +71,7 @@ pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
     };
     let _level = logging::start(&config.log);
     logging::keep_panics_quiet();
+    rights::no_core().map_err(|error| Failure::io("RLIMIT_CORE", error))?;
     run::raise_file_limit();
     // What is sent to a whole group of processes is the supervisor's to pass on.
     let _unheard = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| Failure::io("signals", error))?;

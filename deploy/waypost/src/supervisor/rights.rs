@@ -89,6 +89,16 @@ pub(crate) fn give_up_all() -> io::Result<()> {
     if !(effective | permitted | inheritable).is_empty() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
+    // Its place in the scheduler's line, and what it leaves when it dies, are others' as well.
+    setrlimit(Resource::Nice, NONE)?;
+    no_core()?;
     // Of the parent's main thread, which started this process. After the rights: their change takes this back.
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
+
+/// What people write to each other is not left in a file when this process dies.
+pub(crate) fn no_core() -> io::Result<()> {
+    Ok(setrlimit(Resource::Core, NONE)?)
+}
+
+const NONE: Rlimit = Rlimit { current: Some(0), maximum: Some(0) };

@@ -54,7 +54,8 @@ impl RemoteBroker {
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         channel.next = channel.next.wrapping_add(1);
         let id = channel.next;
-        send(channel.fd.as_fd(), &wire::request(id, wanted), None).map_err(|_| BrokerError::Closed)?;
+        send(channel.fd.as_fd(), &wire::request(id, wanted), None, SendFlags::empty())
+            .map_err(|_| BrokerError::Closed)?;
         loop {
             let mut room = [0; REPLY_OCTETS + 1];
             let (length, descriptor) =
@@ -133,20 +134,23 @@ pub fn serve(channel: BorrowedFd<'_>, broker: &impl SocketBroker) -> io::Result<
         Ok(descriptor) => (Ok(()), Some(descriptor.as_fd())),
         Err(error) => (Err(*error), None),
     };
-    send(channel, &wire::reply(id, outcome), descriptor)?;
+    send(channel, &wire::reply(id, outcome), descriptor, SendFlags::DONTWAIT)?;
     Ok(Served::Answered)
 }
 
-fn send(channel: BorrowedFd<'_>, octets: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn send(
+    channel: BorrowedFd<'_>,
+    octets: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+    flags: SendFlags,
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = descriptor.as_slice();
     if !descriptors.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(descriptors));
     }
-    let flags =
-        if descriptor.is_some() { SendFlags::DONTWAIT | SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL };
-    sendmsg(channel, &[IoSlice::new(octets)], &mut control, flags)?;
+    sendmsg(channel, &[IoSlice::new(octets)], &mut control, flags | SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -257,7 +261,7 @@ mod tests {
     #[test]
     fn a_question_that_is_none_breaks_the_channel() {
         let (asks, answers) = pair().unwrap();
-        send(asks.as_fd(), b"nonsense", None).unwrap();
+        send(asks.as_fd(), b"nonsense", None, SendFlags::empty()).unwrap();
         let broker = Scripted { flow: flow(), listener: Mutex::default() };
         assert!(serve(answers.as_fd(), &broker).is_err());
     }
