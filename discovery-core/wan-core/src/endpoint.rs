@@ -274,7 +274,11 @@ impl Endpoint {
         stream.info = info.clone();
         stream.recv.limit = stream.recv.limit.max(window);
         let frame = Frame::Opened { id, limit: stream.recv.limit, info };
-        self.say(id.lane(), &frame);
+        let lane = self.lanes.get(id.lane());
+        // Before the peer has said what it has heard it might hear this one twice: what it says then is answered.
+        if lane.resumed || lane.mentioned.contains(&id) || mutants::on("link-answered-twice") {
+            self.say(id.lane(), &frame);
+        }
         self.queue(id);
         Ok(())
     }

@@ -48,6 +48,8 @@ pub struct End {
     pub uses: BTreeMap<StreamId, Use>,
     /// Notices that came.
     pub notices: usize,
+    /// Streams that are not answered yet, where that takes a while.
+    pub offered: Option<Vec<StreamId>>,
     life: u64,
 }
 
@@ -85,6 +87,7 @@ impl Pair {
             endpoint: Endpoint::new(config, side, Birth::new(life)),
             uses: BTreeMap::new(),
             notices: 0,
+            offered: None,
             life,
         };
         Self {
@@ -182,6 +185,16 @@ impl Pair {
         end.uses.insert(id, Use::default());
         self.drain(who);
         Some(id)
+    }
+
+    /// Answers what was offered.
+    pub fn accept_offered(&mut self, who: usize) {
+        let end = &mut self.ends[who];
+        for id in end.offered.take().unwrap_or_default() {
+            end.uses.get_mut(&id).unwrap().opened = true;
+            end.endpoint.accept(id, Bytes::from_static(b"info")).expect("it stands");
+        }
+        self.drain(who);
     }
 
     /// Writes up to `n` octets; how many were taken.
@@ -382,7 +395,9 @@ impl Pair {
                     // A peer that was started anew begins its names anew.
                     let former = end.uses.insert(id, Use::default());
                     assert!(former.as_ref().is_none_or(is_over), "{id:?} opened twice");
-                    if open.flow.client.port() % 7 == 6 {
+                    if let Some(offered) = &mut end.offered {
+                        offered.push(id);
+                    } else if open.flow.client.port() % 7 == 6 {
                         end.uses.get_mut(&id).unwrap().dead = Some(Reason::ServerRefused);
                         end.endpoint.refuse(id, Reason::ServerRefused);
                     } else {

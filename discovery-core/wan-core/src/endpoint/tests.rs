@@ -113,6 +113,26 @@ fn a_reset_overtakes_nothing_that_was_written_before_it() {
     }
 }
 
+/// Both sides dial at once, and one connection takes the other's place while a server is still being asked.
+#[test]
+fn who_answers_while_a_connection_is_new_is_heard_once() {
+    for delivered in [0, 20, 40, 80, 160, 400] {
+        let mut pair = pair();
+        pair.ends[1].offered = Some(Vec::new());
+        let id = pair.open(0, Class::Bulk).unwrap();
+        pair.settle();
+        pair.cut_all();
+        pair.connect_all(1, true);
+        for conn in pair.conns() {
+            pair.deliver(conn, 0, delivered);
+        }
+        pair.accept_offered(1);
+        pair.settle();
+        assert!(pair.ends[0].uses[&id].opened, "after {delivered} octets");
+        pair.come_to_rest();
+    }
+}
+
 /// What either wrote stands before its reset, and the other's window was full: neither waits for the other.
 #[test]
 fn two_that_reset_each_other_are_over_at_once() {
