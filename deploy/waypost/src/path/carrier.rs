@@ -10,10 +10,7 @@ mod peers;
 mod serving;
 mod together;
 
-use super::{
-    tcp::{self, Tcp},
-    upward::Upward,
-};
+use super::{tcp::Tcp, upward::Upward};
 use crate::node::mail::Mail;
 use attempts::{Attempt, Attempts, Half};
 use bytes::Bytes;
@@ -339,9 +336,7 @@ impl Carrier {
         // Where orders are carried out: whoever waits is known before the next one can come.
         upward.netd.claim(flow, granted, move |claimed| {
             let first = match claimed {
-                Claimed::Ready(ready) => {
-                    Ok((Serving::begin(&carrier, flow, None), First::Ready(born(ready))))
-                }
+                Claimed::Ready(ready) => Ok((Serving::begin(&carrier, flow, None), First::Ready(ready))),
                 Claimed::Wait => {
                     let (waits, later) = oneshot::channel();
                     Ok((Serving::begin(&carrier, flow, Some(waits)), First::Wait(later)))
@@ -363,7 +358,6 @@ impl Carrier {
 
     /// The outcome of a claim that waits.
     pub(super) fn claimed(&self, flow: Flow, ready: Result<Ready, Reason>) {
-        let ready = ready.map(born);
         let waits = {
             let mut state = self.lock();
             match &ready {
@@ -436,14 +430,6 @@ async fn copy(mut server: Tcp, mut client: impl AsyncIo) -> Option<wan_core::Rea
 enum First {
     Ready(Ready),
     Wait(oneshot::Receiver<Result<Ready, Reason>>),
-}
-
-/// A connection that nobody takes any more leaves no trace.
-fn born(ready: Ready) -> Ready {
-    if let Ready::Here(connection) = &ready {
-        tcp::reset_when_closed(connection);
-    }
-    ready
 }
 
 fn asks(flow: Flow) -> OpenFrame {

@@ -43,7 +43,6 @@ impl Tcp {
 
     /// Of a socket that does not block.
     pub(super) fn from_fd(socket: OwnedFd) -> io::Result<Self> {
-        reset_when_closed(&socket);
         Self::new(TcpStream::from_std(socket.into())?)
     }
 
