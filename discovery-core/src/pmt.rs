@@ -75,14 +75,20 @@ pub struct StaticPeer {
     pub preference: u8,
 }
 
-/// How stale entries become fresh.
+/// How it is learnt anew who stands on the path, before an entry runs out. That a peer which is known carries one
+/// connection more shows that it is well, not that it still stands there: only a probe does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
-    /// The next connection's SYN probes.
+    /// It is not: the entry runs out, and the SYN of the connection after that asks.
     NextSyn,
-    /// A separate probe when a peer's entry that was used runs out, at most one per interval.
+    /// A separate probe when the path has not been asked for [`PmtConfig::ttl_min`] and the entry was used.
     Timer {
-        /// Between two such probes.
+        /// Between two such probes, of all servers.
+        interval: Duration,
+    },
+    /// The same beside the next connection, which is carried as if nobody asked.
+    Connection {
+        /// Between two such probes, of all servers.
         interval: Duration,
     },
 }
@@ -116,7 +122,7 @@ pub struct PmtConfig {
     pub silent_max: u8,
     /// So many own connects in a row that lost the SYN with the query, and no other, mark the server.
     pub suspects_max: u8,
-    /// How stale entries become fresh.
+    /// How it is learnt anew who stands on the path.
     pub refresh: Refresh,
 }
 
@@ -158,8 +164,8 @@ pub struct Pmt {
     config: PmtConfig,
     servers: Lru<SocketAddr, Entry>,
     networks: Lru<Prefix, Instant>,
-    /// When peers' entries run out, for [`Refresh::Timer`] only.
-    expiries: BTreeSet<(Instant, SocketAddr)>,
+    /// When peers' entries are to be refreshed by separate probes.
+    dues: BTreeSet<(Instant, SocketAddr)>,
     refresh_at: Option<Instant>,
 }
 
@@ -171,10 +177,13 @@ struct Entry {
     flaps: u32,
     silent: u8,
     suspects: u8,
-    used: bool,
     /// A separate probe found the peer, and it has carried nothing yet.
     beside: bool,
     probing_until: Option<Instant>,
+    /// When the path itself was last asked by a separate probe, or last answered.
+    path_at: Option<Instant>,
+    /// When it is to be asked by a separate probe.
+    due: Option<Instant>,
 }
 
 impl Pmt {
@@ -184,7 +193,7 @@ impl Pmt {
         Self {
             servers: Lru::new(config.entries_max),
             networks: Lru::new(config.networks_max),
-            expiries: BTreeSet::new(),
+            dues: BTreeSet::new(),
             refresh_at: None,
             config,
         }
@@ -201,12 +210,16 @@ impl Pmt {
             Some(_) | None => {}
         }
         let Some(entry) = self.servers.touch(&server) else { return Lookup::Unknown };
-        entry.used = true;
-        match entry.known {
+        let found = match entry.known {
             Some(known) if entry.until > now => Lookup::Known(known),
             _ if entry.probing_until.is_some_and(|until| until > now) => Lookup::Probing,
             _ => Lookup::Unknown,
+        };
+        let (path_at, waits) = (entry.path_at, entry.due.is_some());
+        if matches!(found, Lookup::Known(Known::Peer(_))) && !waits {
+            self.used(now, server, path_at);
         }
+        found
     }
 
     /// Whom the operator named for the server.
@@ -242,9 +255,28 @@ impl Pmt {
         self.config.statics.iter().any(named) || self.servers.iter().any(learnt)
     }
 
-    /// A peer carried a connection to the server, or answered a separate probe.
+    /// A peer answered on the path and carried a connection to the server.
     pub fn learn_peer(&mut self, now: Now, server: SocketAddr, peer: Peer) -> PmtRow {
-        self.learn(now, server, Known::Peer(peer), self.config.ttl_min, self.config.ttl_max)
+        self.answered(now, server, Known::Peer(peer), self.config.ttl_min, self.config.ttl_max)
+    }
+
+    /// A peer that was known, and asked for this connection then, carried it: it is believed longer, and the path is asked
+    /// no later for it. None where the path has meanwhile answered otherwise: that counts.
+    pub fn carried(&mut self, now: Now, server: SocketAddr, peer: Peer, since: Instant) -> Option<PmtRow> {
+        let known = Known::Peer(peer);
+        let before = self.servers.peek(&server).map(|entry| (entry.known, entry.path_at, entry.due));
+        let answered_since = |at: Option<Instant>| at.is_some_and(|at| at >= since);
+        match before {
+            Some((Some(other), path_at, _)) if other != known && answered_since(path_at) => return None,
+            Some(_) | None => {}
+        }
+        let row = self.learn(now, server, known, self.config.ttl_min, self.config.ttl_max);
+        if let Some((Some(same), _, due)) = before
+            && same == known
+        {
+            self.entry(now.mono, server).due = due;
+        }
+        Some(row)
     }
 
     /// The same, by a separate probe: no SYN of a connection has shown the peer yet that it passes there.
@@ -264,12 +296,12 @@ impl Pmt {
 
     /// The server itself answered a query.
     pub fn learn_none(&mut self, now: Now, server: SocketAddr) -> PmtRow {
-        self.learn(now, server, Known::NoProxy, self.config.ttl_min, self.config.no_proxy_ttl_max)
+        self.answered(now, server, Known::NoProxy, self.config.ttl_min, self.config.no_proxy_ttl_max)
     }
 
     /// The same, while somebody who may stand there is missed: the next SYN but one asks again.
     pub fn learn_none_for_now(&mut self, now: Now, server: SocketAddr) -> PmtRow {
-        self.learn(now, server, Known::NoProxy, self.config.missed_ttl, self.config.missed_ttl)
+        self.answered(now, server, Known::NoProxy, self.config.missed_ttl, self.config.missed_ttl)
     }
 
     /// That nobody stands before a server is believed no longer than [`Pmt::learn_none_for_now`] would, where it was learnt
@@ -338,16 +370,21 @@ impl Pmt {
 
     /// The next server whose entry is to be refreshed by a separate probe, and not before its time.
     pub fn take_refresh(&mut self, now: Instant) -> Option<SocketAddr> {
-        let Refresh::Timer { interval } = self.config.refresh else { return None };
+        let interval = match self.config.refresh {
+            Refresh::NextSyn => return None,
+            Refresh::Timer { interval } | Refresh::Connection { interval } => interval,
+        };
         if self.refresh_at.is_some_and(|at| at > now) {
             return None;
         }
-        while let Some((at, server)) = self.expiries.first().copied() {
+        while let Some((at, server)) = self.dues.first().copied() {
             if at > now {
                 break;
             }
-            self.expiries.pop_first();
-            if self.servers.peek(&server).is_some_and(|e| e.used && e.until == at) {
+            self.dues.pop_first();
+            if self.servers.peek(&server).is_some_and(|entry| entry.due == Some(at)) {
+                let entry = self.entry(now, server);
+                (entry.path_at, entry.due) = (Some(now), None);
                 self.refresh_at = Some(now + interval);
                 return Some(server);
             }
@@ -358,7 +395,7 @@ impl Pmt {
     /// When [`Pmt::take_refresh`] has something next.
     #[must_use]
     pub fn next_refresh(&self) -> Option<Instant> {
-        let (at, _) = self.expiries.first()?;
+        let (at, _) = self.dues.first()?;
         Some(self.refresh_at.map_or(*at, |next| next.max(*at)))
     }
 
@@ -372,6 +409,20 @@ impl Pmt {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The path says so.
+    fn answered(
+        &mut self,
+        now: Now,
+        server: SocketAddr,
+        known: Known,
+        ttl_min: Duration,
+        ttl_max: Duration,
+    ) -> PmtRow {
+        let row = self.learn(now, server, known, ttl_min, ttl_max);
+        self.entry(now.mono, server).path_at = Some(now.mono);
+        row
     }
 
     fn learn(
@@ -392,23 +443,27 @@ impl Pmt {
             }
             None => ttl_min,
         };
-        (entry.known, entry.used, entry.probing_until) = (Some(known), false, None);
+        (entry.known, entry.probing_until, entry.due) = (Some(known), None, None);
         (entry.silent, entry.suspects, entry.beside) = (0, 0, false);
         entry.until = now.mono + entry.ttl;
-        let (until, ttl, flaps) = (entry.until, entry.ttl, entry.flaps);
-        self.watch(server, known, until);
+        let (ttl, flaps) = (entry.ttl, entry.flaps);
         PmtRow { place: Place::Server(server), known, until: Some(now.wall.plus(ttl)), ttl, flaps }
     }
 
-    fn watch(&mut self, server: SocketAddr, known: Known, until: Instant) {
-        let timer = matches!(self.config.refresh, Refresh::Timer { .. });
-        if timer && matches!(known, Known::Peer(_)) {
-            // Old marks of the same server are skipped when their time comes; their number is bounded here.
-            if self.expiries.len() >= self.config.entries_max.saturating_mul(2) {
-                self.expiries.pop_first();
-            }
-            self.expiries.insert((until, server));
+    /// A connection is led by what is known: sooner or later the path is asked whether it is still so.
+    fn used(&mut self, now: Instant, server: SocketAddr, path_at: Option<Instant>) {
+        let due = path_at.map_or(now, |at| at + self.config.ttl_min);
+        let at = match self.config.refresh {
+            Refresh::Timer { .. } => due.max(now),
+            Refresh::Connection { .. } if due <= now => now,
+            Refresh::Connection { .. } | Refresh::NextSyn => return,
+        };
+        // Old marks of the same server are skipped when their time comes; their number is bounded here.
+        if self.dues.len() >= self.config.entries_max.saturating_mul(2) {
+            self.dues.pop_first();
         }
+        self.dues.insert((at, server));
+        self.entry(now, server).due = Some(at);
     }
 
     fn entry(&mut self, now: Instant, server: SocketAddr) -> &mut Entry {
@@ -420,9 +475,10 @@ impl Pmt {
                 flaps: 0,
                 silent: 0,
                 suspects: 0,
-                used: false,
                 beside: false,
                 probing_until: None,
+                path_at: None,
+                due: None,
             };
             self.servers.insert(server, fresh);
         }

@@ -21,7 +21,11 @@ impl Engine {
 
     /// The peer took the connection.
     pub(super) fn opened(&mut self, now: Now, flow: Flow) {
-        let Some(state) = self.table.get(&flow).map(|entry| entry.state) else { return };
+        let Some((state, asked)) =
+            self.table.get(&flow).map(|entry| (entry.state, entry.asked.as_ref().map(|asked| asked.since)))
+        else {
+            return;
+        };
         let peer = match state {
             State::Opening { peer, .. } => {
                 self.inject(flow, Some(peer), true);
@@ -46,8 +50,12 @@ impl Engine {
         if self.stands_in(now, flow.server, peer) {
             return;
         }
-        let row = self.pmt.learn_peer(now, flow.server, peer);
-        self.outputs.push_back(Output::Learnt(row));
+        let asked = asked.filter(|_| !crate::mutants::on("pmt-carried-is-asked"));
+        let row = match asked {
+            Some(since) => self.pmt.carried(now, flow.server, peer, since),
+            None => Some(self.pmt.learn_peer(now, flow.server, peer)),
+        };
+        self.outputs.extend(row.map(Output::Learnt));
     }
 
     /// The peer did not take the connection.

@@ -58,8 +58,6 @@ impl Pmt {
                     if row.known == Known::NoProxy && !crate::mutants::on("pmt-absence-kept") {
                         entry.until = now.mono;
                     }
-                    let until = entry.until;
-                    self.watch(server, row.known, until);
                 }
                 // What the operator names comes from the configuration only.
                 (Place::Server(_) | Place::Network(..), _) => {}

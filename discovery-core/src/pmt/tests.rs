@@ -96,29 +96,103 @@ fn a_separate_probe_on_its_way_is_known_and_forgotten() {
     assert_eq!(pmt.lookup(t.mono, server(1)), Lookup::Known(Known::NoProxy));
 }
 
-#[test]
-fn refresh_by_timer_takes_only_what_was_used_and_one_at_a_time() {
-    let refresh = Refresh::Timer { interval: Duration::from_secs(1) };
+const SECOND: Duration = Duration::from_secs(1);
+
+fn refreshed(refresh: Refresh) -> (Pmt, Now) {
     let (mut pmt, t) = (Pmt::new(PmtConfig { refresh, ..PmtConfig::default() }), start());
     for n in 1..=3 {
         pmt.learn_peer(t, server(n), peer(1));
     }
     pmt.learn_none(t, server(4));
-    for n in [1, 3, 4] {
-        pmt.lookup(t.mono, server(n));
+    (pmt, t)
+}
+
+/// A connection led by the table.
+fn hit(pmt: &mut Pmt, at: Now, n: u8) {
+    if pmt.lookup(at.mono, server(n)) == Lookup::Known(Known::Peer(peer(1))) {
+        pmt.carried(at, server(n), peer(1), at.mono);
     }
-    assert_eq!(pmt.take_refresh(t.mono), None);
+}
+
+#[test]
+fn refresh_by_timer_asks_about_what_was_used_and_one_at_a_time() {
+    let (mut pmt, t) = refreshed(Refresh::Timer { interval: SECOND });
+    assert_eq!(pmt.next_refresh(), None, "nothing was used");
+    for n in [1, 3, 4, 1] {
+        hit(&mut pmt, t, n);
+    }
     let due = later(t, MINUTE);
-    assert_eq!(pmt.next_refresh(), Some(due.mono));
+    assert_eq!((pmt.take_refresh(t.mono), pmt.next_refresh()), (None, Some(due.mono)));
     assert_eq!(pmt.take_refresh(due.mono), Some(server(1)));
     assert_eq!(pmt.take_refresh(due.mono), None, "not two at once");
-    assert_eq!(pmt.next_refresh(), Some(later(due, Duration::from_secs(1)).mono));
+    let next = later(due, SECOND);
+    assert_eq!(pmt.next_refresh(), Some(next.mono));
+    assert_eq!(pmt.take_refresh(next.mono), Some(server(3)), "2 was never used");
     assert_eq!(
-        pmt.take_refresh(later(due, Duration::from_secs(1)).mono),
-        Some(server(3)),
-        "2 was never used"
+        (pmt.take_refresh(later(due, MINUTE).mono), pmt.next_refresh()),
+        (None, None),
+        "nor was it since"
     );
-    assert_eq!((pmt.take_refresh(later(due, MINUTE).mono), pmt.next_refresh()), (None, None));
+    // Used after its time: it is asked about at once, and after the answer a minute later.
+    pmt.learn_peer_beside(next, server(3), peer(1));
+    hit(&mut pmt, later(next, MINUTE + SECOND), 3);
+    assert_eq!(pmt.take_refresh(later(next, MINUTE + SECOND).mono), Some(server(3)));
+    hit(&mut pmt, later(next, MINUTE + SECOND), 3);
+    assert_eq!(pmt.next_refresh(), Some(later(next, 2 * MINUTE + SECOND).mono));
+}
+
+#[test]
+fn refresh_by_connection_asks_beside_one_and_no_more_often_than_that() {
+    let (mut pmt, t) = refreshed(Refresh::Connection { interval: SECOND });
+    let (early, due) = (later(t, MINUTE - SECOND), later(t, MINUTE));
+    for n in [1, 2] {
+        hit(&mut pmt, early, n);
+    }
+    assert_eq!((pmt.next_refresh(), pmt.take_refresh(due.mono)), (None, None), "the path was asked just now");
+    // That it carried meanwhile has not shown where it stands.
+    for n in [1, 1, 2, 4] {
+        hit(&mut pmt, due, n);
+    }
+    assert_eq!(pmt.next_refresh(), Some(due.mono), "with the connection");
+    assert_eq!(pmt.take_refresh(due.mono), Some(server(1)));
+    pmt.probing(due.mono, server(1), due.mono + SECOND);
+    assert_eq!(
+        pmt.lookup(due.mono, server(1)),
+        Lookup::Known(Known::Peer(peer(1))),
+        "who comes meanwhile is carried"
+    );
+    assert_eq!(pmt.take_refresh(due.mono), None, "not two at once");
+    let next = later(due, SECOND);
+    hit(&mut pmt, next, 1);
+    assert_eq!(pmt.take_refresh(next.mono), Some(server(2)));
+    assert_eq!(
+        pmt.take_refresh(later(next, SECOND).mono),
+        None,
+        "an answer may be lost: it is not asked at once"
+    );
+    hit(&mut pmt, later(due, MINUTE), 1);
+    assert_eq!(pmt.take_refresh(later(due, MINUTE).mono), Some(server(1)));
+    // Another one answers: he is known, and what was due about the first is not. That the first one carries what it was
+    // asked for before that changes nothing.
+    let other = later(next, MINUTE);
+    hit(&mut pmt, other, 2);
+    pmt.learn_peer_beside(other, server(2), peer(2));
+    assert_eq!(pmt.carried(later(other, SECOND), server(2), peer(1), other.mono), None);
+    assert_eq!(pmt.take_refresh(later(next, 2 * MINUTE).mono), None);
+    assert_eq!(pmt.lookup(other.mono, server(2)), Lookup::Known(Known::Peer(peer(2))));
+    // Nor where nobody answers; but a failure of the path's own peer is mended by whoever carries next.
+    pmt.learn_none(other, server(2));
+    assert_eq!(pmt.carried(later(other, SECOND), server(2), peer(2), other.mono), None);
+    pmt.failed(later(other, SECOND), server(3));
+    assert!(pmt.carried(later(other, SECOND), server(3), peer(2), other.mono).is_some());
+}
+
+#[test]
+fn without_refresh_an_entry_that_is_used_runs_out_when_nothing_confirms_it() {
+    let (mut pmt, t) = refreshed(Refresh::NextSyn);
+    pmt.lookup(t.mono, server(1));
+    assert_eq!((pmt.next_refresh(), pmt.take_refresh(later(t, MINUTE).mono)), (None, None));
+    assert_eq!(pmt.lookup(later(t, MINUTE).mono, server(1)), Lookup::Unknown);
 }
 
 #[test]
@@ -171,6 +245,6 @@ fn it_never_grows_beyond_its_bounds() {
             2 => drop(pmt.silent(t, server)),
             _ => drop(pmt.asymmetric(t, server)),
         }
-        assert!(pmt.len() <= 20 && pmt.expiries.len() <= 32);
+        assert!(pmt.len() <= 20 && pmt.dues.len() <= 32);
     }
 }

@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::scenarios::{
     ahead, bridge, carry, chain, changes, commands, crowds, datagrams, deflected, deflector, durability,
     existing, existing_split, failures, forged, front, garbage, hole, identical, kept, kills, logins, matrix,
-    odd, pair, pair_mail, pair_mail_more, prefer, released, resets, rights, sites, start, supervised,
+    odd, pair, pair_mail, pair_mail_more, prefer, released, resets, rights, rules, sites, start, supervised,
 };
 
 /// One row.
@@ -55,6 +55,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a killed node: resets at once, new ones go direct, it is back by itself",
         supervised::killed,
     ),
+    row("probe-parallel", "asked beside the first connection, the path serves the next", rules::parallel),
+    row("probe-stalled", "a SYN waits while the path is asked: a peer, nobody, silence", rules::stalled),
+    row("rules-each", "each rule does what it says, and explain says the same", rules::each),
+    row("rules-no-peer", "what only a peer may carry leaves by no other way", rules::only_with_a_peer),
+    row("table-refreshed", "who stands on the path now is learnt before anybody waits", rules::refreshed),
     row("rights-worker", "the node carries IPv4, IPv6 and mail without any right", rights::worker),
     row("super-orphaned", "a killed supervisor: its node leaves nothing behind", supervised::orphaned),
     row(

@@ -31,6 +31,7 @@ pub(crate) mod prefer;
 pub(crate) mod released;
 pub(crate) mod resets;
 pub(crate) mod rights;
+pub(crate) mod rules;
 pub(crate) mod sites;
 pub(crate) mod start;
 pub(crate) mod supervised;

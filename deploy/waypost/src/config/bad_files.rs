@@ -121,6 +121,20 @@ peer = "dc-1""#,
     (
         r#"version = 1"#,
         r#"version = 1
+[interception]
+interfaces = ["lan0", "wan0"]
+refresh = "timer"
+entry_ttl = "2h"
+[[rule]]
+action = "intercept""#,
+        &[
+            r#"w.toml:4:11: error: [interception]: refresh: "timer" is not known; did you mean "by-timer"? allowed: when-stale, by-connection, by-timer: by which probes it is learnt anew who stands before a server; for example: refresh = "by-timer""#,
+            r#"w.toml:5:13: error: [interception]: entry_ttl: 2h is out of range; allowed: 1s to 1h; for example: entry_ttl = "1m""#,
+        ],
+    ),
+    (
+        r#"version = 1"#,
+        r#"version = 1
 [deflector]
 mode = "clever"
 proxies = []

@@ -248,6 +248,16 @@ pub(crate) const INTERCEPTION: Section = Section {
         key("queue", "1 to 65535: the number of the packet queue, unused by others", "7782"),
         key("probe", "on-syn, stalled, parallel: how another node on the path is asked for", r#""on-syn""#),
         key(
+            "refresh",
+            "when-stale, by-connection, by-timer: by which probes it is learnt anew who stands before a server",
+            r#""when-stale""#,
+        ),
+        key(
+            "entry_ttl",
+            "1s to 1h: how long a new answer is believed; confirmed, twice as long each time, an hour at most",
+            r#""1m""#,
+        ),
+        key(
             "ack",
             "isn, isn+1: what an answer acknowledges; isn+1 only where a firewall between the nodes demands it",
             r#""isn""#,

@@ -5,7 +5,8 @@ use super::{
     problem::{Place, Problem},
     reader::{Found, TableReader},
     sections::{Around, Sections},
-    value::{Ack, Answer, HostSide, InterfaceName, Pin, Port, ProbeManner, Standing, quoted},
+    units::show_time,
+    value::{Ack, Answer, HostSide, InterfaceName, Pin, Port, ProbeManner, Refresh, Standing, quoted},
 };
 use discovery_core::{
     flow::Ingress,
@@ -17,6 +18,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// How the node stands on the path.
@@ -29,6 +31,9 @@ pub(crate) struct Interception {
     pub(crate) host: HostSide,
     pub(crate) queue: u16,
     pub(crate) probe: ProbeManner,
+    pub(crate) refresh: Refresh,
+    /// How long a new answer about a server is believed.
+    pub(crate) entry_ttl: Duration,
     pub(crate) ack: Ack,
     pub(crate) answer: Answer,
     pub(crate) option_kind: u8,
@@ -168,6 +173,8 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
         host,
         queue: t.get("queue", Port(7782)).0,
         probe: t.get("probe", ProbeManner::OnSyn),
+        refresh: t.get("refresh", Refresh::WhenStale),
+        entry_ttl: entry_ttl(&mut t),
         ack: t.get("ack", Ack::Isn),
         answer: t.get("answer", Answer::Auto),
         option_kind: option_kind(&mut t),
@@ -175,6 +182,18 @@ fn standing(mut t: TableReader<'_, '_>, rules: Vec<RuleConfig>) -> Interception 
         bypass_command: t.get("bypass_command", Vec::new()),
         rules,
     }
+}
+
+fn entry_ttl(t: &mut TableReader<'_, '_>) -> Duration {
+    let given = t.get("entry_ttl", Duration::from_secs(60));
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&given) {
+        let given = show_time(given);
+        t.object(
+            "entry_ttl",
+            format!("{given} is out of range; allowed: 1s to 1h; for example: entry_ttl = \"1m\""),
+        );
+    }
+    given
 }
 
 fn rule(mut t: TableReader<'_, '_>) -> Option<RuleConfig> {

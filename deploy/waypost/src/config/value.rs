@@ -548,6 +548,18 @@ choice! {
 }
 
 choice! {
+    /// How what is known of a server's path becomes fresh.
+    Refresh {
+        /// It runs out, and the SYN of the connection after that asks.
+        WhenStale = "when-stale",
+        /// A probe beside a connection, before it runs out.
+        ByConnection = "by-connection",
+        /// A probe when it runs out, with no connection waiting.
+        ByTimer = "by-timer",
+    }
+}
+
+choice! {
     /// Whose address a mail server sees when its client was intercepted.
     Source {
         /// The client's.

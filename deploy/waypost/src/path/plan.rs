@@ -6,7 +6,7 @@ use crate::{
         Config,
         deflection::Deflector,
         network::{Interception, Link, RuleConfig},
-        value::{Ack, Answer, HostSide, InterfaceName, ProbeManner, Standing},
+        value::{Ack, Answer, HostSide, InterfaceName, ProbeManner, Refresh, Standing},
     },
     exit::{Exit, Failure},
 };
@@ -31,6 +31,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
+    time::Duration,
 };
 use tokio::process::Command;
 
@@ -132,6 +133,9 @@ pub(super) fn codec_of(option_kind: u8) -> Codec {
 /// Waypost's experiment identifier (RFC 6994): 'WP'.
 const EXPERIMENT: u16 = 0x5750;
 
+/// Between two separate probes by which a node refreshes what it knows, of all servers together.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
+
 pub(super) fn engine(interception: &Interception, link: &Link) -> engine::Config {
     let embodiment = match interception.probe {
         ProbeManner::OnSyn => Embodiment::OnSyn,
@@ -147,9 +151,16 @@ pub(super) fn engine(interception: &Interception, link: &Link) -> engine::Config
         Answer::Option => Answering::Option,
         Answer::Datagram => Answering::Datagram,
     };
+    let interval = REFRESH_INTERVAL;
+    let refresh = match interception.refresh {
+        Refresh::WhenStale => pmt::Refresh::NextSyn,
+        Refresh::ByConnection => pmt::Refresh::Connection { interval },
+        Refresh::ByTimer => pmt::Refresh::Timer { interval },
+    };
     let mut config =
         engine::Config { embodiment, ack, answering, cookie: cookie(), ..engine::Config::default() };
     config.named = names(link).into_keys().map(|peer| peer.key).collect();
+    (config.pmt.refresh, config.pmt.ttl_min) = (refresh, interception.entry_ttl);
     config.pmt.statics = link
         .peers
         .iter()

@@ -1,6 +1,7 @@
 //! The client's side.
 
 use super::*;
+use crate::pmt::{PmtConfig, Refresh};
 use Verdict::{Drop, Pass, PassWithQuery};
 
 #[test]
@@ -322,6 +323,38 @@ fn a_parallel_probe_serves_the_next_connection() {
     let answer = Some(Response { link: from.link, key: from.key, connected: false });
     rig.tell(Event::Probed { server: flow().server, answer });
     assert_eq!(rig.see(&syn(flow_of(2), ISN)), (Drop, Reason::TableHit));
+}
+
+#[test]
+fn a_known_path_is_asked_beside_a_connection_that_is_carried() {
+    for (refresh, asked) in [(Refresh::Connection { interval: ms(100) }, true), (Refresh::NextSyn, false)] {
+        let mut rig =
+            Rig::with(Config { pmt: PmtConfig { refresh, ..PmtConfig::default() }, ..Config::default() });
+        rig.tell(Event::PeerUp { peer: peer(1) });
+        rig.see(&syn(flow(), ISN));
+        rig.see(&response(flow(), ISN, peer(1), true));
+        rig.tell(Event::Opened { flow: flow() });
+        rig.outputs();
+        // It carries all the time, which does not show that it still stands there.
+        for nth in 1..=6 {
+            rig.wait(ms(10_000));
+            assert_eq!(rig.see(&syn(flow_of(nth), 1)), (Drop, Reason::TableHit));
+            assert_eq!(rig.outputs(), [Output::Open { flow: flow_of(nth), peer: peer(1) }]);
+            rig.tell(Event::Opened { flow: flow_of(nth) });
+            rig.outputs();
+        }
+        rig.wait(ms(0));
+        let probes = rig.outputs();
+        let to = SocketAddr::new(flow().server.ip(), 7_783);
+        let wanted = asked.then_some(Output::SendProbe { server: flow().server, to });
+        assert_eq!(probes, Vec::from_iter(wanted), "{refresh:?}");
+        if asked {
+            let other = peer(2);
+            let answer = Some(Response { link: other.link, key: other.key, connected: false });
+            rig.tell(Event::Probed { server: flow().server, answer });
+            assert_eq!(rig.known(), Lookup::Known(Known::Peer(other)), "another one stands there now");
+        }
+    }
 }
 
 #[test]
