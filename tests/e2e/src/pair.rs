@@ -94,6 +94,7 @@ impl Pair {
     /// # Errors
     /// When it ends, or is not ready in time.
     pub fn start(&mut self, lab: &Lab, place: Place, stand: &Stand) -> anyhow::Result<()> {
+        let before = self.readies(place);
         let executable = self.executable.clone();
         let node = self.nodes.get_mut(&place).context("this place has no node")?;
         let directory = &node.directory;
@@ -109,7 +110,8 @@ impl Pair {
         // A group of its own: Ctrl-C ends it through us, in order.
         node.child = Some(command.process_group(0).spawn().context("cannot run the node")?);
         let start = Instant::now();
-        while self.state(place).as_deref() != Some("taking") {
+        // Ready is a node when its rules stand, a moment after its loop does.
+        while self.state(place).as_deref() != Some("taking") || self.readies(place) == before {
             let node = self.nodes.get_mut(&place).context("a node")?;
             let ended = node.child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()?;
             if ended.is_some() || start.elapsed() > PATIENCE {
@@ -225,6 +227,12 @@ impl Pair {
             format!("{} says {said}\n{}", place.name(), self.log(*place))
         };
         places.iter().map(of).collect::<Vec<_>>().join("\n")
+    }
+
+    /// How often the node has said so, in all its lives.
+    fn readies(&self, place: Place) -> usize {
+        let log = self.directory(place).and_then(|directory| Ok(fs::read(directory.join("log"))?));
+        String::from_utf8_lossy(&log.unwrap_or_default()).matches(" ready").count()
     }
 
     fn state(&self, place: Place) -> Option<String> {

@@ -57,6 +57,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ),
     row("probe-parallel", "asked beside the first connection, the path serves the next", rules::parallel),
     row("probe-stalled", "a SYN waits while the path is asked: a peer, nobody, silence", rules::stalled),
+    row("pair-mail-bridge", "a bridge in the branch's cable serves mail alone", pair_mail::bridged),
     row("rules-each", "each rule does what it says, and explain says the same", rules::each),
     row("rules-no-peer", "what only a peer may carry leaves by no other way", rules::only_with_a_peer),
     row("table-refreshed", "who stands on the path now is learnt before anybody waits", rules::refreshed),

@@ -71,7 +71,17 @@ impl Site {
         servers: &[Server],
         dovecot_lines: &str,
     ) -> anyhow::Result<Self> {
-        let lab = case.lab()?;
+        Self::on(case, case.lab()?, corpus, servers, dovecot_lines)
+    }
+
+    /// The same in a lab that stands.
+    pub(crate) fn on(
+        case: &Case,
+        lab: Lab,
+        corpus: Corpus,
+        servers: &[Server],
+        dovecot_lines: &str,
+    ) -> anyhow::Result<Self> {
         let authority = Authority::create(&lab.directory().join("ca"))?;
         let front = Authority::create(&lab.directory().join("front"))?.issue(&[DOVECOT, CYRUS])?;
         let mut site = Self {

@@ -1,15 +1,19 @@
 //! Mail through nodes on the path: clients connect to the server's own address, the branch's node serves them, the
 //! server sees each client's address, and where a node may not end a session nobody notices it.
 
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::clients::{Account, Tls, Wire};
 use lab::net::DOVECOT;
-use lab::{Corpus, Place};
+use lab::{Corpus, Lab, LabSpec, Place};
 use sha2::{Digest as _, Sha256};
 
 use crate::case::Case;
+use crate::pair::{Pair, Stand};
+use crate::path::ends;
 use crate::scenarios::pair::{Client, ECHO, Nodes, echo_server};
 use crate::scenarios::start::{KNOWN, authenticate};
 use crate::site::{NO_PENALTY, STALL, Server, Site, Way};
@@ -17,11 +21,16 @@ use crate::site::{NO_PENALTY, STALL, Server, Site, Way};
 const PORTS: &str = "143, 993";
 
 pub(super) fn site(case: &Case) -> anyhow::Result<Site> {
-    let mut corpus = Corpus::sized(31, 12, 100_000);
-    corpus.users.retain(|user| user.name == "alice");
-    let site = Site::build_with(case, corpus, &[Server::Dovecot], NO_PENALTY)?;
+    let site = Site::build_with(case, corpus(), &[Server::Dovecot], NO_PENALTY)?;
     site.send_clients(Way::Direct)?;
     Ok(site)
+}
+
+/// A dozen messages.
+fn corpus() -> Corpus {
+    let mut corpus = Corpus::sized(31, 12, 100_000);
+    corpus.users.retain(|user| user.name == "alice");
+    corpus
 }
 
 /// What the branch knows of the mail server. `lines` for its section.
@@ -31,7 +40,11 @@ pub(super) fn branch(site: &Site, nodes: &Nodes<'_>, port: u16, lines: &str) -> 
 
 /// What clients are shown at the branch, and where mail is kept.
 pub(super) fn front_of(site: &Site, nodes: &Nodes<'_>) -> anyhow::Result<String> {
-    let (front, directory) = (site.front(), nodes.directory(Place::Branch));
+    front_in(site, &nodes.directory(Place::Branch))
+}
+
+fn front_in(site: &Site, directory: &Path) -> anyhow::Result<String> {
+    let front = site.front();
     let seal = directory.join("seal.key");
     std::fs::write(&seal, [7; 32])?;
     for secret in [&seal, &front.key] {
@@ -102,9 +115,13 @@ pub(super) fn read(wire: &mut Wire) -> anyhow::Result<(String, u64)> {
 
 /// Reads INBOX in a new session of the client, and leaves. The digest, its octets, and those on the WAN.
 pub(super) fn visit(site: &Site, port: u16, sees: Sees) -> anyhow::Result<(String, u64, u64)> {
-    let wan = site.lab.wan()?;
+    visit_from(site, Place::Client, port, sees)
+}
+
+fn visit_from(site: &Site, place: Place, port: u16, sees: Sees) -> anyhow::Result<(String, u64, u64)> {
+    let wan = if place == Place::Client2 { site.lab.wan2()? } else { site.lab.wan()? };
     wan.reset()?;
-    let mut wire = log_in(site, Place::Client, port, sees)?;
+    let mut wire = log_in(site, place, port, sees)?;
     let (digest, octets) = read(&mut wire)?;
     wire.command("LOGOUT")?;
     Ok((digest, octets, wan.read()?.octets()))
@@ -131,8 +148,8 @@ fn logins(site: &Site) -> anyhow::Result<Vec<String>> {
 }
 
 /// A wrong password is the server's to refuse, and nothing of the store is told before a login of this session.
-fn wrong_password(site: &Site, port: u16) -> anyhow::Result<()> {
-    let mut wire = connect(site, Place::Client, port, Sees::Branch)?;
+fn wrong_password(site: &Site, place: Place, port: u16) -> anyhow::Result<()> {
+    let mut wire = connect(site, place, port, Sees::Branch)?;
     let canary = site.corpus.canary("alice");
     // Dovecot ends a connection at the third such mistake.
     let reply = wire.command("UID FETCH 1:* (BODY.PEEK[])")?;
@@ -153,6 +170,10 @@ fn wrong_password(site: &Site, port: u16) -> anyhow::Result<()> {
 
 /// Two visits, the second out of the store.
 fn visits(case: &Case, site: &Site, port: u16) -> anyhow::Result<()> {
+    visits_from(case, site, Place::Client, port)
+}
+
+fn visits_from(case: &Case, site: &Site, place: Place, port: u16) -> anyhow::Result<()> {
     let direct = {
         let mut beside = log_in(site, Place::Lan, port, Sees::Server)?;
         let (digest, _) = read(&mut beside)?;
@@ -160,17 +181,17 @@ fn visits(case: &Case, site: &Site, port: u16) -> anyhow::Result<()> {
         digest
     };
     let before = logins(site)?.len();
-    let (first, octets, cold) = visit(site, port, Sees::Branch)?;
+    let (first, octets, cold) = visit_from(site, place, port, Sees::Branch)?;
     ensure!(first == direct, "the first visit reads something else than is there");
     ensure!(cold > octets / 2, "only {cold} octets on the WAN for {octets} of mail: what was measured?");
-    let (second, _, warm) = visit(site, port, Sees::Branch)?;
+    let (second, _, warm) = visit_from(site, place, port, Sees::Branch)?;
     ensure!(second == direct, "the second visit reads something else than is there");
     ensure!(warm < cold / 4, "the second visit cost {warm} octets on the WAN, the first {cold}");
     case.note("wan-first", cold);
     case.note("wan-second", warm);
-    let seen = all_from_the_client(site, before)?;
+    let seen = all_from(site, place.v4(), before)?;
     ensure!(seen == 2, "the server saw {seen} logins of 2 visits");
-    wrong_password(site, port)
+    wrong_password(site, place, port)
 }
 
 fn through_a_pair(case: &Case, port: u16) -> anyhow::Result<()> {
@@ -220,6 +241,37 @@ pub(crate) fn single(case: &Case) -> anyhow::Result<()> {
     nodes.at_rest(&[Place::Branch])
 }
 
+/// The node is a bridge in the branch's own cable, without a partner: mail is served at its server's address, out of its
+/// store the second time, and what is no mail passes.
+pub(crate) fn bridged(case: &Case) -> anyhow::Result<()> {
+    let spec = LabSpec { prefix: Some(case.prefix().to_owned()), bridged: true, ..LabSpec::new(20.0, 100.0) };
+    let site =
+        Site::on(case, Lab::build(spec.with_second_branch())?, corpus(), &[Server::Dovecot], NO_PENALTY)?;
+    echo_server(&site.lab)?;
+    // The control: without the node the same client meets the server itself, and the mail crosses each time.
+    for round in 0..2 {
+        let (_, octets, crossed) = visit_from(&site, Place::Client2, 993, Sees::Server)?;
+        ensure!(crossed > octets / 2, "round {round}: {crossed} octets on the WAN for {octets} of mail");
+    }
+    let mut nodes = Pair::identify(&case.executable, &site.lab, &[Place::Cable2])?;
+    let directory = site.lab.directory().join("node-bridge");
+    std::fs::create_dir_all(&directory)?;
+    let mut stand = Stand::bridged("br0", &["port0", "port1"], PORTS);
+    stand.rules = stand.rules.replace("\"intercept\"", "\"intercept-single\"");
+    stand.more = format!("{}{}compress = false\n", front_in(&site, &directory)?, section(&site, 993));
+    nodes.start(&site.lab, Place::Cable2, &stand)?;
+    visits_from(case, &site, Place::Client2, 993).with_context(|| nodes.account(&[Place::Cable2]))?;
+    let server = SocketAddr::new(Place::Server.v4(), ECHO);
+    let (stream, took) = site.lab.inside(Place::Client2, move || {
+        let start = Instant::now();
+        (TcpStream::connect_timeout(&server, STALL), start.elapsed())
+    })?;
+    let mut other = ends::Client::greeted(stream?, took, server)?;
+    other.sees_the_truth()?;
+    other.echoes(b"no mail")?;
+    nodes.stop(Place::Cable2)
+}
+
 /// The branch's node is killed amid a session: its client is told so, comes back, and reads on without it.
 pub(crate) fn restart(case: &Case) -> anyhow::Result<()> {
     let site = site(case)?;
@@ -230,7 +282,7 @@ pub(crate) fn restart(case: &Case) -> anyhow::Result<()> {
     let mut wire = log_in(&site, Place::Client, 993, Sees::Branch)?;
     let (through, _) = read(&mut wire)?;
     nodes.node(Place::Branch)?.kill()?;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     ensure!(wire.command("NOOP").is_err(), "a session lives on without its node");
     case.note("told-ms", u64::try_from(began.elapsed().as_millis())?);
     ensure!(began.elapsed() < Duration::from_secs(2), "told after {:?}", began.elapsed());
@@ -265,12 +317,12 @@ pub(crate) fn upgraded(case: &Case) -> anyhow::Result<()> {
     let mut served = log_in(&site, Place::Client, 993, Sees::Branch)?;
     ensure!(read(&mut served)?.0 == first, "a second session reads something else");
     let old = nodes.node(Place::Branch)?.node().context("no node")?;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     nodes.upgrade(Place::Branch)?;
     case.note("upgrade-ms", u64::try_from(began.elapsed().as_millis())?);
     let new = nodes.node(Place::Branch)?.node().context("the service has ended")?;
     ensure!(new != old, "the same node");
-    let alive = std::path::Path::new(&format!("/proc/{old}")).exists();
+    let alive = Path::new(&format!("/proc/{old}")).exists();
     ensure!(alive, "the old node is gone, with what it carries");
     carried.echoes(b"it goes on")?;
     ensure!(served.command("NOOP").is_err(), "a mail session goes on without its store");
@@ -355,7 +407,7 @@ pub(crate) fn kept(case: &Case) -> anyhow::Result<()> {
         let said: serde_json::Value = serde_json::from_slice(&said)?;
         Ok(said.get("sessions").and_then(serde_json::Value::as_array).map_or(0, Vec::len))
     };
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while kept()? != 1 {
         ensure!(began.elapsed() < STALL, "no session is kept");
         std::thread::sleep(Duration::from_millis(50));
@@ -376,7 +428,7 @@ pub(crate) fn kept(case: &Case) -> anyhow::Result<()> {
         &message,
         "1800000000.M1P3.lab",
     )?;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while wan.read()?.octets() < 100_000 {
         ensure!(began.elapsed() < STALL, "the new mail is not fetched");
         std::thread::sleep(Duration::from_millis(50));
@@ -404,12 +456,12 @@ pub(crate) fn own_address(case: &Case) -> anyhow::Result<()> {
     ensure!(logins.len() == 2 && logins.iter().all(|login| login.contains(&node)), "{logins:?}");
     let text = site.dovecot.as_ref().context("no Dovecot here")?.log_text();
     let parked = || connections(&site, Place::Centre);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while parked()? == 0 {
         ensure!(began.elapsed() < STALL, "nothing is kept ready: {text}");
         std::thread::sleep(Duration::from_millis(50));
     }
-    wrong_password(&site, 993)
+    wrong_password(&site, Place::Client, 993)
 }
 
 /// How many connections to the server stand in a place.
@@ -451,7 +503,7 @@ fn start(site: &Site) -> anyhow::Result<Start> {
     site.lab.wan()?.wait_flat(Duration::from_millis(500), STALL)?;
     let account = account(site, 993, Sees::Branch)?;
     let at = (site.lab.address_of(Place::Client, &account.host)?, account.port);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let mut wire = Wire::dial(&site.lab, Place::Client, at, &account.host, &account.ca, STALL)?;
     let connect = began.elapsed();
     wire.secure()?;
