@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{exit::Exit, say};
+use crate::{exit::Exit, say, supervisor::user::User};
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Node {
         #[command(flatten)]
         config: ConfigFile,
+        /// Whom it becomes, before anything else
+        #[arg(long, value_name = "UID:GID")]
+        user: Option<User>,
     },
     /// Judge a configuration: every mistake at once, with what would be right
     ///

@@ -86,6 +86,8 @@ pub(crate) struct Sustain {
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) site: SiteId,
+    /// Whom the node becomes where root starts it.
+    pub(crate) user: Option<String>,
     pub(crate) state_dir: PathBuf,
     pub(crate) user_key_file: PathBuf,
 }

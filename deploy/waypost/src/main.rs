@@ -64,7 +64,7 @@ fn obey(command: Command) -> Result<Exit, Failure> {
         Command::Branch(wanted) => branch::branch(&wanted),
         Command::Run { config: ConfigFile { config } } => run::run(&config),
         Command::Netd { config: ConfigFile { config } } => path::netd::run(&config),
-        Command::Node { config: ConfigFile { config } } => run::supervised(&config),
+        Command::Node { config: ConfigFile { config }, user } => run::supervised(&config, user),
         Command::Check { config: ConfigFile { config }, online } => check::check(&config, online),
         Command::Config(ConfigCommand::Show { config: ConfigFile { config }, changed }) => {
             show::show(&config, changed)

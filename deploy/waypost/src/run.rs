@@ -41,12 +41,12 @@ pub(crate) fn run(path: &Path) -> Result<Exit, Failure> {
 
 /// Runs the node of `path` as the child of netd, without any right, and under its supervisor, which has read the file a
 /// moment ago and said what is odd.
-pub(crate) fn supervised(path: &Path) -> Result<Exit, Failure> {
+pub(crate) fn supervised(path: &Path, user: Option<supervisor::user::User>) -> Result<Exit, Failure> {
     let netd = ToNetd::from_stdin().map_err(|_| {
         Failure::say(Exit::Usage, "only `waypost run` starts this, which is what to use instead")
     })?;
     supervisor::rights::as_others();
-    supervisor::rights::give_up_all()
+    supervisor::rights::give_up_all(user)
         .map_err(|error| Failure::io("the node does not run with rights that it cannot give up", error))?;
     let loaded = file::read(path, FileUse::Look)?;
     if loaded.usable().is_none() {

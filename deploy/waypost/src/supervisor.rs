@@ -12,11 +12,12 @@
 pub(crate) mod desk;
 pub(crate) mod hook;
 pub(crate) mod rights;
+pub(crate) mod user;
 mod watchdog;
 
 use crate::{
     api::SupervisorStatus,
-    config::{Config, network::Interception},
+    config::{Config, Surroundings, network::Interception},
     exit::{Exit, Failure},
     logging, notify, path,
 };
@@ -38,6 +39,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use user::User;
 use watchdog::Watchdog;
 
 /// Runs the node of `config`, which stands at `file`, under supervision.
@@ -45,7 +47,11 @@ pub(crate) fn run(config: &Config, interception: &Interception, file: &Path) -> 
     let _level = logging::start(&config.log);
     logging::keep_panics_quiet();
     rights::go_first();
-    rights::give_up();
+    let user = User::of(config.node.user.as_deref())?;
+    if let Some(user) = user {
+        share(config, user)?;
+    }
+    rights::give_up(user.is_some());
     free_path(interception)?;
     let rules = path::standing_rules(config, interception)?;
     for setting in forwarding_off(rules.plan()) {
@@ -94,6 +100,25 @@ pub(crate) fn run(config: &Config, interception: &Interception, file: &Path) -> 
         None if over.asked => Ok(Exit::Fine),
         None => Ok(Exit::Bug),
     }
+}
+
+/// What the node and those above it both use.
+fn share(config: &Config, user: User) -> Result<(), Failure> {
+    let state_dir = &config.node.state_dir;
+    user.share(state_dir)?;
+    // Elsewhere it is for the operator to say who may make files.
+    let runtime_dir = Surroundings::of_process().runtime_dir;
+    if let Some(dir) = runtime_dir.filter(|dir| config.admin.socket.parent() == Some(dir)) {
+        user.share(&dir)?;
+    }
+    let left = User::left_behind(state_dir);
+    if !left.is_empty() {
+        let (dir, left) = (state_dir.display(), left.join(" "));
+        tracing::warn!(
+            "in {dir} these are root's, and the node is {user}; those that it needs become its own by: (cd {dir} && chown -Rh {user} {left})"
+        );
+    }
+    Ok(())
 }
 
 fn open_watchdog(device: &Path) -> Result<Watchdog, Failure> {

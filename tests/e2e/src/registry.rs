@@ -61,6 +61,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     row("rules-each", "each rule does what it says, and explain says the same", rules::each),
     row("rules-no-peer", "what only a peer may carry leaves by no other way", rules::only_with_a_peer),
     row("table-refreshed", "who stands on the path now is learnt before anybody waits", rules::refreshed),
+    row("rights-user", "the node is another user, and harms nothing of root's", rights::user),
     row("rights-worker", "the node carries IPv4, IPv6 and mail without any right", rights::worker),
     row("super-orphaned", "a killed supervisor: its node leaves nothing behind", supervised::orphaned),
     row(

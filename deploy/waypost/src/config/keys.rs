@@ -42,6 +42,11 @@ pub(crate) const NODE: Section = Section {
     keys: &[
         key("id", "a name of a-z A-Z 0-9 . _ -, unique in the organisation", r#""branch-1""#),
         key("site", "a name of a-z A-Z 0-9 . _ -: the office that this node serves", r#""lisbon""#),
+        key(
+            "user",
+            "a user of this machine, or uid:gid: who reads what strangers send, on the path, where root starts the node",
+            r#""waypost""#,
+        ),
         key("state_dir", "a directory that only this node writes", r#""/var/lib/waypost""#),
         key(
             "user_key_file",

@@ -16,6 +16,7 @@ use super::{
         Encryption, Host, LogFormat, LogLevel, Mode, OnPath, Pin, Port, Prefix, Source, Unlisted, quoted,
     },
 };
+use crate::supervisor::user::User;
 use discovery_core::id::{NodeId, ServerId, SiteId};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -197,12 +198,18 @@ const SECTIONS_MAX: usize = 500;
 fn node(mut t: TableReader<'_, '_>, around: &Around<'_>) -> Node {
     let id: NodeId = t.get("id", around.surroundings.id.clone());
     let site: SiteId = t.get("site", around.surroundings.site.clone());
+    let user: Option<String> = t.maybe("user");
+    if around.files == FileUse::Look
+        && let Some(Err(why)) = user.as_deref().map(User::named)
+    {
+        t.object("user", why);
+    }
     let state_dir = around.path(t.get("state_dir", around.surroundings.state_dir.clone()));
     let user_key_file = around.path(t.get("user_key_file", state_dir.join("user.key")));
     if let Err(why) = secrets::look_at_key(&user_key_file, around.files, secrets::Absence::WillBeMade) {
         t.object("user_key_file", why);
     }
-    Node { id, site, state_dir, user_key_file }
+    Node { id, site, user, state_dir, user_key_file }
 }
 
 fn admin(mut t: TableReader<'_, '_>, around: &Around<'_>, state_dir: &Path) -> Admin {

@@ -17,7 +17,7 @@ use crate::{
     config::{Config, FileUse, network::Interception},
     exit::{Exit, Failure},
     file, logging, run,
-    supervisor::rights,
+    supervisor::{rights, user::User},
 };
 use discovery_linux::{
     broker::{self, LocalBroker, Served, serve},
@@ -115,7 +115,9 @@ async fn stand(
     spawn("broker", move || hand_out(&brokers, &broker))?;
     tokio::spawn(answer(asked.into(), Arc::clone(&place)));
     // In this thread, which lasts: the node ends with it.
-    let mut node = node(file, nodes).map_err(|error| Failure::io("the node cannot be started", error))?;
+    let user = User::of(config.node.user.as_deref())?;
+    let mut node =
+        node(file, nodes, user).map_err(|error| Failure::io("the node cannot be started", error))?;
     let ended = spawn_blocking(move || node.wait());
     tokio::pin!(ended);
     let ended = loop {
@@ -165,9 +167,13 @@ fn hears(
 }
 
 /// Of the executable that runs: another one may have its name by now.
-fn node(file: &Path, channel: OwnedFd) -> io::Result<std::process::Child> {
+fn node(file: &Path, channel: OwnedFd, user: Option<User>) -> io::Result<std::process::Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("node").arg("-c").arg(file).stdin(Stdio::from(channel));
+    if let Some(user) = user {
+        // By itself: what it may regain is in its bounding set, which only it can empty.
+        command.arg("--user").arg(user.to_string());
+    }
     command.spawn()
 }
 

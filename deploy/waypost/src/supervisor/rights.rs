@@ -2,11 +2,16 @@
 //! and mount file systems; the first two need the network, and files of other users'. What is given up here is given up
 //! for everything that they start, too. The node, which reads what strangers send, gives up the rest.
 
+use super::user::User;
 use rustix::{
-    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setpriority_process, setrlimit},
+    process::{
+        Resource, Rlimit, Signal, getegid, geteuid, getgid, getgroups, getuid,
+        set_parent_process_death_signal, setpriority_process, setrlimit,
+    },
     thread::{
         CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid,
     },
 };
 use std::io;
@@ -46,13 +51,15 @@ const NICE: i32 = -10;
 const NICE_LIMIT: u64 = 30;
 
 /// For the calling thread and those that it starts: before there are others.
-pub(super) fn give_up() {
+/// `user`: whether the node becomes somebody else.
+pub(super) fn give_up(user: bool) {
+    let needed = if user { NEEDED.union(CapabilitySet::SETUID).union(CapabilitySet::SETGID) } else { NEEDED };
     if let Err(error) = set_no_new_privs(true) {
         tracing::debug!(%error, "no_new_privs");
     }
     for bit in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
-        if !NEEDED.contains(one) {
+        if !needed.contains(one) {
             // The kernel knows fewer; without CAP_SETPCAP whoever started us has seen to it, or cannot.
             let _kept = remove_capability_from_bounding_set(one);
         }
@@ -60,9 +67,9 @@ pub(super) fn give_up() {
     let reduced = capabilities(None).and_then(|sets| {
         let CapabilitySets { effective, permitted, inheritable } = sets;
         let reduced = CapabilitySets {
-            effective: effective & NEEDED,
-            permitted: permitted & NEEDED,
-            inheritable: inheritable & NEEDED,
+            effective: effective & needed,
+            permitted: permitted & needed,
+            inheritable: inheritable & needed,
         };
         set_capabilities(None, reduced)
     });
@@ -72,17 +79,20 @@ pub(super) fn give_up() {
 }
 
 /// All of them, and for good: for the node, before it has another thread, or has read anything. It ends with its parent,
-/// which must still be there.
+/// which must still be there. `user`: whom it becomes; nobody else without one.
 ///
 /// # Errors
-/// When it would keep any.
-pub(crate) fn give_up_all() -> io::Result<()> {
+/// When it would keep any, or could become somebody else again.
+pub(crate) fn give_up_all(user: Option<User>) -> io::Result<()> {
     set_no_new_privs(true)?;
     // Without CAP_SETPCAP what is left in the bounding set can only be got by a file that gives it, and no file can.
     for bit in 0..u64::BITS {
         let _kept = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
     }
     clear_ambient_capability_set()?;
+    if let Some(user) = user {
+        become_user(user)?;
+    }
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     let CapabilitySets { effective, permitted, inheritable } = capabilities(None)?;
@@ -94,6 +104,15 @@ pub(crate) fn give_up_all() -> io::Result<()> {
     no_core()?;
     // Of the parent's main thread, which started this process. After the rights: their change takes this back.
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Of the calling thread, which is the only one.
+fn become_user(User { uid, gid }: User) -> io::Result<()> {
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    let is = (getuid(), geteuid(), getgid(), getegid(), getgroups()?.len());
+    if is == (uid, uid, gid, gid, 0) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
 /// What people write to each other is not left in a file when this process dies.

@@ -40,6 +40,8 @@ pub(crate) struct Nodes<'l> {
     pub(crate) notify: Option<PathBuf>,
     /// Where tools are looked for.
     pub(crate) path: Option<String>,
+    /// Whom the nodes become.
+    pub(crate) user: Option<&'static str>,
 }
 
 impl<'l> Nodes<'l> {
@@ -56,6 +58,7 @@ impl<'l> Nodes<'l> {
             interception,
             notify: None,
             path: None,
+            user: None,
         };
         let authority = lab.directory().join("node-ca");
         nodes.run(&["ca", "init", "--node", "--dir", text(&authority)?])?;
@@ -121,9 +124,10 @@ impl<'l> Nodes<'l> {
         let named = lines.contains("interfaces");
         let interfaces = if named { String::new() } else { format!("interfaces = [\"lan0\", {wan:?}]\n") };
         let text = format!(
-            "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
+            "version = 1\n[node]\nid = {:?}\nstate_dir = {directory:?}\n{}[log]\nlevel = \"debug\"\nformat = \"json\"\n\
              [interception]\n{interfaces}{lines}\n{}\n{rules}",
             place.name(),
+            self.user.map_or_else(String::new, |user| format!("user = {user:?}\n")),
             self.interception,
         );
         let file = directory.join("waypost.toml");

@@ -56,6 +56,21 @@ pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
     live.echoes(b"carried by a runtime whose packet loop stands")?;
     drop(loop_alone);
     taken_again(&lab, &nodes)?;
+    // netd as a whole. To lead everything past it the operator needs the supervisor alone.
+    let whole = netd(&mut nodes)?;
+    stop(whole)?;
+    past.push(past_it(&lab, Duration::from_millis(250))?);
+    let start = Instant::now();
+    nodes.bypass(Place::Branch, "on")?;
+    let took = start.elapsed();
+    ensure!(took < Duration::from_millis(1500), "bypass took {took:?}");
+    let next = direct(&lab)?;
+    ensure!(next.connected < Duration::from_millis(700), "held in bypass: {:?}", next.connected);
+    past.push(next);
+    lab::sys::kill(whole, libc::SIGCONT)?;
+    live.echoes(b"carried by a netd that stood still")?;
+    nodes.bypass(Place::Branch, "off")?;
+    taken_again(&lab, &nodes)?;
     ensure!(nodes.node(Place::Branch)?.node() == Some(child), "the node was replaced");
     for mut client in past {
         client.echoes(b"nobody tore it")?;

@@ -15,10 +15,15 @@ use discovery_core::{
     pmt::{Known, PmtConfig, PmtRow, kept},
 };
 use discovery_linux::netd::Handle;
+use rustix::{
+    fs::{Mode, OFlags},
+    process::geteuid,
+};
 use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -116,6 +121,18 @@ impl Persisted {
     }
 }
 
+/// Nothing that the node, which may be another user, has put there in its place.
+fn open_own(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let about = file.metadata()?;
+    if about.is_file() && about.uid() == geteuid().as_raw() {
+        Ok(file)
+    } else {
+        Err(io::Error::other("it is not a file of this process's user"))
+    }
+}
+
 /// One file.
 struct Kept {
     path: PathBuf,
@@ -131,7 +148,7 @@ impl Kept {
     /// Its octets; none when there is no file, which is how every node begins.
     fn read(&self) -> Result<Option<Vec<u8>>, String> {
         let mut octets = Vec::new();
-        let file = match File::open(&self.path) {
+        let file = match open_own(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| error.to_string())?,
         };

@@ -1,0 +1,170 @@
+//! The node's own user: who the process is that reads what strangers send, where supervisor and netd are root.
+//!
+//! The state directory stays root's, with the sticky bit, and its group is the user's: the node makes files in it, and
+//! cannot put another one in the place of the mapping table, or of the supervisor's socket.
+
+use crate::exit::{Exit, Failure};
+use rustix::{
+    fs::{Gid, Uid},
+    process::geteuid,
+};
+use std::{
+    fmt, fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
+    path::Path,
+    str::FromStr,
+};
+
+/// A user with his group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+}
+
+impl User {
+    /// A user of this machine, by name or number. Users of a directory service must be given by number with their group:
+    /// `997:997`.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        let passwd = fs::read_to_string("/etc/passwd").map_err(|error| format!("/etc/passwd: {error}"))?;
+        Self::found(name, &passwd)
+    }
+
+    fn found(name: &str, passwd: &str) -> Result<Self, String> {
+        let given = name.parse().ok();
+        let user = given.or_else(|| {
+            passwd.lines().find_map(|line| {
+                let mut fields = line.split(':');
+                let (login, uid, gid) = (fields.next()?, fields.nth(1)?, fields.next()?);
+                (login == name || uid == name).then(|| format!("{uid}:{gid}").parse().ok())?
+            })
+        });
+        match user {
+            Some(Self { uid, .. }) if uid.is_root() => {
+                Err("root is whom this is to keep the node from being".to_owned())
+            }
+            Some(user) => Ok(user),
+            None => Err(format!("there is no user {name} in /etc/passwd; uid:gid works too")),
+        }
+    }
+
+    /// The user that a node of this configuration gets here: none where it is not root that starts it, for then it stays who
+    /// it is.
+    ///
+    /// # Errors
+    /// When there is no such user.
+    pub(crate) fn of(name: Option<&str>) -> Result<Option<Self>, Failure> {
+        let Some(name) = name.filter(|_| geteuid().is_root()) else { return Ok(None) };
+        let user =
+            Self::named(name).map_err(|why| Failure::say(Exit::Usage, format_args!("[node] user: {why}")))?;
+        Ok(Some(user))
+    }
+
+    /// Has a directory that both use be so that neither harms the other. Needs root's rights.
+    ///
+    /// # Errors
+    /// When it is somebody else's, or cannot be made.
+    pub(crate) fn share(self, dir: &Path) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::io(format!("the directory {}", dir.display()), error);
+        if let Some(above) = dir.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(above).map_err(failed)?;
+        }
+        let made = fs::DirBuilder::new().mode(0o700).create(dir);
+        made.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+            .map_err(failed)?;
+        let about = fs::symlink_metadata(dir).map_err(failed)?;
+        if !about.is_dir() || about.uid() != 0 {
+            let what = format_args!(
+                "{0} is not root's, so whoever it belongs to could put other files in the place of those that root reads and \
+                 writes there; with [node] user only what is in it is the node's: chown root {0}",
+                dir.display()
+            );
+            return Err(Failure::say(Exit::Usage, what));
+        }
+        if about.gid() != self.gid.as_raw() {
+            chown(dir, None, Some(self.gid.as_raw())).map_err(failed)?;
+        }
+        let mode = about.permissions().mode();
+        if mode & SHARED != SHARED {
+            fs::set_permissions(dir, fs::Permissions::from_mode((mode | SHARED) & 0o7777)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// What lies in the state directory and is root's, though the node needs it: of a node that was root until now.
+    pub(crate) fn left_behind(state_dir: &Path) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(state_dir) else { return Vec::new() };
+        let roots = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|about| about.uid() == 0);
+        let names =
+            entries.flatten().filter(roots).map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<_> = names.filter(|name| !of_root(name)).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Files of supervisor and netd.
+fn of_root(name: &str) -> bool {
+    let name = name.strip_suffix(".new").unwrap_or(name);
+    matches!(name, "mapping-table" | "passed-flows" | "waypost.toml") || name.starts_with("supervisor-")
+}
+
+/// The node makes files; only whose they are takes them away.
+const SHARED: u32 = 0o1770;
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid.as_raw(), self.gid.as_raw())
+    }
+}
+
+impl FromStr for User {
+    type Err = &'static str;
+
+    /// As it is written: `uid:gid`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+        let ids = text.split_once(':').and_then(|(uid, gid)| Some((number(uid)?, number(gid)?)));
+        let (uid, gid) = ids.ok_or("expected: uid:gid")?;
+        Ok(Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nmail:x:8:12:mail:/var/mail:/usr/sbin/nologin\nbroken\n";
+
+    #[test]
+    fn users_go_by_name_and_number_and_root_is_none() {
+        let found = |name| User::found(name, PASSWD).map(|user| user.to_string());
+        assert_eq!(found("mail").as_deref(), Ok("8:12"));
+        assert_eq!(found("8").as_deref(), Ok("8:12"));
+        assert_eq!(found("997:996").as_deref(), Ok("997:996"), "of a directory service");
+        for nobody in ["broken", "997", "", "x", "4294967295:1", "-1:1", "1:2:3"] {
+            assert!(found(nobody).unwrap_err().contains("there is no user"), "{nobody}");
+        }
+        for root in ["root", "0", "0:7"] {
+            assert!(found(root).unwrap_err().starts_with("root is whom"), "{root}");
+        }
+    }
+
+    #[test]
+    fn what_is_roots_own_is_not_left_behind() {
+        for (name, own) in [
+            ("mapping-table", true),
+            ("mapping-table.new", true),
+            ("supervisor-admin.sock", true),
+            ("user.key", false),
+            ("store", false),
+            ("admin.sock", false),
+        ] {
+            assert_eq!(of_root(name), own, "{name}");
+        }
+    }
+}
