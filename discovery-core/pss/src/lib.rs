@@ -30,3 +30,10 @@ pub use lineage::{Mark, Meeting, judge};
 pub use place::{Anchor, Generation, Interval, Place, Space};
 pub use record::{Alias, FileTag, Part, Record};
 pub use store::{Eviction, Lost, OpenError, Refused, Settings, Status, Store, Unreadable};
+
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod store_tests;

@@ -140,6 +140,8 @@ pub struct Store {
     evicting: Option<Generation>,
     /// After a failure nothing is written before this.
     pub(crate) rests_until: Option<Instant>,
+    /// Of the files that are not being written.
+    pub(crate) closed_octets: u64,
     pub(crate) status: Status,
 }
 
@@ -194,6 +196,7 @@ impl Store {
             newest,
             evicting: None,
             rests_until: None,
+            closed_octets: 0,
             status: Status::default(),
         };
         store.find_generations()?;
@@ -212,6 +215,7 @@ impl Store {
             self.newest = self.newest.max(generation);
             match self.look_at(generation) {
                 Some(files) => {
+                    self.closed_octets += files.octets;
                     self.generations.insert(generation, files);
                 }
                 None => {
@@ -259,11 +263,21 @@ impl Store {
     fn rebuild(&mut self, layout: &Layout) -> Option<Vec<Placed>> {
         self.status.rebuilt += 1;
         let records = scan(&*self.disk, &*self.sealer, layout);
-        let written = self.write_trailer(layout, &records);
+        let written = self.sync_log(layout).and_then(|()| self.write_trailer(layout, &records));
         if let (Ok(octets), Some(files)) = (written, self.generations.get_mut(&layout.generation)) {
             files.octets += octets;
+            self.closed_octets += octets;
         }
         Some(records)
+    }
+
+    /// What a killed process wrote is in the kernel's hands, perhaps; no trailer may tell of it before it is on the disk.
+    fn sync_log(&self, layout: &Layout) -> io::Result<()> {
+        if mutants::on("pss-trailer-first") {
+            return Ok(());
+        }
+        self.disk.open(&log_path(layout.generation))?.sync()?;
+        self.disk.sync_dir(DIR)
     }
 
     /// A trailer helps, and nothing depends on it.
@@ -405,7 +419,7 @@ impl Store {
         }
         self.evicting = None;
         self.unloaded.retain(|other| *other != generation);
-        self.generations.remove(&generation);
+        self.closed_octets -= self.generations.remove(&generation).map_or(0, |files| files.octets);
         self.cache.forget(generation);
         self.spaces.values_mut().for_each(|log| drop(log.forget_generation(generation)));
         self.spaces.retain(|_, log| !log.is_empty());
@@ -430,8 +444,7 @@ impl Store {
 
     /// Of all files, with what is about to be written.
     pub(crate) fn octets(&self) -> u64 {
-        let files: u64 = self.generations.values().map(|files| files.octets).sum();
-        files + self.writing.as_ref().map_or(0, Writing::octets)
+        self.closed_octets + self.writing.as_ref().map_or(0, Writing::octets)
     }
 
     /// Forgets octets under all their names.

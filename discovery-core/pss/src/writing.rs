@@ -245,7 +245,7 @@ impl Store {
         let sealed = writing.layout.seal(&*self.sealer, at, count, text);
         if let Err(error) = writing.file.append(&sealed) {
             let refused = self.failed(&error, now);
-            self.give_up_log();
+            self.end_log(0);
             return Err(refused);
         }
         writing.at += u32::try_from(sealed.len()).unwrap_or(0);
@@ -383,7 +383,7 @@ impl Store {
         let synced = writing.file.sync().and_then(|()| if named { Ok(()) } else { self.disk.sync_dir(DIR) });
         if let Err(error) = synced {
             let refused = self.failed(&error, now);
-            self.give_up_log();
+            self.end_log(0);
             return Err(refused);
         }
         (writing.unsynced, writing.since, writing.named) = (0, None, true);
@@ -400,12 +400,17 @@ impl Store {
 
     fn close_log(&mut self, now: Instant) -> Result<(), Refused> {
         self.sync(now)?;
-        self.give_up_log();
+        // A trailer tells of nothing that a power cut could take; a file without one is read record by record.
+        let trailer = self
+            .writing
+            .as_ref()
+            .and_then(|writing| self.write_trailer(&writing.layout, &writing.records).ok());
+        self.end_log(trailer.unwrap_or(0));
         Ok(())
     }
 
     /// Ends the file as it is: what was written is read on, what was not is forgotten.
-    fn give_up_log(&mut self) {
+    fn end_log(&mut self, trailer: u64) {
         let Some(writing) = self.writing.take() else { return };
         let generation = writing.layout.generation;
         for block in &writing.blocks {
@@ -414,9 +419,9 @@ impl Store {
                 self.forget(Place { generation, offset: block.offset }, octets);
             }
         }
-        let trailer = self.write_trailer(&writing.layout, &writing.records).unwrap_or(0);
         if let Some(files) = self.generations.get_mut(&generation) {
             files.octets = u64::from(writing.at) + trailer;
+            self.closed_octets += files.octets;
         }
     }
 }
