@@ -96,6 +96,11 @@ impl Layout {
         if layout.header(kind, sealer) == octets { Ok(layout) } else { Err(Tampered) }
     }
 
+    /// The log file's header.
+    pub fn log_header(&self, sealer: &dyn Sealer) -> Vec<u8> {
+        self.header(Kind::Log, sealer)
+    }
+
     fn place(&self) -> [u8; 48] {
         let mut out = [0; 48];
         let (file, rest) = out.split_at_mut(24);

@@ -26,7 +26,7 @@ use std::{
 pub struct Settings {
     /// Of all files together. One generation less is used, so that the next has room while the oldest is given up.
     pub octets_max: u64,
-    /// Of the anchor index in memory; 8.5 octets for each KiB of the store keep all anchors.
+    /// Of the anchor index in memory; 7.5 octets for each KiB of the store keep all anchors.
     pub index_octets_max: usize,
     /// Of verified records kept in memory.
     pub cache_octets_max: usize,
@@ -37,7 +37,7 @@ pub struct Settings {
 impl Settings {
     /// For a store of this size.
     pub fn sized(octets_max: u64) -> Self {
-        let index = usize::try_from(octets_max / 1024 * 17 / 2).unwrap_or(usize::MAX);
+        let index = usize::try_from(octets_max / 1024 * 15 / 2).unwrap_or(usize::MAX);
         Self { octets_max, index_octets_max: index, cache_octets_max: 32 << 20, segment_octets: OFFSETS }
     }
 }

@@ -380,7 +380,8 @@ impl Store {
             return Ok(());
         }
         let named = writing.named;
-        let synced = writing.file.sync().and_then(|()| if named { Ok(()) } else { self.disk.sync_dir(DIR) });
+        let file = if mutants::on("pss-unsynced") { Ok(()) } else { writing.file.sync() };
+        let synced = file.and_then(|()| if named { Ok(()) } else { self.disk.sync_dir(DIR) });
         if let Err(error) = synced {
             let refused = self.failed(&error, now);
             self.end_log(0);
