@@ -41,7 +41,8 @@ fn main() {
         Store::open(disk, Arc::clone(&sealer), settings, OWNER).unwrap()
     };
     let begun = Instant::now();
-    let generations = gigabytes * 1_000_000_000 / u64::from(SEGMENT) - 2;
+    // Log and trailer are 1.5 % longer than the content, and the last ones are for what is stored below.
+    let generations = gigabytes * 980_000_000 / u64::from(SEGMENT) - 8;
     make(&open(), &*sealer, Path::new(&root), generations);
     let content: Vec<u8> = (0..SEGMENT / 8).flat_map(|nth| mix(nth.into()).to_le_bytes()).collect();
     let anchors: Vec<Anchor> =

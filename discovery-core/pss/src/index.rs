@@ -17,11 +17,16 @@ pub(crate) struct Live {
 }
 
 pub(crate) struct AnchorIndex {
-    buckets: Vec<[u64; SLOTS]>,
+    /// Behind the first few, so that each bucket is one line of the processor's cache.
+    slots: Vec<u64>,
+    skipped: usize,
+    buckets: usize,
     live: Live,
 }
 
 const SLOTS: usize = 8;
+/// Buckets in a page of memory.
+const PAGE: usize = 64;
 const GENERATION_BITS: u32 = 14;
 /// More generations than this cannot be told apart.
 pub(crate) const GENERATIONS_MAX: u64 = 1 << GENERATION_BITS;
@@ -33,8 +38,11 @@ const BUCKETS_MAX: usize = 1 << 24;
 impl AnchorIndex {
     /// A table of at most `octets`. Untouched pages of it cost nothing.
     pub(crate) fn new(octets: usize, live: Live) -> Self {
-        let buckets = (octets / size_of::<[u64; SLOTS]>()).clamp(1, BUCKETS_MAX);
-        Self { buckets: vec![[0; SLOTS]; buckets], live }
+        let buckets = (octets / (SLOTS * size_of::<u64>())).clamp(1, BUCKETS_MAX);
+        let buckets = if buckets < PAGE { buckets } else { buckets / PAGE * PAGE };
+        let slots = vec![0u64; (buckets + 1) * SLOTS];
+        let skipped = slots.as_ptr().align_offset(SLOTS * size_of::<u64>()).min(SLOTS);
+        Self { slots, skipped, buckets, live }
     }
 
     pub(crate) fn set_live(&mut self, live: Live) {
@@ -42,41 +50,50 @@ impl AnchorIndex {
     }
 
     pub(crate) fn octets(&self) -> usize {
-        size_of_val(self.buckets.as_slice())
+        size_of_val(self.slots.as_slice())
     }
 
     /// Enters a chunk. Of two with one hash the newer stays; nothing newer gives way to anything older.
     pub(crate) fn insert(&mut self, hash: u64, place: Place) {
         let (tag, new) = (tag(hash), slot(hash, place));
-        let (mut best, mut best_age, mut best_free) = (None, 0, 0);
+        let (mut room, mut room_free) = (None, 0);
+        let (mut oldest, mut oldest_age) = (None, 0);
         for bucket in self.pair(hash) {
-            let Some(slots) = self.buckets.get(bucket) else { continue };
-            let free = slots.iter().filter(|slot| self.age(**slot).is_none()).count();
-            for (nth, &old) in slots.iter().enumerate() {
+            let first = self.skipped + bucket * SLOTS;
+            let (mut free, mut empty) = (0, None);
+            for (at, &old) in self.bucket(bucket).iter().enumerate().map(|(nth, old)| (first + nth, old)) {
                 match self.age(old) {
                     Some(age) if old >> 40 == tag => {
                         if self.age(new).is_some_and(|ours| ours <= age) {
-                            self.set(bucket, nth, new);
+                            self.set(at, new);
                         }
                         return;
                     }
-                    None if free > best_free => (best, best_free) = (Some((bucket, nth)), free),
-                    Some(age) if best_free == 0 && age > best_age => {
-                        (best, best_age) = (Some((bucket, nth)), age);
-                    }
-                    None | Some(_) => {}
+                    None => (free, empty) = (free + 1, Some(at)),
+                    Some(age) if age > oldest_age => (oldest, oldest_age) = (Some(at), age),
+                    Some(_) => {}
                 }
             }
+            if free > room_free {
+                (room, room_free) = (empty, free);
+            }
         }
-        if let Some((bucket, nth)) = best
-            && (best_free > 0 || self.age(new).is_some_and(|ours| ours < best_age))
+        if let Some(at) = room {
+            self.set(at, new);
+        } else if let Some(at) = oldest
+            && self.age(new).is_some_and(|ours| ours < oldest_age)
         {
-            self.set(bucket, nth, new);
+            self.set(at, new);
         }
     }
 
-    fn set(&mut self, bucket: usize, nth: usize, slot: u64) {
-        if let Some(old) = self.buckets.get_mut(bucket).and_then(|slots| slots.get_mut(nth)) {
+    fn bucket(&self, bucket: usize) -> &[u64; SLOTS] {
+        let first = self.skipped + bucket * SLOTS;
+        self.slots.get(first..).and_then(|rest| rest.first_chunk()).unwrap_or(&[0; SLOTS])
+    }
+
+    fn set(&mut self, at: usize, slot: u64) {
+        if let Some(old) = self.slots.get_mut(at) {
             *old = slot;
         }
     }
@@ -86,9 +103,11 @@ impl AnchorIndex {
         let tag = tag(hash);
         let mut found = [None, None];
         for (bucket, out) in self.pair(hash).into_iter().zip(&mut found) {
-            *out = self.buckets.get(bucket).and_then(|slots| {
-                slots.iter().filter(|slot| **slot >> 40 == tag).find_map(|slot| self.place(*slot))
-            });
+            *out = self
+                .bucket(bucket)
+                .iter()
+                .filter(|slot| **slot >> 40 == tag)
+                .find_map(|slot| self.place(*slot));
         }
         found.sort_by(|a, b| b.cmp(a));
         if found[0] == found[1] {
@@ -97,13 +116,14 @@ impl AnchorIndex {
         found
     }
 
-    /// Both buckets of a hash.
+    /// Both buckets of a hash: two of one page of memory, so that the second costs no second look for its page.
     fn pair(&self, hash: u64) -> [usize; 2] {
-        let second = (hash & ((1 << 48) - 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
-        [hash & HALF, second].map(|bits| {
-            // Both factors are below 2^25, so the product's upper part is an index of the table.
-            usize::try_from((bits * self.buckets.len() as u64) >> 24).unwrap_or(0)
-        })
+        // Both factors are below 2^25, so the product's upper part is an index of the table.
+        let first = usize::try_from(((hash & HALF) * self.buckets as u64) >> 24).unwrap_or(0);
+        let page = PAGE.min(self.buckets);
+        let step = usize::try_from(tag(hash).wrapping_mul(0x9E37_79B1) >> 20 & 0xFFF).unwrap_or(0);
+        let second = first / page * page + (first % page + 1 + step % (page - 1).max(1)) % page;
+        [first, second]
     }
 
     /// How many generations ago; none for a slot that is empty or whose generation is gone.
