@@ -25,6 +25,8 @@ pub(crate) struct AnchorIndex {
 }
 
 const SLOTS: usize = 8;
+/// Reads that a processor has under way at a time, about.
+const BATCH: usize = 16;
 /// Buckets in a page of memory.
 const PAGE: usize = 64;
 const GENERATION_BITS: u32 = 14;
@@ -51,6 +53,19 @@ impl AnchorIndex {
 
     pub(crate) fn octets(&self) -> usize {
         size_of_val(self.slots.as_slice())
+    }
+
+    /// Enters many chunks. Each is somewhere else in a large table: what they touch is read ahead together, so that
+    /// the memory answers them at the same time and not one by one.
+    pub(crate) fn insert_all(&mut self, chunks: &[(u64, Place)]) {
+        for batch in chunks.chunks(BATCH) {
+            let touched = batch.iter().flat_map(|(hash, _)| self.pair(*hash)).fold(0, |all, bucket| {
+                let [first, ..] = self.bucket(bucket);
+                all ^ first
+            });
+            std::hint::black_box(touched);
+            batch.iter().for_each(|(hash, place)| self.insert(*hash, *place));
+        }
     }
 
     /// Enters a chunk. Of two with one hash the newer stays; nothing newer gives way to anything older.

@@ -129,7 +129,7 @@ impl Layout {
         let plain = u32::from_be_bytes(take(&mut head)?);
         let content = u32::from_be_bytes(take(&mut head)?);
         let overhead = u32::try_from(sealer.overhead()).ok()?;
-        (plain <= PLAIN_MAX && content < plain).then_some((plain + overhead, content))
+        (plain <= PLAIN_MAX && content < plain).then(|| (plain + overhead, content))
     }
 
     /// Undoes [`Self::seal`] for what follows the head: the content, and what the record says of it.
@@ -150,16 +150,7 @@ impl Layout {
 
     /// The trailer's file.
     pub fn trailer(&self, sealer: &dyn Sealer, records: &[Placed]) -> Vec<u8> {
-        let mut text = Vec::new();
-        let mut meta = Vec::new();
-        for placed in records {
-            meta.clear();
-            placed.record.encode(&mut meta);
-            text.extend_from_slice(&placed.record.content().to_be_bytes());
-            text.extend_from_slice(&placed.at.to_be_bytes());
-            text.extend_from_slice(&u32::try_from(meta.len()).unwrap_or(u32::MAX).to_be_bytes());
-            text.extend_from_slice(&meta);
-        }
+        let mut text = encode_records(records);
         sealer.seal(self.trailer_context(&self.place()), &mut text);
         let mut out = self.header(Kind::Trailer, sealer);
         out.append(&mut text);
@@ -188,6 +179,20 @@ impl Layout {
 /// A record is bound to where it stands.
 fn block(at: u32) -> u64 {
     if mutants::on("pss-record-anywhere") { 0 } else { at.into() }
+}
+
+/// A trailer's text.
+pub fn encode_records(records: &[Placed]) -> Vec<u8> {
+    let (mut text, mut meta) = (Vec::new(), Vec::new());
+    for placed in records {
+        meta.clear();
+        placed.record.encode(&mut meta);
+        text.extend_from_slice(&placed.record.content().to_be_bytes());
+        text.extend_from_slice(&placed.at.to_be_bytes());
+        text.extend_from_slice(&u32::try_from(meta.len()).unwrap_or(u32::MAX).to_be_bytes());
+        text.extend_from_slice(&meta);
+    }
+    text
 }
 
 /// The records of a trailer's text; none unless all of it is records, in the order of the file.

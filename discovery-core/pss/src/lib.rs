@@ -25,7 +25,7 @@ mod virtual_log;
 mod writing;
 
 pub use discovery_core::mutants;
-pub use layout::{Layout, Placed, StoreId, decode_records};
+pub use layout::{Layout, Placed, StoreId, decode_records, encode_records};
 pub use lineage::{Mark, Meeting, judge};
 pub use place::{Anchor, Generation, Interval, Place, Space};
 pub use record::{Alias, FileTag, Part, Record};

@@ -296,16 +296,18 @@ impl Store {
     }
 
     fn enter(&mut self, layout: &Layout, records: &[Placed]) {
-        let mut parts = Vec::new();
+        let (mut parts, mut chunks) = (Vec::new(), Vec::new());
         for Placed { at, record } in records {
             match record {
                 Record::Part(part) => {
                     let place = Place { generation: layout.generation, offset: part.offset };
                     self.spaces.entry(part.space).or_default().insert(part.address, place, part.octets);
-                    for anchor in &part.anchors {
+                    chunks.clear();
+                    chunks.extend(part.anchors.iter().map(|anchor| {
                         let (hash, offset) = unpack(*anchor, part.offset);
-                        self.index.insert(hash, Place { offset, ..place });
-                    }
+                        (hash, Place { offset, ..place })
+                    }));
+                    self.index.insert_all(&chunks);
                     parts.push(PartRef::new(*at, part));
                 }
                 Record::Aliases(aliases) => {
