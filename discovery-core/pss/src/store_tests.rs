@@ -98,7 +98,7 @@ fn runs_that_grow_together_lie_apart() {
     let (one, two) = (octets(1, 100_000), octets(2, 100_000));
     for (nth, (a, b)) in one.chunks(1000).zip(two.chunks(1000)).enumerate() {
         store.append(space(1), nth as u64 * 1000, a, &[], now()).unwrap();
-        store.append(space(1), 1 << 40 | nth as u64 * 1000, b, &[], now()).unwrap();
+        store.append(space(1), (1 << 40) + nth as u64 * 1000, b, &[], now()).unwrap();
     }
     assert_eq!(read(&mut store, space(1), 0, one.len()).as_ref(), Some(&one));
     assert_eq!(read(&mut store, space(1), 1 << 40, two.len()).as_ref(), Some(&two));
@@ -125,7 +125,7 @@ fn anchors_lead_to_their_octets_also_after_a_start() {
     let content = octets(3, 3 * BLOCK);
     let anchors: Vec<_> = (0..content.len())
         .step_by(1024)
-        .map(|at| Anchor { hash: hash(&content[at..]), at: at as u32 })
+        .map(|at| Anchor { hash: hash(&content[at..]), at: u32::try_from(at).unwrap() })
         .collect();
     store.append(space(1), 5000, &content, &anchors, now()).unwrap();
     let check = |store: &mut Store| {

@@ -146,14 +146,16 @@ impl Store {
         let fitting = octets.get(..block.room() as usize).unwrap_or(octets);
         let count = u32::try_from(fitting.len()).unwrap_or(0);
         block.tail.extend_from_slice(fitting);
+        let mut chunks = Vec::new();
         for found in anchors.iter().filter(|found| (done..done + count).contains(&found.at)) {
             if block.anchors.len() < ANCHORS_MAX {
                 let packed = anchor(found.hash, offset + (found.at - done));
                 block.anchors.push(packed);
                 let (hash, offset) = unpack(packed, block.offset);
-                self.index.insert(hash, Place { generation, offset });
+                chunks.push((hash, Place { generation, offset }));
             }
         }
+        self.index.insert_all(&chunks);
         let is_full = block.room() == 0;
         writing.unsynced += u64::from(count);
         writing.since.get_or_insert(now);
@@ -262,12 +264,11 @@ impl Store {
     fn failed(&mut self, error: &io::Error, now: Instant) -> Refused {
         self.status.failed += 1;
         self.rests_until = Some(now + REST);
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Refused::Full
-            }
-            _ => Refused::Disk,
-        }
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        );
+        if full { Refused::Full } else { Refused::Disk }
     }
 
     /// Gives octets that are stored another name: a peer was sent what this node has of another.
@@ -301,7 +302,11 @@ impl Store {
         writing.since.get_or_insert(now);
         let crowded = writing.aliases.len() >= ALIASES_MAX;
         self.spaces.entry(space).or_default().insert(address, place, octets);
-        if crowded { self.write_aliases(now) } else { Ok(()) }
+        if crowded {
+            // If that fails, which is counted, the names go on until the next start.
+            let _ = self.write_aliases(now);
+        }
+        Ok(())
     }
 
     /// Whether all of these octets are there, and stay.
@@ -333,7 +338,6 @@ impl Store {
         if aliases.is_empty() {
             return Ok(());
         }
-        // If that fails they go on until the next start.
         self.write_record(Record::Aliases(aliases), Vec::new(), now)
     }
 
