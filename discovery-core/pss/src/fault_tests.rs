@@ -391,10 +391,21 @@ fn a_process_that_is_killed() {
 }
 
 fn open_real(root: &str) -> Store {
-    let real = disk::DirectoryDisk::new(root.as_ref()).unwrap();
-    let mut store = Store::open(Arc::new(real), Arc::clone(&sealers()[1]), settings(), OWNER).unwrap();
+    let sealer = Arc::clone(&sealers()[1]);
+    let mut store = Store::open_in(root.as_ref(), sealer, settings(), OWNER).unwrap();
     while store.load_next().is_some() {}
     store
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let root = tempfile::tempdir().unwrap();
+    let first = open_real(root.path().to_str().unwrap());
+    let second = Store::open_in(root.path(), Arc::clone(&sealers()[1]), settings(), OWNER);
+    assert!(matches!(second, Err(OpenError::InUse(Some(holder))) if holder == std::process::id()));
+    assert!(first.status().is_locked);
+    drop(first);
+    drop(open_real(root.path().to_str().unwrap()));
 }
 
 #[test]

@@ -14,9 +14,11 @@ use crate::{
     writing::Writing,
 };
 use discovery_core::seam::{disk::Disk, sealer::Sealer};
+use disk::{DirectoryDisk, LockFile, Refused as Refusal};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, ErrorKind},
+    path::Path,
     sync::Arc,
     time::Instant,
 };
@@ -49,6 +51,9 @@ pub enum OpenError {
     /// The disk does not do what it is told.
     #[error("the segment store cannot be opened: {0}")]
     Io(#[from] io::Error),
+    /// Another process has it.
+    #[error("the segment store is in use{}", .0.map(|process| format!(" by process {process}")).unwrap_or_default())]
+    InUse(Option<u32>),
     /// No ids can be made.
     #[error("the system gave no random octets")]
     NoRandom,
@@ -110,6 +115,8 @@ pub struct Status {
     pub extents: usize,
     /// Of the index's table.
     pub index_octets: usize,
+    /// Whether other processes are kept out.
+    pub is_locked: bool,
     /// Records that did not verify or could not be read.
     pub damaged: u64,
     /// Files that belonged to no generation of this store, and were removed.
@@ -143,6 +150,7 @@ pub struct Store {
     /// Of the files that are not being written.
     pub(crate) closed_octets: u64,
     pub(crate) status: Status,
+    lock: Option<LockFile>,
 }
 
 /// One generation's files, as known.
@@ -155,6 +163,26 @@ pub(crate) struct Files {
 }
 
 impl Store {
+    /// Opens the store in a directory of the file system, or makes one, and keeps other processes out.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_in(
+        root: &Path,
+        sealer: Arc<dyn Sealer>,
+        settings: Settings,
+        owner: [u8; 16],
+    ) -> Result<Self, OpenError> {
+        let disk = DirectoryDisk::new(root)?;
+        let lock = LockFile::take(&root.join("lock")).map_err(|refused| match refused {
+            Refusal::Held(process) => OpenError::InUse(process),
+            Refusal::Io(error) => OpenError::Io(error),
+        })?;
+        let mut store = Self::open(Arc::new(disk), sealer, settings, owner)?;
+        store.lock = Some(lock);
+        Ok(store)
+    }
+
     /// Opens the store on `disk`, or makes one. `owner` is who this node is: a store that was made by another is a
     /// copy, and begins empty. Nothing is found before [`Self::load_next`] was called, but for what is new.
     ///
@@ -198,6 +226,7 @@ impl Store {
             rests_until: None,
             closed_octets: 0,
             status: Status::default(),
+            lock: None,
         };
         store.find_generations()?;
         Ok(store)
@@ -477,6 +506,7 @@ impl Store {
             unloaded: self.unloaded.len(),
             extents: self.spaces.values().map(VirtualLog::extents).sum(),
             index_octets: self.index.octets(),
+            is_locked: self.lock.is_some(),
             ..self.status
         }
     }
