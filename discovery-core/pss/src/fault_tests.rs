@@ -276,6 +276,26 @@ fn a_full_disk_stops_the_growth_and_nothing_else() {
     }
 }
 
+#[test]
+fn a_disk_that_is_full_at_the_start_costs_the_oldest_generation_and_no_more() {
+    let sealer = &sealers()[0];
+    let sample = sample(sealer, true);
+    let used: usize = sample.disk.files().values().map(Vec::len).sum();
+    sample.disk.set_octets_max(Some(used as u64));
+    let epoch = {
+        let mut store = open_with(&sample.disk, sealer, settings());
+        let oldest = check(&mut store, &sample.runs, "full at the start");
+        assert!((8..sample.runs.len()).contains(&oldest), "{oldest}");
+        store.mark().epoch
+    };
+    assert!(open_with(&sample.disk, sealer, settings()).mark().epoch > epoch);
+    // No room at all, and nothing to give up: no store, and no harm.
+    let disk = FaultDisk::default();
+    disk.set_octets_max(Some(10));
+    let opened = Store::open(Arc::new(disk), Arc::clone(sealer), settings(), OWNER);
+    assert!(matches!(opened, Err(OpenError::Io(error)) if error.kind() == ErrorKind::StorageFull));
+}
+
 /// Does some of everything until it is done or something fails; what was synced comes back.
 fn work(store: &mut Store, base: u64, runs: &mut Vec<(Space, u64, Vec<u8>)>, synced: &mut usize) {
     let now = Instant::now();

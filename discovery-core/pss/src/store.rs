@@ -204,9 +204,6 @@ impl Store {
             None => Book { id: StoreId(random()?), owner, epoch: 0, peers: BTreeMap::new() },
         };
         book.epoch += 1;
-        if !mutants::on("pss-epoch-forgotten") {
-            book.write(&*disk, &*sealer)?;
-        }
         let newest = Generation(0);
         let live = Live { oldest: newest, newest };
         let mut store = Self {
@@ -229,7 +226,25 @@ impl Store {
             lock: None,
         };
         store.find_generations()?;
+        store.write_book()?;
         Ok(store)
+    }
+
+    /// Puts the epoch on the disk. Where there is no room for it the oldest generations make some: nobody has been
+    /// told of them yet.
+    fn write_book(&mut self) -> io::Result<()> {
+        if mutants::on("pss-epoch-forgotten") {
+            return Ok(());
+        }
+        loop {
+            let error = match self.book.write(&*self.disk, &*self.sealer) {
+                Err(error) if is_no_room(&error) => error,
+                written => return written,
+            };
+            let Some(oldest) = self.generations.keys().next().copied() else { return Err(error) };
+            self.evicting = Some(oldest);
+            self.finish_eviction(oldest);
+        }
     }
 
     /// Looks which log files are ours, and removes what can be nobody's.
@@ -510,6 +525,11 @@ impl Store {
             ..self.status
         }
     }
+}
+
+/// Whether the disk is full, and not broken.
+pub(crate) fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
 fn theirs(header: &[u8], generation: Generation) -> (StoreId, Generation) {

@@ -9,7 +9,7 @@ use crate::{
     place::{Anchor, Place, Space},
     reading::{PartRef, after},
     record::{ALIASES_MAX, ANCHORS_MAX, Alias, BLOCK, Part, Record, anchor, unpack},
-    store::{Files, Refused, Store, log_path, random},
+    store::{Files, Refused, Store, is_no_room, log_path, random},
 };
 use discovery_core::seam::disk::DiskFile;
 use std::{
@@ -264,11 +264,7 @@ impl Store {
     fn failed(&mut self, error: &io::Error, now: Instant) -> Refused {
         self.status.failed += 1;
         self.rests_until = Some(now + REST);
-        let full = matches!(
-            error.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-        );
-        if full { Refused::Full } else { Refused::Disk }
+        if is_no_room(error) { Refused::Full } else { Refused::Disk }
     }
 
     /// Gives octets that are stored another name: a peer was sent what this node has of another.
