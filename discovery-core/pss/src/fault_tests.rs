@@ -356,7 +356,7 @@ fn an_operation_that_fails_costs_no_truth() {
 #[test]
 fn what_was_synced_survives_a_power_cut_at_any_operation() {
     let sealer = &sealers()[0];
-    for seed in 0..300 {
+    for seed in 0..60 {
         let mut dice = Dice(seed);
         let disk = FaultDisk::default();
         let mut store = open(&disk);

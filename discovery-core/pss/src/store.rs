@@ -552,8 +552,11 @@ pub(crate) fn trailer_path(generation: Generation) -> String {
     format!("{DIR}/{:016x}.map", generation.0)
 }
 
+/// No store writes that many generations; a name with a higher number is somebody else's.
+const NUMBER_MAX: u64 = 1 << 37;
+
 /// The number in a name; only as this store writes it.
 fn number(name: &str) -> Option<Generation> {
-    let number = u64::from_str_radix(name, 16).ok().filter(|number| (1..u64::MAX).contains(number))?;
+    let number = u64::from_str_radix(name, 16).ok().filter(|number| (1..NUMBER_MAX).contains(number))?;
     (format!("{number:016x}") == name).then_some(Generation(number))
 }

@@ -364,13 +364,19 @@ fn a_book_is_read_as_it_was_written_or_not_at_all() {
 fn names_that_are_none_of_ours_stay() {
     let disk = FaultDisk::default();
     disk.create_dir("log").unwrap();
-    for name in ["log/notes", "log/1.seg", "log/00000000000000AB.seg", "log/0000000000000000.seg"] {
+    for name in [
+        "log/notes",
+        "log/1.seg",
+        "log/00000000000000AB.seg",
+        "log/0000000000000000.seg",
+        "log/ffffffffffffffff.seg",
+    ] {
         disk.create(name).unwrap();
     }
     disk.create("log/0000000000000005.seg").unwrap();
     disk.create("log/0000000000000006.map").unwrap();
     let mut store = open(&disk);
-    assert_eq!((store.status().foreign, disk.files().len()), (2, 5), "{:?}", disk.files().keys());
+    assert_eq!((store.status().foreign, disk.files().len()), (2, 6), "{:?}", disk.files().keys());
     store.append(space(1), 0, b"x", &[], now()).unwrap();
     store.sync(now()).unwrap();
     assert!(disk.files().contains_key("log/0000000000000007.seg"));

@@ -9,13 +9,40 @@ use std::collections::BTreeMap;
 pub(crate) struct VirtualLog {
     by_address: BTreeMap<u64, Extent>,
     /// A hint: of those that begin at one place the last; what it says is looked up above.
-    by_place: BTreeMap<Place, u64>,
+    by_place: BTreeMap<Packed, u64>,
 }
 
+/// Millions of them are in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Extent {
-    place: Place,
+    place: Packed,
     octets: u32,
+}
+
+/// A place in one number, in the same order; generations that there are are below 2^38.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Packed(u64);
+
+impl Packed {
+    fn new(place: Place) -> Self {
+        // Of a generation that cannot be, anything: whoever looks compares.
+        Self(place.generation.0.wrapping_mul(u64::from(OFFSETS)).wrapping_add(place.offset.into()))
+    }
+
+    fn place(self) -> Place {
+        let offset = u32::try_from(self.0 % u64::from(OFFSETS)).unwrap_or(0);
+        Place { generation: Generation(self.0 / u64::from(OFFSETS)), offset }
+    }
+}
+
+impl Extent {
+    fn new(place: Place, octets: u32) -> Self {
+        Self { place: Packed::new(place), octets }
+    }
+
+    fn place(self) -> Place {
+        self.place.place()
+    }
 }
 
 /// Octets that lie together.
@@ -40,16 +67,16 @@ impl VirtualLog {
         if octets == 0 || self.overlaps(address, octets) {
             return false;
         }
-        let (mut from, mut run) = (address, Extent { place, octets });
+        let (mut from, mut run) = (address, Extent::new(place, octets));
         if let Some((&before, &extent)) = self.by_address.range(..address).next_back()
             && before + u64::from(extent.octets) == address
-            && extent.place.plus(extent.octets) == place
+            && extent.place().plus(extent.octets) == place
         {
-            (from, run) = (before, Extent { place: extent.place, octets: extent.octets + octets });
+            (from, run) = (before, Extent { octets: extent.octets + octets, ..extent });
         }
         let end = address + u64::from(octets);
         if let Some(&after) = self.by_address.get(&end)
-            && after.place == place.plus(octets)
+            && after.place() == place.plus(octets)
         {
             self.remove(end);
             run.octets += after.octets;
@@ -75,7 +102,7 @@ impl VirtualLog {
             let (from, extent) = self.by_address.range(..=at).next_back()?;
             let skip = u32::try_from(at - from).ok().filter(|skip| *skip < extent.octets)?;
             let octets = (extent.octets - skip).min(u32::try_from(end - at).unwrap_or(u32::MAX));
-            out.push(Run { place: extent.place.plus(skip), octets });
+            out.push(Run { place: extent.place().plus(skip), octets });
             at += u64::from(octets);
         }
         Some(out)
@@ -83,12 +110,13 @@ impl VirtualLog {
 
     /// What a place is called here, and how many octets follow under that name.
     pub(crate) fn address_of(&self, place: Place) -> Option<(u64, u32)> {
-        let (_, &from) = self.by_place.range(..=place).next_back()?;
+        let (_, &from) = self.by_place.range(..=Packed::new(place)).next_back()?;
         let extent = self.by_address.get(&from)?;
-        if extent.place.generation != place.generation {
+        let first = extent.place();
+        if first.generation != place.generation {
             return None;
         }
-        let skip = place.offset.checked_sub(extent.place.offset).filter(|skip| *skip < extent.octets)?;
+        let skip = place.offset.checked_sub(first.offset).filter(|skip| *skip < extent.octets)?;
         Some((from + u64::from(skip), extent.octets - skip))
     }
 
@@ -100,22 +128,20 @@ impl VirtualLog {
             .by_address
             .iter()
             .filter(|(_, extent)| {
-                extent.place.generation == generation
-                    && extent.place.offset < end
-                    && extent.place.offset + extent.octets > offset
+                let first = extent.place();
+                first.generation == generation && first.offset < end && first.offset + extent.octets > offset
             })
             .map(|(from, _)| *from)
             .collect();
         let mut out = Vec::new();
         for from in hit {
             let Some(extent) = self.remove(from) else { continue };
-            let first = extent.place.offset.max(offset);
-            let last = (extent.place.offset + extent.octets).min(end);
-            let before = first - extent.place.offset;
-            self.insert(from, extent.place, before);
-            let behind = Place { generation, offset: last };
-            let behind_from = from + u64::from(last - extent.place.offset);
-            self.insert(behind_from, behind, extent.place.offset + extent.octets - last);
+            let whole = extent.place();
+            let (first, last) = (whole.offset.max(offset), (whole.offset + extent.octets).min(end));
+            let before = first - whole.offset;
+            self.insert(from, whole, before);
+            let behind_from = from + u64::from(last - whole.offset);
+            self.insert(behind_from, Place { generation, offset: last }, whole.offset + extent.octets - last);
             out.push(Interval { from: from + u64::from(before), to: behind_from });
         }
         out
@@ -130,7 +156,7 @@ impl VirtualLog {
     pub(crate) fn intervals(&self, counts: impl Fn(Generation) -> bool) -> Vec<Interval> {
         let mut out: Vec<Interval> = Vec::new();
         for (&from, extent) in &self.by_address {
-            if !counts(extent.place.generation) {
+            if !counts(extent.place().generation) {
                 continue;
             }
             let to = from + u64::from(extent.octets);
