@@ -390,6 +390,25 @@ fn what_was_synced_survives_a_power_cut_at_any_operation() {
     }
 }
 
+#[test]
+fn a_trailer_tells_of_nothing_that_a_power_cut_takes() {
+    let sealer = &sealers()[0];
+    for seed in 0..20 {
+        let disk = FaultDisk::default();
+        let mut store = open(&disk);
+        // Two blocks are written, and nothing is synced.
+        let run = (space(1), 0, octets(seed, 2 * BLOCK));
+        store.append(run.0, run.1, &run.2, &[], Instant::now()).unwrap();
+        // The process is killed; the next one finds what the kernel still has.
+        drop(store);
+        discovery_core::seam::disk::Disk::sync_dir(&disk, "log").unwrap();
+        let runs = [run];
+        assert_eq!(check(&mut open(&disk), &runs, "killed"), 1);
+        let after = disk.crash(&mut Dice(seed));
+        check(&mut open_with(&after, sealer, settings()), &runs, &format!("seed {seed}"));
+    }
+}
+
 /// Not a test of its own: the process that the next test kills. It stores run after run, says which it has synced, and
 /// ends when it is killed.
 #[test]
