@@ -114,6 +114,12 @@ fn main() -> ExitCode {
         store.read(Space([8; 16]), nth << 23, 8 << 20, &mut out).unwrap();
     }
     println!("read, verify (page cache)     {:>7.0} MB/s", 134.2 / begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    for nth in 0..16u32 {
+        let place = store.find(mix(u64::from(nth) << 40)).into_iter().flatten().next().unwrap();
+        assert_eq!(store.compare(place, &[], chunk).1, chunk.len());
+    }
+    println!("compare with what is stored   {:>7.0} MB/s", 134.2 / begun.elapsed().as_secs_f64());
     if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -71,21 +71,51 @@ impl Store {
         let (mut at, end) = (place, place.offset.saturating_add(octets));
         while at.offset < end {
             let wanted = end - at.offset;
-            let copied = match self.writing.as_ref().and_then(|writing| writing.unwritten(at)) {
-                Some(tail) => copy(tail, 0, wanted, out),
-                None => self.read_part(at, wanted, out).inspect_err(|_| out.truncate(before))?,
-            };
-            if copied == 0 {
-                out.truncate(before);
-                return Err(Unreadable::default());
-            }
-            at = at.plus(copied);
+            let copied = self.piece(at, |piece, skip| copy(piece, skip, wanted, out));
+            at = at.plus(copied.inspect_err(|_| out.truncate(before))?);
         }
         Ok(())
     }
 
-    /// From one record; how many octets.
-    fn read_part(&mut self, place: Place, wanted: u32, out: &mut Vec<u8>) -> Result<u32, Unreadable> {
+    /// How many octets of `ahead` lie at a place, and how many of the end of `behind` lie before it: what a sender
+    /// need not send. Nothing where the place cannot be read.
+    pub fn compare(&mut self, place: Place, behind: &[u8], ahead: &[u8]) -> (usize, usize) {
+        let (mut at, mut forward) = (place, 0);
+        while let Some(rest) = ahead.get(forward..).filter(|rest| !rest.is_empty()) {
+            let step = self.piece(at, |piece, skip| {
+                let piece = piece.get(skip as usize..).unwrap_or_default();
+                (common_start(piece, rest), piece.len())
+            });
+            let Ok((same, len)) = step else { break };
+            forward += same;
+            if same < len {
+                break;
+            }
+            at = at.plus(u32::try_from(len).unwrap_or(0));
+        }
+        let (mut at, mut backward) = (place, 0);
+        while let Some(rest) = behind.get(..behind.len() - backward).filter(|rest| !rest.is_empty())
+            && let Some(last) = at.offset.checked_sub(1)
+        {
+            let step = self.piece(Place { offset: last, ..at }, |piece, skip| {
+                let piece = piece.get(..=skip as usize).unwrap_or_default();
+                (common_end(piece, rest), piece.len())
+            });
+            let Ok((same, len)) = step else { break };
+            backward += same;
+            if same < len {
+                break;
+            }
+            at = Place { offset: at.offset.saturating_sub(u32::try_from(len).unwrap_or(0)), ..at };
+        }
+        (backward, forward)
+    }
+
+    /// Shows the octets that lie together around a place, verified, and where among them it is.
+    fn piece<R>(&mut self, place: Place, show: impl FnOnce(&[u8], u32) -> R) -> Result<R, Unreadable> {
+        if let Some((tail, skip)) = self.writing.as_ref().and_then(|writing| writing.unwritten(place)) {
+            return Ok(show(tail, skip));
+        }
         let files = self.generations.get(&place.generation).ok_or_else(Unreadable::default)?;
         let layout = files.layout;
         let nth = files.parts.partition_point(|part| part.offset <= place.offset);
@@ -95,25 +125,42 @@ impl Store {
             .filter(|(part, skip)| *skip < part.octets)
             .ok_or_else(Unreadable::default)?;
         if let Some(content) = self.cache.get(place.generation, part.at) {
-            return Ok(copy(&content, skip, wanted, out));
+            return Ok(show(&content, skip));
         }
-        match read_record(&*self.disk, &*self.sealer, &layout, part) {
-            Some(content) => {
-                let copied = copy(&content, skip, wanted, out);
-                self.cache.insert(place.generation, part.at, Arc::new(content));
-                Ok(copied)
+        let Some(content) = read_record(&*self.disk, &*self.sealer, &layout, part) else {
+            self.status.damaged += 1;
+            if let Some(files) = self.generations.get_mut(&place.generation) {
+                files.parts.retain(|other| other.offset != part.offset);
             }
-            None => {
-                self.status.damaged += 1;
-                if let Some(files) = self.generations.get_mut(&place.generation) {
-                    files.parts.retain(|other| other.offset != part.offset);
-                }
-                let lost = self.forget(Place { offset: part.offset, ..place }, part.octets);
-                Err(Unreadable { lost })
-            }
-        }
+            let lost = self.forget(Place { offset: part.offset, ..place }, part.octets);
+            return Err(Unreadable { lost });
+        };
+        let shown = show(&content, skip);
+        self.cache.insert(place.generation, part.at, Arc::new(content));
+        Ok(shown)
     }
 }
+
+/// How long two begin alike: in strides that the processor compares at once, then octet by octet.
+fn common_start(one: &[u8], other: &[u8]) -> usize {
+    let strides =
+        one.chunks_exact(STRIDE).zip(other.chunks_exact(STRIDE)).take_while(|(a, b)| a == b).count();
+    let (one, other) = (one.get(strides * STRIDE..), other.get(strides * STRIDE..));
+    let rest = one.unwrap_or_default().iter().zip(other.unwrap_or_default());
+    strides * STRIDE + rest.take_while(|(a, b)| a == b).count()
+}
+
+/// How long two end alike.
+fn common_end(one: &[u8], other: &[u8]) -> usize {
+    let strides =
+        one.rchunks_exact(STRIDE).zip(other.rchunks_exact(STRIDE)).take_while(|(a, b)| a == b).count();
+    let left = |octets: &[u8]| octets.len() - strides * STRIDE;
+    let (one, other) = (one.get(..left(one)), other.get(..left(other)));
+    let rest = one.unwrap_or_default().iter().rev().zip(other.unwrap_or_default().iter().rev());
+    strides * STRIDE + rest.take_while(|(a, b)| a == b).count()
+}
+
+const STRIDE: usize = 64;
 
 /// Copies up to `wanted` octets behind `skip`; how many.
 fn copy(from: &[u8], skip: u32, wanted: u32, out: &mut Vec<u8>) -> u32 {

@@ -156,6 +156,35 @@ fn hash(octets: &[u8]) -> u64 {
 }
 
 #[test]
+fn a_match_is_as_long_as_it_is() {
+    let disk = FaultDisk::default();
+    let mut store = open(&disk);
+    let content = octets(6, 2 * BLOCK + 5000);
+    store.append(space(1), 0, &content[..1000], &[], now()).unwrap();
+    store.sync(now()).unwrap();
+    store.append(space(1), 1000, &content[1000..], &[], now()).unwrap();
+    // Over what was synced, over a block's end, into what is not written yet.
+    let first = store.spaces[&space(1)].locate(0, 1).unwrap()[0].place;
+    for (from, at, to) in
+        [(0, 900, 5000), (900, 1000, 2 * BLOCK + 5000), (3, BLOCK + 1, 2 * BLOCK + 1), (0, 0, 1)]
+    {
+        let (behind, ahead) = (&content[from..at], &content[at..to]);
+        let place = first.plus(u32::try_from(at).unwrap());
+        assert_eq!(store.compare(place, behind, ahead), (behind.len(), ahead.len()), "{from} {at} {to}");
+        let (mut other_behind, mut other_ahead) = (behind.to_vec(), ahead.to_vec());
+        if let Some(octet) = other_behind.first_mut() {
+            *octet ^= 1;
+        }
+        *other_ahead.last_mut().unwrap() ^= 1;
+        let same = store.compare(place, &other_behind, &other_ahead);
+        assert_eq!(same, (behind.len().saturating_sub(1), ahead.len() - 1), "{from} {at} {to}");
+    }
+    let (_, longer) = store.compare(first, b"before", &[&content[..], b"more"].concat());
+    assert_eq!(longer, content.len());
+    assert_eq!(store.compare(Place { generation: Generation(77), offset: 0 }, b"a", b"b"), (0, 0));
+}
+
+#[test]
 fn many_branches_have_one_copy() {
     let disk = FaultDisk::default();
     let mut store = open(&disk);

@@ -72,14 +72,14 @@ impl Writing {
         u64::from(self.at) + self.blocks.iter().map(|block| block.tail.len() as u64).sum::<u64>()
     }
 
-    /// What is not yet in the file, from `place` on.
-    pub(crate) fn unwritten(&self, place: Place) -> Option<&[u8]> {
+    /// Octets that are not yet in the file, and where among them `place` is.
+    pub(crate) fn unwritten(&self, place: Place) -> Option<(&[u8], u32)> {
         if place.generation != self.layout.generation {
             return None;
         }
         let block =
             self.blocks.iter().find(|block| (block.offset..block.next_offset()).contains(&place.offset))?;
-        block.tail.get((place.offset - block.offset) as usize..)
+        Some((&block.tail, place.offset - block.offset))
     }
 }
 
@@ -313,7 +313,7 @@ impl Store {
         while !self.is_going(place.generation) && at.offset < end {
             let unwritten = self.writing.as_ref().and_then(|writing| writing.unwritten(at));
             let octets = match unwritten {
-                Some(tail) => u32::try_from(tail.len()).unwrap_or(0),
+                Some((tail, skip)) => u32::try_from(tail.len()).unwrap_or(0) - skip,
                 None => {
                     let nth = files.parts.partition_point(|part| part.offset <= at.offset);
                     let part = nth.checked_sub(1).and_then(|nth| files.parts.get(nth));
