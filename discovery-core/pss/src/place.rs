@@ -13,7 +13,7 @@ pub struct Generation(pub u64);
 pub struct Place {
     /// The log file.
     pub generation: Generation,
-    /// Below [`OFFSETS`].
+    /// Below 2^26.
     pub offset: u32,
 }
 
