@@ -147,7 +147,10 @@ impl World {
             Step::Alias { nth, space: other, skip, octets } => {
                 let Some((key, content)) = self.nth(*nth) else { return };
                 let (skip, octets) = (*skip as usize, *octets as usize);
-                let Some(content) = content.get(skip..content.len().min(skip + octets)) else { return };
+                let end = content.len().min(skip + octets);
+                let Some(content) = content.get(skip..end).filter(|content| !content.is_empty()) else {
+                    return;
+                };
                 self.alias(key, skip, content.to_vec(), space(*other));
             }
             Step::Read { nth } => {
