@@ -20,18 +20,12 @@ mod chores;
 mod claims;
 mod columns;
 mod counters;
-mod disk;
-#[cfg(test)]
-mod disk_battery;
-#[cfg(test)]
-mod fault_disk;
 #[cfg(test)]
 mod fault_tests;
 mod fills;
 mod head;
 mod index;
 mod item_keys;
-mod lock_file;
 #[cfg(test)]
 mod model_tests;
 mod opening;
@@ -39,7 +33,6 @@ mod resolve;
 mod room;
 mod schema;
 mod scope;
-mod seal;
 mod shadow;
 mod stats;
 #[cfg(test)]
@@ -62,7 +55,7 @@ use discovery_core::{
     seam::{disk::Disk, sealer::Sealer},
     value::Proof,
 };
-use disk::DirectoryDisk;
+use disk::{AesGcm, CheckOnly, DirectoryDisk, LockFile, NoRandom, Refused};
 use fills::{Filled, Fills};
 use imap_core::{
     catalog::{Catalog, CatalogOp, CatalogReply, Claim, Held, MailboxKey, Row},
@@ -71,12 +64,10 @@ use imap_core::{
     uid::Uid,
 };
 use index::Index;
-use lock_file::{LockFile, Refused};
 use opening::{Opened, open_index};
 use resolve::Resolver;
 use room::Room;
 use scope::{NameScope, Scope};
-use seal::{AesGcm, CheckOnly, NoRandom};
 use std::{
     io,
     sync::Arc,

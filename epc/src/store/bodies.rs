@@ -12,13 +12,13 @@ use super::{
     body_file::{BodyDigest, FileId, HEADER_OCTETS, Layout},
     counters::Counters,
     room::{Promise, Room},
-    seal::{NoRandom, random},
 };
 use discovery_core::seam::{
     blob::{BlobId, BlobReader, BlobStore, BlobWriter, Durability, StoreError, VerifyReport},
     disk::{Disk, DiskFile},
     sealer::{Sealer, Tampered},
 };
+use disk::{NoRandom, random};
 use imap_core::mutants;
 use std::{
     collections::{BTreeSet, HashMap},

@@ -4,15 +4,16 @@ use super::{
     bodies::Bodies,
     body_file::{BLOCK_OCTETS, HEADER_OCTETS},
     counters::Counters,
-    disk::DirectoryDisk,
-    fault_disk::{Dice, Fault, FaultDisk},
     room::Room,
-    seal::{AesGcm, CheckOnly},
 };
 use discovery_core::seam::{
     blob::{BlobId, BlobReader, BlobStore, Durability, Length, StoreError},
     disk::Disk,
     sealer::Sealer,
+};
+use disk::{
+    AesGcm, CheckOnly, DirectoryDisk,
+    faults::{Dice, Fault, FaultDisk},
 };
 use std::{
     collections::BTreeMap,

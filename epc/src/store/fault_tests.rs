@@ -2,7 +2,6 @@
 
 use super::{
     counters::Counters,
-    fault_disk::{Dice, Fault, FaultDisk},
     item_keys::ItemKeys,
     store_tests::{
         begin, config, data, fill, fresh, item, mailbox, message, octets, one, record, resolve, text,
@@ -11,6 +10,7 @@ use super::{
     trust::Trust,
     *,
 };
+use disk::faults::{Dice, Fault, FaultDisk};
 use imap_core::catalog::RequestId;
 use std::{
     collections::BTreeMap,

@@ -1,11 +1,11 @@
 //! The store against a model of it, and against itself in several threads.
 
 use super::{
-    fault_disk::{Dice, FaultDisk},
     store_tests::{begin, config, data, fill, item, mailbox, message, one, text, try_octets, uid},
     *,
 };
 use bytes::Bytes;
+use disk::faults::{Dice, FaultDisk};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},

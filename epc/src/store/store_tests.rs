@@ -1,11 +1,12 @@
 //! What the store promises to sessions, seen through `Catalog` only.
 
-use super::{fault_disk::FaultDisk, trust::SAME_MIN, *};
+use super::{trust::SAME_MIN, *};
 use bytes::Bytes;
 use discovery_core::{
     id::{AccountKey, ServerId, UserKey},
     seam::blob::{BlobReader, Length, StoreError},
 };
+use disk::faults::FaultDisk;
 use imap_core::{
     catalog::{FillId, INLINE_OCTETS_MAX, RequestId},
     uid::UidValidity,

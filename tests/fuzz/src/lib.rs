@@ -31,6 +31,7 @@ pub mod response;
 pub mod said;
 pub mod sasl;
 pub mod search_criteria;
+pub mod segment;
 pub mod sequence_set;
 pub mod session;
 pub mod slicer;
@@ -70,6 +71,8 @@ pub const TARGETS: &[Target] = &[
     ("said", said::run),
     ("sasl", sasl::run),
     ("search_criteria", search_criteria::run),
+    ("segment_files", segment::run_files),
+    ("segment_records", segment::run_records),
     ("sequence_set", sequence_set::run),
     ("session", session::run),
     ("slicer", slicer::run),

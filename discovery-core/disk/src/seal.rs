@@ -6,8 +6,8 @@
 //! checked:  octets ‖ BLAKE3 of context and octets, cut to 16
 //! ```
 
+use discovery_core::mutants;
 use discovery_core::seam::sealer::{SealContext, Sealer, Tampered};
-use imap_core::mutants;
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     rand::{SecureRandom, SystemRandom},
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 /// Encrypts nothing; notices every change by chance or accident, not one made on purpose.
 #[derive(Debug)]
-pub(super) struct CheckOnly;
+pub struct CheckOnly;
 
 const CHECK_OCTETS: usize = 16;
 
@@ -67,7 +67,7 @@ fn bind(hasher: &mut blake3::Hasher, context: SealContext<'_>) {
 
 /// Encrypts and authenticates. Each place has a key of its own, so that nonces of different places can never
 /// meet, whatever is restored from a backup; within a place they are random.
-pub(super) struct AesGcm {
+pub struct AesGcm {
     places: Zeroizing<[u8; 32]>,
     ids: Zeroizing<[u8; 32]>,
     nonce_seed: Zeroizing<[u8; 32]>,
@@ -76,17 +76,24 @@ pub(super) struct AesGcm {
 
 /// The system gave no random octets.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NoRandom;
+pub struct NoRandom;
 
 /// Random octets of the system.
-pub(super) fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
+///
+/// # Errors
+/// [`NoRandom`].
+pub fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
     let mut out = [0; N];
     SystemRandom::new().fill(&mut out).map_err(|_| NoRandom)?;
     Ok(out)
 }
 
 impl AesGcm {
-    pub(super) fn new(key: &[u8; 32]) -> Result<Self, NoRandom> {
+    /// A sealer with keys derived from `key`.
+    ///
+    /// # Errors
+    /// [`NoRandom`].
+    pub fn new(key: &[u8; 32]) -> Result<Self, NoRandom> {
         Ok(Self {
             places: Zeroizing::new(blake3::derive_key("waypost 2026 store: keys of places", key)),
             ids: Zeroizing::new(blake3::derive_key("waypost 2026 store: ids of content", key)),

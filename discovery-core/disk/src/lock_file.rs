@@ -11,18 +11,25 @@ use std::{
 
 /// Holds the store until it is dropped, or the process ends in whatever way.
 #[derive(Debug)]
-pub(super) struct LockFile {
+pub struct LockFile {
     _file: File,
 }
 
-pub(super) enum Refused {
+/// Why there is no lock.
+#[derive(Debug)]
+pub enum Refused {
     /// Another process has it; its number, when it can be read.
     Held(Option<u32>),
+    /// What the disk says.
     Io(io::Error),
 }
 
 impl LockFile {
-    pub(super) fn take(path: &Path) -> Result<Self, Refused> {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn take(path: &Path) -> Result<Self, Refused> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(path).map_err(Refused::Io)?;

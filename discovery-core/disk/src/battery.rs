@@ -1,9 +1,12 @@
 //! What every disk must do, run over the real one and the one with faults.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "it reports by panicking")]
+
 use discovery_core::seam::disk::Disk;
 use std::io::ErrorKind;
 
-pub(super) fn disk_battery(disk: &dyn Disk) {
+/// Panics where `disk`, which is empty, does not keep what the seam promises.
+pub fn disk_battery(disk: &dyn Disk) {
     assert_eq!(disk.list("d").unwrap(), Vec::<String>::new());
     disk.create_dir("d/e").unwrap();
     disk.create_dir("d/e").unwrap();

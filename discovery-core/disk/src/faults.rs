@@ -1,6 +1,13 @@
 //! A disk in memory that fails on demand: at the N-th operation, for lack of room, by a flipped bit, or by a crash
 //! that loses what was not synced and keeps any part of it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "compiled for tests only; a lock that is poisoned is a test that failed"
+)]
+
 use discovery_core::seam::disk::{Disk, DiskFile};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,13 +15,15 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+/// The disk. Clones are the same one.
 #[derive(Clone, Default)]
-pub(super) struct FaultDisk {
+pub struct FaultDisk {
     state: Arc<Mutex<State>>,
 }
 
+/// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub enum Fault {
     /// The operation fails and does nothing.
     Error(ErrorKind),
     /// An append writes some of it and fails; anything else fails.
@@ -51,10 +60,11 @@ enum Change {
 }
 
 /// SplitMix64.
-pub(super) struct Dice(pub(super) u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    pub(super) fn roll(&mut self, below: usize) -> usize {
+    /// A number below `below`.
+    pub fn roll(&mut self, below: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -65,32 +75,35 @@ impl Dice {
 
 impl FaultDisk {
     /// Fails the operation that is `from_now` operations away.
-    pub(super) fn fail(&self, from_now: u64, fault: Fault) {
+    pub fn fail(&self, from_now: u64, fault: Fault) {
         let mut state = self.state.lock().unwrap();
         let at = state.operations + from_now;
         state.faults.insert(at, fault);
     }
 
-    pub(super) fn clear_faults(&self) {
+    /// Nothing fails any more.
+    pub fn clear_faults(&self) {
         self.state.lock().unwrap().faults.clear();
     }
 
-    pub(super) fn operations(&self) -> u64 {
+    /// How many operations there were.
+    pub fn operations(&self) -> u64 {
         self.state.lock().unwrap().operations
     }
 
-    pub(super) fn set_octets_max(&self, octets: Option<u64>) {
+    /// How much has room in all files together.
+    pub fn set_octets_max(&self, octets: Option<u64>) {
         self.state.lock().unwrap().octets_max = octets;
     }
 
     /// All names with their files' octets.
-    pub(super) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state.lock().unwrap();
         state.names.iter().map(|(name, inode)| (name.clone(), state.inodes[inode].octets.clone())).collect()
     }
 
     /// Changes a file as a bad disk would.
-    pub(super) fn change(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    pub fn change(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state.lock().unwrap();
         let inode = state.names[path];
         change(&mut state.inodes.get_mut(&inode).unwrap().octets);
@@ -98,7 +111,7 @@ impl FaultDisk {
 
     /// What a new boot finds after the power failed: of each file what was synced and some of the rest, perhaps as
     /// zeros; of the changes of names any.
-    pub(super) fn crash(&self, dice: &mut Dice) -> Self {
+    pub fn crash(&self, dice: &mut Dice) -> Self {
         let mut state = self.state.lock().unwrap().clone();
         for inode in state.inodes.values_mut() {
             let unsynced = inode.octets.len() - inode.synced;
@@ -307,7 +320,7 @@ impl DiskFile for FaultFile {
 
 #[test]
 fn a_disk_with_faults_keeps_what_the_seam_promises() {
-    super::disk_battery::disk_battery(&FaultDisk::default());
+    crate::battery::disk_battery(&FaultDisk::default());
 }
 
 #[test]

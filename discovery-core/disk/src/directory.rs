@@ -11,13 +11,16 @@ use std::{
 
 /// A directory of the file system.
 #[derive(Debug)]
-pub(super) struct DirectoryDisk {
+pub struct DirectoryDisk {
     root: PathBuf,
 }
 
 impl DirectoryDisk {
     /// Takes a directory, and makes it with its parents where it is missing.
-    pub(super) fn new(root: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn new(root: &Path) -> io::Result<Self> {
         make_dir(root)?;
         Ok(Self { root: root.to_owned() })
     }
@@ -109,7 +112,7 @@ impl DiskFile for DirectoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::disk_battery::disk_battery;
+    use crate::battery::disk_battery;
     use std::os::unix::fs::{MetadataExt, symlink};
 
     #[test]
