@@ -53,7 +53,7 @@ impl Controller {
             }
             return self.rate();
         };
-        let queue = sample.srtt.saturating_sub(sample.min_rtt);
+        let queue = sample.srtt.saturating_sub(sample.min_rtt).saturating_sub(ack_wait(rate));
         let share = queue.as_secs_f64() / self.target.as_secs_f64();
         let factor = if share <= 1.0 {
             // A sender that does not use what it may learns nothing by being allowed more.
@@ -90,6 +90,12 @@ impl Controller {
     }
 }
 
+/// How long an acknowledgement waits at the other end for a second segment when they come at this rate: no queue of the
+/// line's. Taken for one, it would hold a cap that is low at the lowest for good.
+fn ack_wait(rate: f64) -> Duration {
+    Duration::from_secs_f64(ACKED_TOGETHER / rate.max(RATE_MIN))
+}
+
 #[allow(clippy::cast_precision_loss, reason = "a rate, of which three digits matter")]
 fn as_float(rate: u64) -> f64 {
     rate as f64
@@ -110,6 +116,8 @@ const CUT: f64 = 0.95;
 const CUT_HARD: f64 = 0.85;
 /// Half a megabit: a link that is slower than that is not made better by pacing.
 const RATE_MIN: f64 = 62_500.0;
+/// Two full segments (RFC 9293 §3.8.6.3).
+const ACKED_TOGETHER: f64 = 2.0 * 1460.0;
 /// A terabit.
 const RATE_MAX: f64 = 125e9;
 
@@ -225,4 +233,23 @@ mod tests {
     }
 
     impl ForTests for Instant {}
+
+    /// A line on which congestion control saw little at first, because packets were lost.
+    #[test]
+    fn a_cap_far_below_the_line_finds_its_way_up() {
+        let (rtt, line) = (Duration::from_millis(80), 12.5e6);
+        let mut controller = Controller::new(TARGET_BULK, Some(1));
+        let mut now = Instant::now();
+        let mut seconds = 0.0;
+        while controller.rate().unwrap() < (line / 2.0) as u64 {
+            let cap = controller.rate().unwrap();
+            // Nothing queues; each acknowledgement waits for the second segment.
+            let srtt = rtt + Duration::from_secs_f64(1460.0 / cap as f64);
+            let sample = Sample { srtt, min_rtt: rtt, delivered: cap, app_limited: false, busy: true };
+            controller.handle_sample(now, &sample);
+            now += SAMPLE_EACH;
+            seconds += SAMPLE_EACH.as_secs_f64();
+            assert!(seconds < 60.0, "after a minute it is at {cap} octets a second");
+        }
+    }
 }
