@@ -25,6 +25,7 @@ pub(crate) fn hung(case: &Case) -> anyhow::Result<()> {
     echo_server(&lab)?;
     let mut nodes = Nodes::pair(case, &lab)?;
     nodes.node(Place::Branch)?.watch.announce("stands still");
+    nodes.node(Place::Branch)?.watch.announce("bypass");
     let child = child(&mut nodes)?;
     let mut live = Client::connect(&lab, ip())?;
     live.echoes(b"before")?;
