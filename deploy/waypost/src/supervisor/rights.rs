@@ -53,7 +53,11 @@ const NICE_LIMIT: u64 = 30;
 /// For the calling thread and those that it starts: before there are others.
 /// `user`: whether the node becomes somebody else.
 pub(super) fn give_up(user: bool) {
-    let needed = if user { NEEDED.union(CapabilitySet::SETUID).union(CapabilitySet::SETGID) } else { NEEDED };
+    let needed = if user {
+        NEEDED.union(CapabilitySet::SETUID).union(CapabilitySet::SETGID).union(CapabilitySet::KILL)
+    } else {
+        NEEDED
+    };
     if let Err(error) = set_no_new_privs(true) {
         tracing::debug!(%error, "no_new_privs");
     }
