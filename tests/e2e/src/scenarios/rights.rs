@@ -165,7 +165,15 @@ pub(crate) fn user(case: &Case) -> anyhow::Result<()> {
     }
     // Root without a capability can, which is why the node is not root.
     ensure!(does(&["--bounding-set=-all", "--inh-caps=-all"], setting)?, "control: {setting}");
-    live.ends()
+    live.ends()?;
+    // It is netd's to end, stopped or not, whoever it is.
+    let (node, netd) = (nodes.node(Place::Branch)?.node(), nodes.node(Place::Branch)?.netd());
+    nodes.node(Place::Branch)?.watch.announce("the node has ended");
+    let (node, netd) = (node.context("no node")?, netd.context("no netd")?);
+    lab::sys::kill(node, libc::SIGSTOP)?;
+    lab::sys::kill(netd, libc::SIGKILL)?;
+    until("the stopped node has ended", || Ok(!runs(node)))?;
+    Ok(())
 }
 
 const NOBODY: &str = "nobody";
