@@ -12,7 +12,6 @@
 )]
 
 mod file;
-mod lock_file;
 mod writer;
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //!
 //! Habits are kept under hashes (`UserKey`, the rooms' opaque keys): no name and no text stands here.
 
-use super::lock_file::{LockFile, Refused};
 use crate::{
     database::Change,
     ledger::{LedgerChanges, Row, Tally, Waiting},
@@ -13,6 +12,7 @@ use discovery_core::{
     now::UnixMillis,
     value::ObjectKey,
 };
+use disk::{LockFile, Refused};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::{
     fs, io,
