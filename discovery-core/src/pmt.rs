@@ -257,7 +257,7 @@ impl Pmt {
 
     /// A peer answered on the path and carried a connection to the server.
     pub fn learn_peer(&mut self, now: Now, server: SocketAddr, peer: Peer) -> PmtRow {
-        self.answered(now, server, Known::Peer(peer), self.config.ttl_min, self.config.ttl_max)
+        self.answered(now, server, Known::Peer(peer), (self.config.ttl_min, self.config.ttl_max))
     }
 
     /// A peer that was known, and asked for this connection then, carried it: it is believed longer, and the path is asked
@@ -270,7 +270,7 @@ impl Pmt {
             Some((Some(other), path_at, _)) if other != known && answered_since(path_at) => return None,
             Some(_) | None => {}
         }
-        let row = self.learn(now, server, known, self.config.ttl_min, self.config.ttl_max);
+        let row = self.learn(now, server, known, (self.config.ttl_min, self.config.ttl_max));
         if let Some((Some(same), _, due)) = before
             && same == known
         {
@@ -296,12 +296,12 @@ impl Pmt {
 
     /// The server itself answered a query.
     pub fn learn_none(&mut self, now: Now, server: SocketAddr) -> PmtRow {
-        self.answered(now, server, Known::NoProxy, self.config.ttl_min, self.config.no_proxy_ttl_max)
+        self.answered(now, server, Known::NoProxy, (self.config.ttl_min, self.config.no_proxy_ttl_max))
     }
 
     /// The same, while somebody who may stand there is missed: the next SYN but one asks again.
     pub fn learn_none_for_now(&mut self, now: Now, server: SocketAddr) -> PmtRow {
-        self.answered(now, server, Known::NoProxy, self.config.missed_ttl, self.config.missed_ttl)
+        self.answered(now, server, Known::NoProxy, (self.config.missed_ttl, self.config.missed_ttl))
     }
 
     /// That nobody stands before a server is believed no longer than [`Pmt::learn_none_for_now`] would, where it was learnt
@@ -319,12 +319,12 @@ impl Pmt {
 
     /// The peer on the path to the server does not take connections: past it, for a short time.
     pub fn failed(&mut self, now: Now, server: SocketAddr) -> PmtRow {
-        self.learn(now, server, Known::NoProxy, self.config.failed_ttl, self.config.failed_ttl)
+        self.learn(now, server, Known::NoProxy, (self.config.failed_ttl, self.config.failed_ttl))
     }
 
     /// SYNs with the query do not reach the server; without it they do.
     pub fn option_dropped(&mut self, now: Now, server: SocketAddr) -> PmtRow {
-        self.learn(now, server, Known::OptionDropped, self.config.obstacle_ttl, self.config.obstacle_ttl)
+        self.learn(now, server, Known::OptionDropped, (self.config.obstacle_ttl, self.config.obstacle_ttl))
     }
 
     /// A SYN with the query was lost and one without it was not. Once may be chance.
@@ -360,7 +360,7 @@ impl Pmt {
             return None;
         }
         let ttl = self.config.obstacle_ttl;
-        Some(self.learn(now, server, Known::Asymmetric, ttl, ttl))
+        Some(self.learn(now, server, Known::Asymmetric, (ttl, ttl)))
     }
 
     /// A separate probe went out and may be answered until then.
@@ -411,29 +411,21 @@ impl Pmt {
         self.len() == 0
     }
 
-    /// The path says so.
+    /// The path says so. `lives`: the shortest and the longest that it may be believed.
     fn answered(
         &mut self,
         now: Now,
         server: SocketAddr,
         known: Known,
-        ttl_min: Duration,
-        ttl_max: Duration,
+        lives: (Duration, Duration),
     ) -> PmtRow {
-        let row = self.learn(now, server, known, ttl_min, ttl_max);
+        let row = self.learn(now, server, known, lives);
         self.entry(now.mono, server).path_at = Some(now.mono);
         row
     }
 
-    fn learn(
-        &mut self,
-        now: Now,
-        server: SocketAddr,
-        known: Known,
-        ttl_min: Duration,
-        ttl_max: Duration,
-    ) -> PmtRow {
-        let ttl_min = ttl_min.min(ttl_max);
+    fn learn(&mut self, now: Now, server: SocketAddr, known: Known, lives: (Duration, Duration)) -> PmtRow {
+        let (ttl_min, ttl_max) = (lives.0.min(lives.1), lives.1);
         let entry = self.entry(now.mono, server);
         entry.ttl = match entry.known {
             Some(before) if before == known => entry.ttl.saturating_mul(2).clamp(ttl_min, ttl_max),
