@@ -5,11 +5,7 @@
 //! [`AffinityDb::advisor`] each; whoever fetches ahead tells [`AffinityDb::ledger`]. Records are batched: a crash
 //! loses the last moments of habits, and nothing else.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "the shell is where files, threads and clocks are"
-)]
+#![expect(clippy::disallowed_methods, reason = "the shell is where files, threads and clocks are")]
 
 mod file;
 mod writer;

@@ -49,7 +49,7 @@ pub(crate) fn run(config: &Config, interception: &Interception, file: &Path) -> 
     rights::go_first();
     let user = User::of(config.node.user.as_deref())?;
     if let Some(user) = user {
-        share(config, user)?;
+        share(config, file, user)?;
     }
     rights::give_up(user.is_some());
     free_path(interception)?;
@@ -103,15 +103,16 @@ pub(crate) fn run(config: &Config, interception: &Interception, file: &Path) -> 
 }
 
 /// What the node and those above it both use.
-fn share(config: &Config, user: User) -> Result<(), Failure> {
+fn share(config: &Config, file: &Path, user: User) -> Result<(), Failure> {
     let state_dir = &config.node.state_dir;
     user.share(state_dir)?;
+    User::keep_out(&user::netd_dir(&config.node))?;
     // Elsewhere it is for the operator to say who may make files.
     let runtime_dir = Surroundings::of_process().runtime_dir;
     if let Some(dir) = runtime_dir.filter(|dir| config.admin.socket.parent() == Some(dir)) {
         user.share(&dir)?;
     }
-    let left = User::left_behind(state_dir);
+    let left = User::left_behind(state_dir, file);
     if !left.is_empty() {
         let (dir, left) = (state_dir.display(), left.join(" "));
         tracing::warn!(

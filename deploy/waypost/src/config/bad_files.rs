@@ -119,6 +119,14 @@ peer = "dc-1""#,
         ],
     ),
     (
+        r#"[node]"#,
+        r#"[node]
+user = "waypost""#,
+        &[
+            r#"w.toml:4:8: error: [node]: user: only a node with [interception], which must be started with rights, becomes somebody else; start this one as that user"#,
+        ],
+    ),
+    (
         r#"version = 1"#,
         r#"version = 1
 [interception]

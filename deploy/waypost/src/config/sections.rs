@@ -700,6 +700,10 @@ fn across(config: &Config, sections: &Sections<'_, '_>, found: &mut Found) {
         let what = "[[listener]]: there is none; for example: [[listener]] with address = \"0.0.0.0:993\"";
         found.problems.push(Problem::missing(Place::TOP, what));
     }
+    if config.node.user.is_some() && config.interception.is_none() {
+        let what = "[node]: user: only a node with [interception], which must be started with rights, becomes somebody else; start this one as that user";
+        found.problems.push(Problem::error(sections.place(&NODE, 0, "user"), what));
+    }
     let bare = config.tls.ca_dir.is_none() && config.tls.operator.is_none();
     if bare && config.interception.is_some() {
         for server in config.servers.iter().filter(|server| server.would_terminate()) {

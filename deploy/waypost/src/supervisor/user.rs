@@ -1,9 +1,13 @@
 //! The node's own user: who the process is that reads what strangers send, where supervisor and netd are root.
 //!
 //! The state directory stays root's, with the sticky bit, and its group is the user's: the node makes files in it, and
-//! cannot put another one in the place of the mapping table, or of the supervisor's socket.
+//! cannot put another one in the place of the supervisor's socket. What netd keeps is in a directory within, which is
+//! root's alone.
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    config,
+    exit::{Exit, Failure},
+};
 use rustix::{
     fs::{Gid, Uid},
     process::geteuid,
@@ -11,7 +15,7 @@ use rustix::{
 use std::{
     fmt, fs, io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
-    path::Path,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -72,9 +76,7 @@ impl User {
         if let Some(above) = dir.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(above).map_err(failed)?;
         }
-        let made = fs::DirBuilder::new().mode(0o700).create(dir);
-        made.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
-            .map_err(failed)?;
+        make(dir).map_err(failed)?;
         let about = fs::symlink_metadata(dir).map_err(failed)?;
         if !about.is_dir() || about.uid() != 0 {
             let what = format_args!(
@@ -83,6 +85,19 @@ impl User {
                 dir.display()
             );
             return Err(Failure::say(Exit::Usage, what));
+        }
+        let whole = fs::canonicalize(dir).map_err(failed)?;
+        for above in whole.ancestors().skip(1) {
+            let about = fs::metadata(above).map_err(failed)?;
+            if !only_root_moves(about.uid(), about.mode()) {
+                let what = format_args!(
+                    "{}: somebody else than root may move what is in {}, and so put another directory in its place; with \
+                     [node] user all above it must be root's, and not be written by others",
+                    dir.display(),
+                    above.display()
+                );
+                return Err(Failure::say(Exit::Usage, what));
+            }
         }
         if about.gid() != self.gid.as_raw() {
             chown(dir, None, Some(self.gid.as_raw())).map_err(failed)?;
@@ -94,13 +109,33 @@ impl User {
         Ok(())
     }
 
-    /// What lies in the state directory and is root's, though the node needs it: of a node that was root until now.
-    pub(crate) fn left_behind(state_dir: &Path) -> Vec<String> {
+    /// Has a directory, in one that is shared, be root's alone.
+    ///
+    /// # Errors
+    /// When it is somebody else's, or cannot be made.
+    pub(crate) fn keep_out(dir: &Path) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::io(format!("the directory {}", dir.display()), error);
+        make(dir).map_err(failed)?;
+        let about = fs::symlink_metadata(dir).map_err(failed)?;
+        if about.is_dir() && about.uid() == 0 && about.mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        let what = format_args!(
+            "{0} is to be root's alone, for netd keeps there what it has learnt; remove it, or: chown -R root:root {0}; chmod 700 {0}",
+            dir.display()
+        );
+        Err(Failure::say(Exit::Usage, what))
+    }
+
+    /// What lies in the state directory and is root's, though the node needs it: of a node that was root until now. `file`: the
+    /// configuration, which may stay so.
+    pub(crate) fn left_behind(state_dir: &Path, file: &Path) -> Vec<String> {
         let Ok(entries) = fs::read_dir(state_dir) else { return Vec::new() };
         let roots = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|about| about.uid() == 0);
         let names =
             entries.flatten().filter(roots).map(|entry| entry.file_name().to_string_lossy().into_owned());
         let mut names: Vec<_> = names.filter(|name| !of_root(name)).collect();
+        names.retain(|name| Some(name.as_ref()) != file.file_name());
         names.sort();
         names
     }
@@ -108,8 +143,28 @@ impl User {
 
 /// Files of supervisor and netd.
 fn of_root(name: &str) -> bool {
-    let name = name.strip_suffix(".new").unwrap_or(name);
-    matches!(name, "mapping-table" | "passed-flows" | "waypost.toml") || name.starts_with("supervisor-")
+    name == NETD || name.starts_with("supervisor-")
+}
+
+/// Where netd keeps what it has learnt.
+pub(crate) fn netd_dir(node: &config::Node) -> PathBuf {
+    let apart = node.user.is_some() && geteuid().is_root();
+    if apart { node.state_dir.join(NETD) } else { node.state_dir.clone() }
+}
+
+const NETD: &str = "netd";
+
+fn make(dir: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether nobody else renames what is in a directory.
+fn only_root_moves(uid: u32, mode: u32) -> bool {
+    let open = mode & 0o022 != 0 && mode & 0o1000 == 0;
+    uid == 0 && !open || discovery_core::mutants::on("user-anywhere")
 }
 
 /// The node makes files; only whose they are takes them away.
@@ -155,10 +210,24 @@ mod tests {
     }
 
     #[test]
+    fn only_where_root_alone_renames_is_a_directory_shared() {
+        for (uid, mode, safe) in [
+            (0, 0o755, true),
+            (0, 0o700, true),
+            (0, 0o1777, true),
+            (0, 0o777, false),
+            (0, 0o775, false),
+            (990, 0o755, false),
+            (990, 0o1777, false),
+        ] {
+            assert_eq!(only_root_moves(uid, 0o40_000 | mode), safe, "{uid} {mode:o}");
+        }
+    }
+
+    #[test]
     fn what_is_roots_own_is_not_left_behind() {
         for (name, own) in [
-            ("mapping-table", true),
-            ("mapping-table.new", true),
+            ("netd", true),
             ("supervisor-admin.sock", true),
             ("user.key", false),
             ("store", false),

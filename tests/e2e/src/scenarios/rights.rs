@@ -139,7 +139,7 @@ pub(crate) fn user(case: &Case) -> anyhow::Result<()> {
         ensure!(netds.iter().all(|(_, is)| is.starts_with("0\t")), "control: netd is {netds:?}");
     }
     // What whoever had taken it over could do to the files of those that are root.
-    let table = branch.join("mapping-table");
+    let table = branch.join("netd/mapping-table");
     until("the first netd has left its table", || Ok(table.exists()))?;
     let (table, socket) = (table.display(), branch.join("supervisor-admin.sock"));
     let (socket, mine) = (socket.display(), branch.join("mine"));
@@ -156,6 +156,8 @@ pub(crate) fn user(case: &Case) -> anyhow::Result<()> {
     );
     for line in [
         format!("rm -f {table}"),
+        format!("mv {0} {0}.2", branch.join("netd").display()),
+        format!("touch {table}.new"),
         format!("mv -f {mine}.2 {table}"),
         format!("echo forged > {table}"),
         format!("rm -f {socket}"),

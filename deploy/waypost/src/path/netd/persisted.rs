@@ -15,15 +15,10 @@ use discovery_core::{
     pmt::{Known, PmtConfig, PmtRow, kept},
 };
 use discovery_linux::netd::Handle;
-use rustix::{
-    fs::{Mode, OFlags},
-    process::geteuid,
-};
 use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -47,11 +42,11 @@ pub(super) struct Persisted {
 impl Persisted {
     /// Gives back what an earlier process kept, and keeps from now on what is learnt. Links to the peers that are known
     /// are made at once: only with them is a known peer of use.
-    pub(super) async fn begin(state_dir: &Path, handle: &Handle, meet: impl Fn(Peer)) -> Arc<Self> {
+    pub(super) async fn begin(dir: &Path, handle: &Handle, meet: impl Fn(Peer)) -> Arc<Self> {
         let persisted = Arc::new(Self {
             handle: handle.clone(),
-            table: Kept::at(state_dir.join("mapping-table")),
-            passed: Kept::at(state_dir.join("passed-flows")),
+            table: Kept::at(dir.join("mapping-table")),
+            passed: Kept::at(dir.join("passed-flows")),
             forgotten: AtomicU64::new(0),
         });
         let rows = persisted.read(&persisted.table, |octets| kept::decode(octets, rows_max()));
@@ -121,18 +116,6 @@ impl Persisted {
     }
 }
 
-/// Nothing that the node, which may be another user, has put there in its place.
-fn open_own(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let about = file.metadata()?;
-    if about.is_file() && about.uid() == geteuid().as_raw() {
-        Ok(file)
-    } else {
-        Err(io::Error::other("it is not a file of this process's user"))
-    }
-}
-
 /// One file.
 struct Kept {
     path: PathBuf,
@@ -148,7 +131,7 @@ impl Kept {
     /// Its octets; none when there is no file, which is how every node begins.
     fn read(&self) -> Result<Option<Vec<u8>>, String> {
         let mut octets = Vec::new();
-        let file = match open_own(&self.path) {
+        let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| error.to_string())?,
         };

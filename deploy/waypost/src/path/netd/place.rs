@@ -10,7 +10,7 @@ use crate::{
         questions::{Answer, Key, Offered, Question},
         view,
     },
-    supervisor::rights,
+    supervisor::{rights, user},
 };
 use discovery_core::{
     deflector::control::Control,
@@ -100,7 +100,8 @@ impl Place {
         };
         let loop_ended = begin(netd)?;
         let meets = node.clone();
-        let persisted = Persisted::begin(&config.node.state_dir, &handle, move |peer| meets.meet(peer)).await;
+        let keeps = user::netd_dir(&config.node);
+        let persisted = Persisted::begin(&keeps, &handle, move |peer| meets.meet(peer)).await;
         Ok(Self {
             handle,
             bypassed: AtomicBool::new(false),
