@@ -239,7 +239,7 @@ mod tests {
     fn a_cap_far_below_the_line_finds_its_way_up() {
         let (rtt, line) = (Duration::from_millis(80), 12.5e6);
         let mut controller = Controller::new(TARGET_BULK, Some(1));
-        let mut now = Instant::now();
+        let mut now = Instant::now_for_tests();
         let mut seconds = 0.0;
         while controller.rate().unwrap() < (line / 2.0) as u64 {
             let cap = controller.rate().unwrap();
