@@ -47,7 +47,8 @@ impl User {
             })
         });
         match user {
-            Some(Self { uid, .. }) if uid.is_root() => {
+            // Root's group owns files that it may write.
+            Some(Self { uid, gid }) if uid.is_root() || gid.is_root() => {
                 Err("root is whom this is to keep the node from being".to_owned())
             }
             Some(user) => Ok(user),
@@ -204,7 +205,7 @@ mod tests {
         for nobody in ["broken", "997", "", "x", "4294967295:1", "-1:1", "1:2:3"] {
             assert!(found(nobody).unwrap_err().contains("there is no user"), "{nobody}");
         }
-        for root in ["root", "0", "0:7"] {
+        for root in ["root", "0", "0:7", "997:0"] {
             assert!(found(root).unwrap_err().starts_with("root is whom"), "{root}");
         }
     }
